@@ -122,7 +122,7 @@ def main():
     x, lengths = pronouncer.spell(words)
     backend = pronouncer.encoder.explain(x, lengths=lengths).backend
     count = "1 word" if len(words) == 1 else f"{len(words)} words in one batch"
-    print(f"{count}, {1e3 * took:.1f} ms, encoder on the {backend} backend", file=sys.stderr)
+    print(f"{count}, {1e3 * took:.1f} ms, encoder on the {backend} backend")
 
 
 if __name__ == "__main__":
