@@ -403,8 +403,15 @@ def get(
     Raises
     ------
     ValueError
-        If it is unknown or not callable.
+        If it is unknown or not callable, or `threshold` without its parameters.
     """
+    act = _resolve(identifier, custom_objects, keras2)
+    if isinstance(act, Activation) and act.name == "threshold" and None in act.params:
+        raise ValueError(_THRESHOLD_NEEDS)
+    return act
+
+
+def _resolve(identifier: Any, custom_objects: Mapping[str, Any] | None, keras2: bool) -> Any:
     if isinstance(identifier, Activation):
         return identifier
     if identifier is None:
@@ -451,20 +458,20 @@ def _from_dict(
     return deserialize_object(config, names, custom_objects, "activation")
 
 
-def for_layer(identifier: Any, argument: str = "activation") -> Any:
-    """Resolve a layer's argument as `get` does, refusing what cannot work in a layer.
+def for_gate(identifier: Any, what: str = "activation") -> Any:
+    """Resolve a layer's argument as `get` does, refusing what changes the shape (`glu`).
 
     Raises
     ------
     ValueError
-        For `glu`, which halves its axis, and for `threshold` without its two parameters.
+        Naming the argument, `what`.
     """
     act = get(identifier)
-    if isinstance(act, Activation):
-        if not act.shape_preserving:
-            raise ValueError(f"{argument}={act.name!r} does not keep the shape, as a layer needs.")
-        if act.name == "threshold" and None in act.params:
-            raise ValueError(f"{argument}: {_THRESHOLD_NEEDS}")
+    if not getattr(act, "shape_preserving", True):
+        raise ValueError(
+            f"{what}: expected an activation that keeps the shape, got {act.name!r}, which halves "
+            f"an axis."
+        )
     return act
 
 

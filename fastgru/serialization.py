@@ -1,12 +1,12 @@
-"""Objects to Keras config dicts and back; shared by activations, initializers, regularizers, constraints, cells, layers.
+"""Objects to Keras config dicts and back, for activations, initializers, cells, layers and so on.
 
-Two forms are read: Keras 3's ``{"module", "class_name", "config", "registered_name"}`` and Keras 2's
-``{"class_name", "config"}`` (or a bare name). One form is written, Keras 3's, so that Keras' own ``from_config``
-accepts it. A config is data: nothing it names is imported or executed. What is not ours has to be handed in
-through ``custom_objects``.
+Two forms are read: Keras 3's ``{"module", "class_name", "config", "registered_name"}`` and
+Keras 2's ``{"class_name", "config"}`` (or a bare name). One form is written, Keras 3's, so that
+Keras' own ``from_config`` accepts it. A config is data: nothing it names is imported or executed.
+What is not ours has to be handed in through ``custom_objects``.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 #: Packages whose class and function names mean the same as ours.
@@ -14,8 +14,37 @@ KERAS_PACKAGES = frozenset({"keras", "tf_keras", "tensorflow"})
 _KNOWN_PACKAGES = KERAS_PACKAGES | {"fastgru", "builtins"}
 
 
+class Configured:
+    """A base for objects whose config is their constructor's arguments, kept as attributes."""
+
+    _arguments: tuple[str, ...] = ()
+
+    def get_config(self) -> dict[str, Any]:
+        """Give the constructor's arguments by name, as plain values."""
+        return {name: getattr(self, name) for name in self._arguments}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Any:
+        """Build the object from what `get_config` gave."""
+        return cls(**config)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in self.get_config().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+def named(classes: Iterable[type]) -> dict[str, Any]:
+    """Give the table of classes under their own names and their snake_case names, as in Keras."""
+    table: dict[str, Any] = {}
+    for cls in classes:
+        name = cls.__name__
+        snake = "".join(f"_{c.lower()}" if c.isupper() else c for c in name).lstrip("_")
+        table[name] = table[snake] = cls
+    return table
+
+
 def is_live_keras(obj: Any) -> bool:
-    """Whether an object, or the class of an object, was defined by Keras (2 or 3). Imports nothing."""
+    """Whether a function, a class or an object's class was defined by Keras, 2 or 3."""
     module = getattr(obj, "__module__", None) or type(obj).__module__
     return isinstance(module, str) and module.partition(".")[0] in KERAS_PACKAGES
 
@@ -27,8 +56,8 @@ def unknown_name(what: str, name: Any, known: Mapping[str, Any]) -> ValueError:
     close = get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     return ValueError(
-        f"Unknown {what} {name!r}.{hint} Expected one of {', '.join(sorted(known))}; or pass the object itself, "
-        f"or its name in custom_objects."
+        f"Unknown {what} {name!r}.{hint} Expected one of {', '.join(sorted(known))}; "
+        f"or pass the object itself, or its name in custom_objects."
     )
 
 
@@ -43,9 +72,10 @@ def serialize_object(obj: Any) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``{"module", "class_name", "config", "registered_name"}``. Objects of this package carry the Keras module of
-        the same name (``fastgru.layers.gru.GRUCell`` -> ``keras.layers``) and ``registered_name`` None, so that Keras
-        reads them as its own. A function has the class name ``"function"`` and its name as config.
+        ``{"module", "class_name", "config", "registered_name"}``. Objects of this package carry the
+        Keras module of the same name (``fastgru.layers.gru.GRUCell`` -> ``keras.layers``) and
+        ``registered_name`` None, so that Keras reads them as its own. A function has the class name
+        ``"function"`` and its name as config.
 
     Raises
     ------
@@ -58,8 +88,9 @@ def serialize_object(obj: Any) -> dict[str, Any] | None:
         name = getattr(obj, "__name__", None)
         if name is None or isinstance(obj, type):
             raise ValueError(
-                f"Cannot write {obj!r} into a config: expected a named function or an instance with get_config(), "
-                f"got {type(obj).__name__}. Give its class a get_config() and pass the class in custom_objects to read it."
+                f"Cannot write {obj!r} into a config: expected a named function or an instance "
+                f"with get_config(), got {type(obj).__name__}. Give its class a get_config(), and "
+                f"pass the class in custom_objects to read it back."
             )
         module = getattr(obj, "__module__", None)
         return {"module": module, "class_name": "function", "config": name, "registered_name": name}
@@ -90,10 +121,10 @@ def deserialize_object(
     config : str, dict or None
         A name, a Keras 3 dict, or a Keras 2 dict.
     module_objects : mapping of str to object
-        The names of one module: classes are instantiated, everything else is returned as it is.
+        The names of one module: classes are instantiated, all else is returned as it is.
     custom_objects : mapping of str to object, optional
-        The caller's own classes and functions, by class name or registered name (``"package>name"`` or ``"name"``).
-        They come before `module_objects`.
+        The caller's own classes and functions, by class name or registered name
+        (``"package>name"`` or ``"name"``). They come before `module_objects`.
     what : str
         What is being read ("initializer"), for error messages.
 
@@ -105,7 +136,8 @@ def deserialize_object(
     Raises
     ------
     ValueError
-        If the config is not one of those forms, names something unknown, or its class refuses the values.
+        If the config is not one of those forms, names something unknown, or its class refuses the
+        values.
     """
     if config is None:
         return None
@@ -119,14 +151,14 @@ def deserialize_object(
         return found() if isinstance(found, type) else found
     if not isinstance(config, Mapping) or not isinstance(config.get("class_name"), str):
         raise ValueError(
-            f"Cannot read {what} config {config!r}: expected a name or a dict with 'class_name' and 'config' "
-            f"(and 'module', 'registered_name' from Keras 3)."
+            f"Cannot read {what} config {config!r}: expected a name, or a dict with 'class_name' "
+            f"and 'config' (and 'module', 'registered_name' from Keras 3)."
         )
     class_name, inner = config["class_name"], config.get("config")
     if class_name == "__lambda__":
         raise ValueError(
-            f"Cannot read {what} config: it holds a Python lambda as bytecode, and nothing in a config is executed. "
-            f"Define the function by name, and pass it as the {what}."
+            f"Cannot read {what} config: it holds a Python lambda as bytecode, and nothing in a "
+            f"config is executed. Write the function with a name, and pass it in custom_objects."
         )
     is_function = class_name == "function"
     name = inner if is_function else class_name
@@ -151,7 +183,7 @@ def deserialize_object(
 
 
 def _find(names: tuple[Any, ...], custom_objects: Mapping[str, Any]) -> Any:
-    """Look a config's names up in custom_objects, with and without the package of ``"package>name"``."""
+    """Look names up in custom_objects, with and without the package of ``"package>name"``."""
     for name in names:
         if isinstance(name, str):
             for key in (name, name.rpartition(">")[2]):
@@ -188,7 +220,8 @@ def get_object(
     Parameters
     ----------
     identifier : None, str, dict, class, object or callable
-        A live Keras object becomes ours when its class is in `module_objects`; other callables are kept.
+        A live Keras object becomes ours when its class is in `module_objects`; other callables are
+        kept.
     module_objects, what, custom_objects
         As in `deserialize_object`.
 
@@ -213,7 +246,7 @@ def get_object(
         obj = _build(module_objects[cls.__name__], obj.get_config(), what)
     if not callable(obj):
         raise ValueError(
-            f"Cannot use {identifier!r} as {what}: expected a name, a Keras config dict, a class or a callable, "
-            f"got {type(identifier).__name__}."
+            f"Cannot use {identifier!r} as {what}: expected a name, a Keras config dict, a class "
+            f"or a callable, got {type(identifier).__name__}."
         )
     return obj
