@@ -168,7 +168,7 @@ def plot(results: Results, path: Path) -> None:
     figure, axes = plt.subplots(
         figsize=(9, 1.6 + 0.17 * step * len(groups)), layout="constrained", dpi=120
     )
-    top = 1.0
+    low = top = 1.0
     for index, name in enumerate(others):
         places, ratios = [], []
         for group, entry in enumerate(groups):
@@ -195,9 +195,10 @@ def plot(results: Results, path: Path) -> None:
                 ha="left" if right else "right",
                 fontsize=6,
             )
-        top = max(top, *ratios)
+        low, top = min(low, *ratios), max(top, *ratios)
     axes.set_xscale("log")
-    axes.set_xlim(right=top * 1.25)
+    room = (top / low) ** 0.07  # for the figures beyond the bars' ends
+    axes.set_xlim(low / room, top * room)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
     axes.axvline(1.0, color="black", linewidth=1.0)
