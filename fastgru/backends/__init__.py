@@ -1,0 +1,1 @@
+"""Backends: arrays in, arrays out."""

@@ -1,0 +1,32 @@
+"""show_config: what this build and this machine will use."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+
+def show_config() -> None:
+    """Print versions, CPU features in use, BLAS, threads, GPU and cuDNN."""
+    import numpy
+    import scipy
+
+    import fastgru
+    from fastgru import dispatch
+    from fastgru.backends import cpu
+
+    rows = {
+        "fastgru": fastgru.__version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "numpy": numpy.__version__,
+        "scipy": scipy.__version__,
+        "machine": f"{platform.machine()}, {sys.byteorder}-endian",
+        **{key: str(value) for key, value in cpu.build_info().items()},
+        "threads": str(fastgru.get_num_threads()),
+        "backends": ", ".join(dispatch.available()),
+        "gpu": dispatch.NO_GPU,
+        "cudnn": dispatch.NO_GPU,
+    }
+    width = max(map(len, rows))
+    for key, value in rows.items():
+        print(f"{key:<{width}}  {value}")

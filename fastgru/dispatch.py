@@ -1,0 +1,176 @@
+"""Which backend serves a problem, and why.
+
+The backends stand in an ordered list; the first whose ``supports(problem)`` gives no reason
+against it serves the call. Nothing is dispatched by catching exceptions.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from fastgru.backends.cpu import CPUBackend
+from fastgru.backends.reference import ReferenceBackend
+from fastgru.problem import BackendError, GRUProblem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fastgru.backends.base import Backend
+
+NAMES = ("cudnn", "cuda", "cpu", "reference")
+
+_BACKENDS: tuple[Backend, ...] = (CPUBackend(), ReferenceBackend())
+_BY_NAME = {backend.name: backend for backend in _BACKENDS}
+NO_GPU = "this version of fastgru has no GPU backend"
+
+
+def available() -> list[str]:
+    """Return the names of the backends that this build has, in the order they are asked."""
+    return list(_BY_NAME)
+
+
+def _named(name: str) -> Backend:
+    if name not in NAMES:
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, came {name!r}")
+    if name not in _BY_NAME:
+        raise BackendError(f"backend {name!r}: {NO_GPU}")
+    return _BY_NAME[name]
+
+
+_environment = os.environ.get("FASTGRU_BACKEND") or None
+_forced: contextvars.ContextVar[str | None] = contextvars.ContextVar(
+    "fastgru_backend", default=_environment
+)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Serve every call inside the block by one backend, or raise.
+
+    Parameters
+    ----------
+    name : {"reference", "cpu", "cuda", "cudnn"}
+        The environment variable FASTGRU_BACKEND says the same for the whole process.
+
+    Raises
+    ------
+    ValueError
+        An unknown name; and, at a call inside the block, a problem that the backend cannot
+        serve: the message says why. Nothing is served elsewhere instead.
+    BackendError
+        A backend that this build or machine does not have.
+
+    Notes
+    -----
+    A backend without a backward of its own leaves that to the next one in the list;
+    ``layer.explain(...)`` says to which.
+    """
+    _named(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def choose(problem: GRUProblem) -> Backend:
+    """Return the backend that serves ``forward`` of the problem."""
+    forced = _forced.get()
+    if forced is not None:
+        backend = _named(forced)
+        reason = backend.supports(problem)
+        if reason is not None:
+            raise ValueError(
+                f"backend {forced!r} was asked for and cannot serve this call: {reason}; "
+                "leave the choice to fastgru or change the layer"
+            )
+        return backend
+    for backend in _BACKENDS:
+        if backend.supports(problem) is None:
+            return backend
+    raise AssertionError("the reference backend serves every problem")
+
+
+def choose_backward(problem: GRUProblem) -> Backend:
+    """Return the backend that serves ``backward`` of the problem."""
+    forced = _forced.get()
+    if forced is not None and _named(forced).supports_backward(problem) is None:
+        return _named(forced)
+    for backend in _BACKENDS:
+        if backend.supports_backward(problem) is None:
+            return backend
+    raise AssertionError("the reference backend serves every problem")
+
+
+def cudnn_reasons(problem: GRUProblem, unroll: bool = False) -> list[str]:
+    """Return each reason why cuDNN cannot serve the problem."""
+    spec = problem.spec
+    table = (
+        (True, NO_GPU),
+        (True, "the arrays are in host memory; cuDNN works on CuPy arrays"),
+        (_name(spec.activation) != "tanh", "activation is not tanh"),
+        (_name(spec.recurrent_activation) != "sigmoid", "recurrent_activation is not sigmoid"),
+        (not spec.reset_after, "reset_after is False"),
+        (problem.recurrent_dropout is not None, "recurrent_dropout is in use"),
+        (unroll, "unroll is True"),
+        (problem.mask.steps is not None, "the mask is not right-padded"),
+        (problem.resets is not None, "reset_mask resets rows between steps"),
+    )
+    return [reason for applies, reason in table if applies]
+
+
+def _name(activation: object) -> str:
+    return getattr(activation, "name", "") or getattr(activation, "__name__", "")
+
+
+class Explanation:
+    """Which backend serves a call, and why the ones before it do not.
+
+    Attributes
+    ----------
+    backend : str
+        The one that serves ``layer(...)`` and ``layer.forward(...)``.
+    backward : str
+        The one that serves ``layer.backward(...)``.
+    reasons : dict of str to str or None
+        For each backend, in the order they are asked, why it does not serve the call;
+        None for those that could.
+    details : list of str
+        One line about the problem and how it is run.
+    """
+
+    def __init__(self, problem: GRUProblem, unroll: bool = False) -> None:
+        self.backend = choose(problem).name
+        self.backward = choose_backward(problem).name
+        self.reasons: dict[str, str | None] = {
+            "cudnn": "; ".join(cudnn_reasons(problem, unroll)),
+            "cuda": NO_GPU,
+        }
+        for backend in _BACKENDS:
+            self.reasons[backend.name] = backend.supports(problem)
+        batch, steps, inputs = problem.x.shape
+        spec = problem.spec
+        self.details = [
+            f"problem b{batch}t{steps}i{inputs}h{spec.units} {spec.dtype.name}, "
+            f"reset_after={spec.reset_after}, mask {problem.mask.kind}"
+        ]
+
+    @classmethod
+    def of_custom_cell(cls, name: str) -> Explanation:
+        """Return the explanation of a layer whose cell is not ours."""
+        self = cls.__new__(cls)
+        self.backend, self.backward = "python", "none"
+        self.reasons = dict.fromkeys(NAMES, "the cell is not a GRUCell or a stack of them")
+        self.details = [f"{name}: the cell is called from Python, once a step"]
+        return self
+
+    def __str__(self) -> str:
+        lines = [*self.details, f"served by: {self.backend}   backward: {self.backward}"]
+        for name, reason in self.reasons.items():
+            lines.append(f"  {name:<10}{'can serve it' if reason is None else reason}")
+        return "\n".join(lines)
+
+    __repr__ = __str__

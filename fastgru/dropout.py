@@ -1,0 +1,67 @@
+"""Dropout masks, drawn before the loop.
+
+A draw depends on the seed, on which of the two masks it is and on how many have been drawn
+before, and on nothing else: neither dtype, backend nor threads (SPEC 5.7).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+INPUT = 0
+RECURRENT = 1
+
+
+class DropoutGenerator:
+    """The seeded source of one cell's dropout masks.
+
+    Parameters
+    ----------
+    seed : int or None
+        None takes a fresh seed from the operating system.
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        if seed is None:
+            self.entropy = int(np.random.SeedSequence().entropy)  # type: ignore[arg-type]
+        elif isinstance(seed, bool) or not hasattr(seed, "__index__"):
+            raise TypeError(f"seed: expected an integer or None, came {seed!r}")
+        elif seed.__index__() < 0:
+            raise ValueError(f"seed: expected a non-negative integer, came {seed}")
+        else:
+            self.entropy = int(seed.__index__())
+        self._counts = [0, 0]
+        self._lock = threading.Lock()
+
+    def draw(
+        self, stream: int, shape: tuple[int, ...], rate: float, dtype: np.dtype, count: int = 1
+    ) -> np.ndarray:
+        """Return ``count`` masks of ``shape``: 0 with probability ``rate``, else 1 / (1 - rate).
+
+        Parameters
+        ----------
+        stream : {INPUT, RECURRENT}
+            The two masks of a call come from separate streams, so that one never shifts the other.
+
+        Returns
+        -------
+        ndarray, shape (count, *shape)
+        """
+        with self._lock:
+            call = self._counts[stream]
+            self._counts[stream] += 1
+        if rate >= 1.0:
+            return np.zeros((count, *shape), dtype)
+        key = np.random.SeedSequence(self.entropy, spawn_key=(stream, call))
+        uniform = np.random.Generator(np.random.Philox(key)).random((count, *shape), np.float32)
+        return (uniform >= np.float32(rate)).astype(dtype) * dtype.type(1.0 / (1.0 - rate))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"entropy": self.entropy, "_counts": list(self._counts)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()

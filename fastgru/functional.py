@@ -1,0 +1,209 @@
+"""The layer's arithmetic as functions of arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgru import dispatch
+from fastgru.masks import plan_mask, plan_resets
+from fastgru.problem import (
+    FLOATS,
+    GRUProblem,
+    GRUSpec,
+    GRUWeights,
+    as_array,
+    check_num_threads,
+    check_out,
+    check_shape,
+    gate_activation,
+)
+
+
+def gru(
+    x: Any,
+    kernel: Any,
+    recurrent_kernel: Any,
+    bias: Any = None,
+    initial_state: Any = None,
+    *,
+    activation: Any = "tanh",
+    recurrent_activation: Any = "sigmoid",
+    reset_after: bool = True,
+    mask: Any = None,
+    lengths: Any = None,
+    reset_mask: Any = None,
+    go_backwards: bool = False,
+    time_major: bool = False,
+    return_sequences: bool = True,
+    zero_output_for_mask: bool = False,
+    out: np.ndarray | None = None,
+    num_threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Run a GRU over a sequence.
+
+    Parameters
+    ----------
+    x : array_like, shape (B, T, I), or (T, B, I) with time_major
+    kernel : array_like, shape (I, 3H), gate order z r h
+        Its dtype, float32 or float64, is the dtype of the computation.
+    recurrent_kernel : array_like, shape (H, 3H)
+    bias : array_like, shape (2, 3H) with reset_after (row 0 input, row 1 recurrent), else (3H,)
+    initial_state : array_like, shape (B, H), optional
+    activation, recurrent_activation : str, Activation or callable
+    reset_after : bool
+        Whether the reset gate works after the recurrent product or before it.
+    mask, lengths, reset_mask, go_backwards, time_major, zero_output_for_mask, out, num_threads
+        As for `fastgru.GRU`.
+    return_sequences : bool
+        Return every output instead of the last.
+
+    Returns
+    -------
+    y : ndarray, (B, T, H) or (T, B, H), or without return_sequences (B, H)
+    state : ndarray, shape (B, H)
+
+    Raises
+    ------
+    ValueError, TypeError
+        Before any work; ``out`` is unchanged.
+
+    Notes
+    -----
+    The equations stand in `fastgru.GRUCell`.
+    """
+    spec, weights = _operands(
+        kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after
+    )
+    x = as_array(x, spec.dtype, "x")
+    check_shape(x, (None, None, spec.input_dim), "x", "(T, B, I)" if time_major else "(B, T, I)")
+    if time_major:
+        x = x.transpose(1, 0, 2)
+    batch, steps, _ = x.shape
+    h0 = _state(initial_state, spec, batch, "initial_state")
+    problem = GRUProblem(
+        spec,
+        x,
+        h0,
+        plan_mask(mask, lengths, batch, steps, time_major),
+        plan_resets(reset_mask, batch, steps, time_major),
+        reverse=bool(go_backwards),
+        return_sequences=bool(return_sequences),
+        zero_output_for_mask=bool(zero_output_for_mask),
+        num_threads=check_num_threads(num_threads),
+    )
+    swap = bool(time_major and return_sequences)
+    shape: tuple[int, ...] = (batch, steps, spec.units) if return_sequences else (batch, spec.units)
+    if swap:
+        shape = (steps, batch, spec.units)
+    copy_to = None
+    if out is None:
+        target = np.empty(shape, spec.dtype) if swap else None
+    else:
+        target = check_out(out, shape, spec.dtype, "the output's")
+        inputs = (x, h0, weights.kernel, weights.recurrent_kernel, weights.bias, mask, reset_mask)
+        if any(isinstance(a, np.ndarray) and np.may_share_memory(target, a) for a in inputs):
+            copy_to, target = target, np.empty(shape, spec.dtype)
+    if target is not None:
+        problem.out = target.transpose(1, 0, 2) if swap else target
+    output = dispatch.choose(problem).forward(problem, weights)
+    y = output.y.transpose(1, 0, 2) if swap else output.y
+    if copy_to is not None:
+        copy_to[...] = y
+        y = copy_to
+    return y, output.state
+
+
+def gru_cell(
+    x: Any,
+    h: Any,
+    kernel: Any,
+    recurrent_kernel: Any,
+    bias: Any = None,
+    *,
+    activation: Any = "tanh",
+    recurrent_activation: Any = "sigmoid",
+    reset_after: bool = True,
+    num_threads: int | None = None,
+) -> np.ndarray:
+    """Run one step of a GRU.
+
+    Parameters
+    ----------
+    x : array_like, shape (B, I)
+    h : array_like, shape (B, H)
+        The state before the step.
+    kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after, num_threads
+        As for `gru`.
+
+    Returns
+    -------
+    ndarray, shape (B, H)
+        The state after the step.
+    """
+    spec, weights = _operands(
+        kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after
+    )
+    x = as_array(x, spec.dtype, "x")
+    check_shape(x, (None, spec.input_dim), "x", "(B, I)")
+    if h is None:
+        raise TypeError("h: expected the state (B, H), came None; use zeros to start")
+    problem = GRUProblem(
+        spec,
+        x[:, None, :],
+        _state(h, spec, x.shape[0], "h"),
+        plan_mask(None, None, x.shape[0], 1),
+        return_sequences=False,
+        num_threads=check_num_threads(num_threads),
+    )
+    return dispatch.choose(problem).forward(problem, weights).y
+
+
+def _state(value: Any, spec: GRUSpec, batch: int, what: str) -> np.ndarray | None:
+    if value is None:
+        return None
+    if isinstance(value, (list, tuple)) and len(value) == 1:
+        value = value[0]
+    state = as_array(value, spec.dtype, what)
+    check_shape(state, (batch, spec.units), what, "(B, H)")
+    return state
+
+
+def _operands(
+    kernel: Any,
+    recurrent_kernel: Any,
+    bias: Any,
+    activation: Any,
+    recurrent_activation: Any,
+    reset_after: bool,
+) -> tuple[GRUSpec, GRUWeights]:
+    """Validate the weights; their dtype is the computation's."""
+    name = np.asarray(kernel).dtype.name
+    if name not in FLOATS:
+        raise TypeError(f"kernel: expected float32 or float64, came {name}")
+    dtype = FLOATS[name]
+    kernel = as_array(kernel, dtype, "kernel")
+    check_shape(kernel, (None, None), "kernel", "(I, 3H)")
+    inputs, columns = kernel.shape
+    if columns == 0 or columns % 3:
+        raise ValueError(f"kernel: expected shape (I, 3H), came {kernel.shape}")
+    units = columns // 3
+    recurrent = as_array(recurrent_kernel, dtype, "recurrent_kernel")
+    check_shape(recurrent, (units, columns), "recurrent_kernel", "(H, 3H)")
+    if bias is not None:
+        bias = as_array(bias, dtype, "bias")
+        shape, hint = ((2, columns), "(2, 3H)") if reset_after else ((columns,), "(3H,)")
+        check_shape(bias, shape, "bias", f"{hint}, for reset_after={bool(reset_after)},")
+        bias = np.ascontiguousarray(bias)
+    spec = GRUSpec(
+        inputs,
+        units,
+        dtype,
+        gate_activation(activation, "activation"),
+        gate_activation(recurrent_activation, "recurrent_activation"),
+        bias is not None,
+        bool(reset_after),
+    )
+    weights = GRUWeights(np.ascontiguousarray(kernel), np.ascontiguousarray(recurrent), bias)
+    return spec, weights

@@ -1,0 +1,298 @@
+"""What every layer has: name, dtype, weights, losses, config, and the tape of a forward call."""
+
+from __future__ import annotations
+
+import re
+import threading
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from fastgru import serialization
+from fastgru.problem import as_array, check_shape, float_dtype
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgru.variables import Variable
+
+LAYERS: dict[str, Any] = {}
+_name_counts: dict[str, int] = {}
+_name_lock = threading.Lock()
+build_lock = threading.RLock()
+
+
+def unique_name(stem: str) -> str:
+    """Return ``stem``, ``stem_1``, ``stem_2``, ... as Keras names its layers."""
+    with _name_lock:
+        count = _name_counts.get(stem, 0)
+        _name_counts[stem] = count + 1
+    return stem if count == 0 else f"{stem}_{count}"
+
+
+class Gradients(NamedTuple):
+    """What ``layer.backward`` returns.
+
+    Attributes
+    ----------
+    inputs : ndarray
+        In the shape of the sequences.
+    initial_state : ndarray, or list of ndarray for a layer with several states
+        Each (B, H).
+    weights : list of ndarray
+        ``weights[i]`` belongs to ``layer.trainable_weights[i]``.
+    """
+
+    inputs: np.ndarray
+    initial_state: Any
+    weights: list[np.ndarray]
+
+
+class Tape:
+    """What ``layer.forward`` kept for ``layer.backward``; good for one use."""
+
+    def __init__(self, layer: Layer, **kept: Any) -> None:
+        self.layer = layer
+        self.kept = kept
+        self.used = False
+
+    def check(self, layer: Layer) -> None:
+        """Raise ValueError unless this is a fresh tape of ``layer``."""
+        if self.layer is not layer:
+            raise ValueError(
+                f"tape: expected one from {layer.name}.forward(...), came one of {self.layer.name}"
+            )
+        if self.used:
+            raise ValueError(
+                "tape: it has been used already; run forward(...) again for another backward"
+            )
+
+
+class Layer:
+    """Base of all layers and cells.
+
+    Subclasses give ``weights`` and, where they have them, ``activity_losses``.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.startswith("fastgru."):
+            LAYERS[cls.__name__] = cls
+
+    def __init__(
+        self, *, name: str | None = None, dtype: Any = "float32", trainable: bool = True
+    ) -> None:
+        self._dtype = float_dtype(dtype)
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"name: expected a string or None, came {name!r}")
+        if name is None:
+            stem = re.sub(
+                r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__
+            )
+            name = unique_name(stem.lower())
+        self.name = name
+        self.trainable = bool(trainable)
+        self.built = False
+
+    @property
+    def dtype(self) -> str:
+        """Name of the layer's dtype, "float32" or "float64"."""
+        return self._dtype.name
+
+    # What Keras 3 calls the three roles of a dtype; here they are one.
+    variable_dtype = compute_dtype = dtype
+
+    # -- weights ---------------------------------------------------------------------------
+
+    @property
+    def weights(self) -> list[Variable]:
+        """All weights."""
+        raise TypeError(f"{type(self).__name__} does not say what its weights are")
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The weights that ``backward`` gives gradients of."""
+        return [v for v in self.weights if v.trainable] if self.trainable else []
+
+    @property
+    def non_trainable_weights(self) -> list[Variable]:
+        """The other weights."""
+        trainable = {id(v) for v in self.trainable_weights}
+        return [v for v in self.weights if id(v) not in trainable]
+
+    variables = weights
+    trainable_variables = trainable_weights
+
+    def get_weights(self) -> list[np.ndarray]:
+        """Return copies of all weights, in the order of ``weights``."""
+        return [v.numpy() for v in self.weights]
+
+    def set_weights(self, weights: Sequence[Any]) -> None:
+        """Replace all weights; either all are written or, after an error, none.
+
+        Parameters
+        ----------
+        weights : list of array_like
+            In the order and shapes of ``weights``; not wider than the layer's dtype.
+        """
+        variables = self.weights
+        if not self.built:
+            raise ValueError(
+                f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
+            )
+        values = list(weights)
+        if len(values) != len(variables):
+            raise ValueError(
+                f"{self.name}: expected {len(variables)} weights "
+                f"({', '.join(v.name for v in variables)}), came {len(values)}"
+            )
+        checked = [v.checked(value) for v, value in zip(variables, values, strict=True)]
+        write_together(variables, checked)
+
+    def count_params(self) -> int:
+        """Return the number of weight elements."""
+        if not self.built:
+            raise ValueError(
+                f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
+            )
+        return sum(v.size for v in self.weights)
+
+    def apply_constraints(self) -> None:
+        """Replace each trainable weight that has a constraint by ``constraint(weight)``."""
+        limited = [v for v in self.trainable_weights if v.constraint is not None]
+        write_together(limited, [v.checked(v.constraint(v.value)) for v in limited])
+
+    # -- losses ----------------------------------------------------------------------------
+
+    @property
+    def activity_losses(self) -> list[Any]:
+        """Activity losses of the last call, each divided by the batch size."""
+        return []
+
+    @property
+    def losses(self) -> list[Any]:
+        """Activity losses of the last call, then the regularizers' losses of trainable weights."""
+        weights = [v for v in self.trainable_weights if v.regularizer is not None]
+        return [*self.activity_losses, *(v.regularizer(v.value) for v in weights)]
+
+    # -- config ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data that Keras 3 reads too."""
+        policy = {
+            "module": "keras",
+            "class_name": "DTypePolicy",
+            "config": {"name": self.dtype},
+            "registered_name": None,
+        }
+        return {"name": self.name, "trainable": self.trainable, "dtype": policy}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Any:
+        """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
+        return cls(**config)
+
+    _transient: ClassVar[tuple[str, ...]] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in self._transient}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.__dict__.update(dict.fromkeys(self._transient))
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} name={self.name}, built={self.built}>"
+
+
+def serialize_layer(layer: Any) -> dict[str, Any]:
+    """Return the Keras 3 object form of a layer, a cell or a custom cell with get_config."""
+    if not hasattr(layer, "get_config"):
+        raise ValueError(
+            f"{type(layer).__name__}: it has no get_config(); give it one that returns its "
+            "constructor's arguments"
+        )
+    if isinstance(layer, Layer):
+        return {
+            "module": "keras.layers",
+            "class_name": type(layer).__name__,
+            "config": layer.get_config(),
+            "registered_name": None,
+        }
+    return serialization.serialize_object(layer)
+
+
+def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None) -> Any:
+    """Build a layer or cell from its object form, Keras 3's or Keras 2's."""
+    if isinstance(config, Layer):
+        return config
+    if not isinstance(config, dict) or "class_name" not in config:
+        raise ValueError(
+            "layer config: expected a dict with 'class_name' and 'config', "
+            f"came {type(config).__name__}"
+        )
+    name = str(config["class_name"]).rpartition(">")[2]
+    custom = custom_objects or {}
+    registered = config.get("registered_name")
+    for key in (registered, config["class_name"], name):
+        if key in custom:
+            cls = custom[key]
+            break
+    else:
+        if name not in LAYERS:
+            raise ValueError(
+                f"layer config: expected one of {', '.join(sorted(LAYERS))} or a class from "
+                f"custom_objects, came {config['class_name']!r}"
+            )
+        cls = LAYERS[name]
+    inner = dict(config.get("config") or {})
+    if isinstance(cls, type) and issubclass(cls, Layer):
+        return cls.from_config(inner, custom_objects=custom_objects)
+    return cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
+
+
+def write_together(variables: Sequence[Variable], values: Sequence[np.ndarray]) -> None:
+    """Write checked values, telling each owner once, after all are in place."""
+    for variable, value in zip(variables, values, strict=True):
+        variable._store(value)
+    for notify in dict.fromkeys(v._on_write for v in variables if v._on_write is not None):
+        notify()
+
+
+def weight_gradients(
+    weights: Sequence[Variable], trainable: Sequence[Variable], grads: Sequence[np.ndarray | None]
+) -> list[np.ndarray]:
+    """Return the gradients of the trainable weights, their regularizers' included."""
+    wanted = {id(v) for v in trainable}
+    result = []
+    for variable, grad in zip(weights, grads, strict=True):
+        if id(variable) in wanted:
+            assert grad is not None
+            if variable.regularizer is not None:
+                extra = variable.regularizer.gradient(variable.value)
+                grad = grad + np.asarray(extra, grad.dtype)
+            result.append(grad)
+    return result
+
+
+def check_differentiable(what: str, function: Any) -> None:
+    """Raise ValueError when a custom function has no derivative to run backward with."""
+    if function is not None and not (hasattr(function, "gradient") or hasattr(function, "vjp")):
+        arguments = "(x, y)" if what.endswith("activation") else "(x)"
+        raise ValueError(
+            f"{what}: backward needs its derivative, and {function!r} has none; pass an object "
+            f"with __call__(x) and gradient{arguments}"
+        )
+
+
+def gradient_array(
+    value: Any, shape: tuple[int, ...], dtype: np.dtype, what: str, hint: str
+) -> np.ndarray | None:
+    """Validate a gradient handed to ``backward``; None stays None and means zeros."""
+    if value is None:
+        return None
+    array = as_array(value, dtype, what)
+    check_shape(array, shape, what, hint)
+    return array

@@ -1,0 +1,454 @@
+"""Bidirectional: a layer run forwards and a twin run backwards, merged."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgru import dispatch
+from fastgru.layers.base import (
+    Gradients,
+    Layer,
+    Tape,
+    deserialize_layer,
+    gradient_array,
+    serialize_layer,
+)
+from fastgru.layers.cell import cell_output_size
+from fastgru.layers.config import keras_config
+from fastgru.layers.rnn import RNN, Call, flatten
+from fastgru.problem import check_out
+from fastgru.variables import Variable
+
+_MERGE_MODES = ("concat", "sum", "mul", "ave", None)
+
+
+class BothCalls(NamedTuple):
+    """One validated call of both halves; ``out`` is where the merged outputs go."""
+
+    parts: list[Call]
+    out: np.ndarray | None
+
+
+class Bidirectional(Layer):
+    """Run a layer in both directions of time, as `keras.layers.Bidirectional`.
+
+    Parameters
+    ----------
+    layer : GRU or RNN
+        Taken as a pattern: its config makes the forward layer and, with go_backwards turned
+        round, the backward layer; its weights are not shared.
+    merge_mode : {"concat", "sum", "mul", "ave", None}
+        How the two outputs become one; None returns both.
+    weights : list of array_like, optional
+        Initial weights, the forward layer's first.
+    backward_layer : GRU or RNN, optional
+        Used as it is instead of the twin.
+    dtype, name, trainable
+        As for every layer; the dtype is the pattern's.
+
+    Notes
+    -----
+    With return_sequences the outputs of masked steps are zeros, and the backward half is turned
+    back in time before merging (SPEC 5.9).
+    """
+
+    def __init__(
+        self,
+        layer: RNN,
+        merge_mode: str | None = "concat",
+        weights: Any = None,
+        backward_layer: RNN | None = None,
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        for what, given in (("layer", layer), ("backward_layer", backward_layer)):
+            if not isinstance(given, RNN) and not (what == "backward_layer" and given is None):
+                raise ValueError(f"{what}: expected a fastgru GRU or RNN layer, came {given!r}")
+        if merge_mode not in _MERGE_MODES:
+            raise ValueError(
+                f"merge_mode: expected 'concat', 'sum', 'mul', 'ave' or None, came {merge_mode!r}"
+            )
+        super().__init__(name=name, dtype=layer.dtype if dtype is None else dtype)
+        self.forward_layer = layer.unbuilt_copy("forward_" + layer.name.removeprefix("forward_"))
+        if backward_layer is None:
+            name = "backward_" + layer.name.removeprefix("backward_")
+            self.backward_layer = layer.unbuilt_copy(name)
+            self.backward_layer.go_backwards = not layer.go_backwards
+        else:
+            self.backward_layer = backward_layer
+        for half in (self.forward_layer, self.backward_layer):
+            half.use_cudnn = layer.use_cudnn
+            half.zero_output_for_mask = half.return_sequences
+        self._check_halves()
+        self.merge_mode = merge_mode
+        self.trainable = bool(trainable)
+        if weights is not None:
+            values = list(weights)
+            half_count = len(values) // 2
+            self.forward_layer._initial_weights = values[:half_count]
+            self.backward_layer._initial_weights = values[half_count:]
+
+    def _check_halves(self) -> None:
+        first, second = self.forward_layer, self.backward_layer
+        if first.go_backwards == second.go_backwards:
+            raise ValueError(
+                "backward_layer: expected a go_backwards other than the layer's, came "
+                f"{second.go_backwards} for both"
+            )
+        for name in ("stateful", "return_sequences", "return_state", "time_major", "dtype"):
+            a, b = getattr(first, name), getattr(second, name)
+            if a != b:
+                raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, came {b!r}")
+        if self.dtype != first.dtype:
+            raise ValueError(f"dtype: expected the layer's {first.dtype}, came {self.dtype}")
+
+    # -- what the halves have in common ----------------------------------------------------
+
+    @property
+    def halves(self) -> tuple[RNN, RNN]:
+        """The forward and the backward layer."""
+        return self.forward_layer, self.backward_layer
+
+    @property
+    def return_sequences(self) -> bool:
+        """Whether every output is returned."""
+        return self.forward_layer.return_sequences
+
+    @property
+    def return_state(self) -> bool:
+        """Whether the states are returned, the forward layer's first."""
+        return self.forward_layer.return_state
+
+    @property
+    def stateful(self) -> bool:
+        """Whether the halves keep their states between calls."""
+        return self.forward_layer.stateful
+
+    @property
+    def time_major(self) -> bool:
+        """Whether sequences are (T, B, ...)."""
+        return self.forward_layer.time_major
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The forward layer's weights, then the backward layer's."""
+        return [v for half in self.halves for v in half.weights]
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The trainable ones among ``weights``."""
+        return [v for h in self.halves for v in h.trainable_weights] if self.trainable else []
+
+    @property
+    def activity_losses(self) -> list[Any]:
+        """Activity losses of both halves' last call."""
+        return [loss for half in self.halves for loss in half.activity_losses]
+
+    @property
+    def states(self) -> tuple[Any, ...] | None:
+        """The states of both halves, the forward layer's first; None before the first call."""
+        first, second = (half.states for half in self.halves)
+        return (*first, *second) if first and second else None
+
+    @property
+    def state_size(self) -> list[Any]:
+        """Sizes of the states, the forward layer's first."""
+        return [size for half in self.halves for size in half.state_size]
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights of both halves for sequences of shape (B, T, I)."""
+        for half in self.halves:
+            half.build(input_shape)
+        self.built = True
+
+    def get_initial_state(self, batch_size: int | None) -> list[Any]:
+        """Return the states a call starts from by default."""
+        return [s for half in self.halves for s in half.get_initial_state(batch_size)]
+
+    def reset_state(self) -> None:
+        """Set the states of both halves to zero; AttributeError unless stateful, as in Keras."""
+        self.reset_states()
+
+    def reset_states(self, states: Any = None) -> None:
+        """Set the states of both halves; see `RNN.reset_states`."""
+        first, second = self.halves
+        if states is None:
+            first.reset_states()
+            second.reset_states()
+            return
+        if not self.stateful:
+            first.reset_states(states)  # raises AttributeError
+        count = len(first.state_size)
+        if not isinstance(states, (list, tuple)) or len(states) != 2 * count:
+            raise ValueError(f"states: expected a list of {2 * count}, the forward layer's first")
+        before = None if first.states is None else [v.value for v in flatten(first.states)]
+        first.reset_states(list(states[:count]))
+        try:
+            second.reset_states(list(states[count:]))
+        except ValueError:
+            first.reset_states(before)  # all or nothing
+            raise
+
+    def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
+        """Return the shape of the outputs, and with return_state of the states."""
+        shapes = self.forward_layer.compute_output_shape(sequences_shape)
+        y, states = (shapes[0], shapes[1:]) if self.return_state else (shapes, ())
+        if self.merge_mode == "concat":
+            y = (*y[:-1], 2 * y[-1])
+        if self.merge_mode is None:
+            return (y, y, *states, *states) if self.return_state else [y, y]
+        return (y, *states, *states) if self.return_state else y
+
+    def compute_mask(self, inputs: Any = None, mask: Any = None) -> Any:
+        """Return the mask of the outputs: ``mask`` itself for sequences, else None."""
+        one = mask if self.return_sequences else None
+        masks: Any = (one, one) if self.merge_mode is None else one
+        if self.return_state:
+            states = (None,) * len(self.state_size)
+            return (*masks, *states) if self.merge_mode is None else (masks, *states)
+        return masks
+
+    # -- the call --------------------------------------------------------------------------
+
+    def __call__(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        *,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Run both directions and merge; takes what `RNN` takes.
+
+        Parameters
+        ----------
+        initial_state : list, optional
+            First half for the forward layer, second half for the backward layer.
+        out : ndarray, optional
+            The merged outputs' shape and dtype; not with merge_mode=None.
+
+        Returns
+        -------
+        y : ndarray, or two with merge_mode=None
+        state, ... : with return_state, the forward layer's first
+        """
+        call = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
+        )
+        return self.complete(call)
+
+    def forward(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = True,
+        *,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Any, Tape]:
+        """Run the layer and keep what `backward` needs; see `RNN.forward`."""
+        call = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
+        )
+        return self.forward_prepared(call)
+
+    def complete(self, call: BothCalls) -> Any:
+        """Run a prepared call and return what the user gets."""
+        done = [half.run(part) for half, part in zip(self.halves, call.parts, strict=True)]
+        outputs = [
+            half.finish(part, y, states)
+            for half, part, (y, states, _) in zip(self.halves, call.parts, done, strict=True)
+        ]
+        return self._merge(outputs, call.out)[0]
+
+    def feed(self, call: BothCalls, sequences: np.ndarray) -> None:
+        """Give a prepared call other sequences of the same shape."""
+        for half, part in zip(self.halves, call.parts, strict=True):
+            half.feed(part, sequences)
+
+    def forward_prepared(self, call: BothCalls) -> tuple[Any, Tape]:
+        """Run `forward` on a prepared call."""
+        outputs, tapes = [], []
+        for half, part in zip(self.halves, call.parts, strict=True):
+            output, tape = half.forward_prepared(part)
+            outputs.append(output)
+            tapes.append(tape)
+        result, pair = self._merge(outputs, call.out)
+        factors = [y.copy() for y in pair] if self.merge_mode == "mul" else None
+        return result, Tape(self, tapes=tapes, factors=factors, shape=pair[0].shape)
+
+    def prepare(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: Any = None,
+        num_threads: Any = None,
+    ) -> BothCalls:
+        """Validate a call for both halves before either does any work."""
+        target = self._check_out(sequences, out)
+        starts: list[Any] = [None, None]
+        if initial_state is not None:
+            count = len(self.forward_layer.state_size)
+            if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2 * count:
+                raise ValueError(
+                    f"initial_state: expected a list of {2 * count} states, the forward layer's "
+                    "first, then the backward layer's"
+                )
+            starts = [list(initial_state[:count]), list(initial_state[count:])]
+        parts = [
+            half.prepare(sequences, start, mask, training, lengths, reset_mask, None, num_threads)
+            for half, start in zip(self.halves, starts, strict=True)
+        ]
+        self.built = True
+        return BothCalls(parts, target)
+
+    def _check_out(self, sequences: Any, out: Any) -> np.ndarray | None:
+        if out is None:
+            return None
+        if self.merge_mode is None:
+            raise ValueError("out: merge_mode=None gives two outputs; out= takes one, so leave it")
+        shape = self.compute_output_shape(np.shape(sequences))
+        return check_out(out, shape[0] if self.return_state else shape, self._dtype, "the output's")
+
+    def _merge(
+        self, outputs: list[Any], out: np.ndarray | None
+    ) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
+        """Return what the user gets, and the two outputs, both in input order of time."""
+        states: tuple[Any, ...] = ()
+        if self.return_state:
+            states = (*outputs[0][1:], *outputs[1][1:])
+            outputs = [outputs[0][0], outputs[1][0]]
+        y, y_rev = outputs
+        if self.return_sequences:
+            y_rev = np.flip(y_rev, axis=0 if self.time_major else 1)
+        merged: Any
+        if self.merge_mode == "concat":
+            merged = np.concatenate([y, y_rev], axis=-1, out=out)
+        elif self.merge_mode == "sum":
+            merged = np.add(y, y_rev, out=out)
+        elif self.merge_mode == "ave":
+            merged = np.divide(y + y_rev, y.dtype.type(2), out=out)
+        elif self.merge_mode == "mul":
+            merged = np.multiply(y, y_rev, out=out)
+        else:
+            result = (y, y_rev, *states)
+            return result, (y, y_rev)
+        return ((merged, *states) if states else merged), (y, y_rev)
+
+    def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> dispatch.Explanation:
+        """Say which backend would serve the forward half; the backward half is like it."""
+        return self.forward_layer.explain(sequences, *args, **kwargs)
+
+    # -- backward --------------------------------------------------------------------------
+
+    def backward(self, tape: Tape, output_gradients: Any, state_gradients: Any = None) -> Gradients:
+        """Return the gradients; see `RNN.backward`.
+
+        Parameters
+        ----------
+        output_gradients : array_like in the outputs' shape, or two with merge_mode=None
+        state_gradients : list as the states, or None
+        """
+        self.check_tape(tape)
+        kept = tape.kept
+        dy, dy_rev = self._split(kept, output_gradients)
+        if self.return_sequences:
+            axis = 0 if self.time_major else 1
+            dy_rev = None if dy_rev is None else np.flip(dy_rev, axis=axis)
+        dstates: list[Any] = [None, None]
+        if state_gradients is not None:
+            count = len(self.forward_layer.state_size)
+            if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
+                raise ValueError(f"state_gradients: expected a list of {2 * count}")
+            batch = kept["shape"][1 if self.time_major and self.return_sequences else 0]
+            dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
+            for half, given in zip(self.halves, dstates, strict=True):
+                half.check_states(given, batch, what="state_gradients")
+        first, second = (
+            half.backward(part, d, ds)
+            for half, part, d, ds in zip(
+                self.halves, kept["tapes"], (dy, dy_rev), dstates, strict=True
+            )
+        )
+        tape.used = True
+        tape.kept = {}
+        return Gradients(
+            first.inputs + second.inputs,
+            [*_as_list(first.initial_state), *_as_list(second.initial_state)],
+            [*first.weights, *second.weights] if self.trainable else [],
+        )
+
+    def check_tape(self, tape: Tape) -> None:
+        """Raise ValueError unless `backward` can run on the tape."""
+        tape.check(self)
+        for half, part in zip(self.halves, tape.kept["tapes"], strict=True):
+            half.check_tape(part)
+
+    def _split(self, kept: dict[str, Any], gradients: Any) -> tuple[Any, Any]:
+        """Return the gradients of the two outputs, in input order of time."""
+        shape = kept["shape"]
+        if self.merge_mode is None:
+            if gradients is None:
+                return None, None
+            if not isinstance(gradients, (list, tuple)) or len(gradients) != 2:
+                raise ValueError("output_gradients: merge_mode=None expects a list of two")
+            first, second = (
+                gradient_array(g, shape, self._dtype, f"output_gradients[{i}]", "the output's")
+                for i, g in enumerate(gradients)
+            )
+            return first, second
+        units = cell_output_size(self.forward_layer.cell)
+        wanted = (*shape[:-1], 2 * units) if self.merge_mode == "concat" else shape
+        d = gradient_array(gradients, wanted, self._dtype, "output_gradients", "the output's")
+        if d is None:
+            return None, None
+        if self.merge_mode == "concat":
+            return d[..., :units], d[..., units:]
+        if self.merge_mode == "mul":
+            y, y_rev = kept["factors"]
+            return d * y_rev, d * y
+        if self.merge_mode == "ave":
+            d = d / d.dtype.type(2)
+        return d, d
+
+    # -- config ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data that Keras 3 reads too."""
+        return {
+            **super().get_config(),
+            "merge_mode": self.merge_mode,
+            "layer": serialize_layer(self.forward_layer),
+            "backward_layer": serialize_layer(self.backward_layer),
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Bidirectional:
+        """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
+        config = keras_config(copy.deepcopy(config), custom_objects)
+        config["layer"] = deserialize_layer(config["layer"], custom_objects)
+        if config.get("backward_layer") is not None:
+            config["backward_layer"] = deserialize_layer(config["backward_layer"], custom_objects)
+        return cls(**config)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,524 @@
+"""GRUCell, one step of a GRU, and StackedRNNCells, several cells as one."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastgru import activations, constraints, dispatch, initializers, regularizers
+from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
+from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
+from fastgru.layers.config import keras_config
+from fastgru.masks import NO_MASK
+from fastgru.problem import (
+    GRUProblem,
+    GRUSpec,
+    GRUWeights,
+    as_array,
+    check_shape,
+    gate_activation,
+)
+from fastgru.variables import Variable
+
+_write_lock = threading.Lock()
+
+
+class GRUCell(Layer):
+    """One step of a gated recurrent unit, as `keras.layers.GRUCell`.
+
+    Parameters
+    ----------
+    units : int
+        H, the size of the state and of the output.
+    activation, recurrent_activation : str, Activation or callable, default "tanh", "sigmoid"
+        Of the candidate, and of the two gates. None means linear.
+    use_bias : bool
+    kernel_initializer, recurrent_initializer, bias_initializer
+    kernel_regularizer, recurrent_regularizer, bias_regularizer
+    kernel_constraint, recurrent_constraint, bias_constraint
+        Names, configs, objects or callables, as in Keras.
+    dropout, recurrent_dropout : float in [0, 1]
+        Fraction of the inputs, and of the state, dropped in training.
+    reset_after : bool
+        Whether the reset gate works after the recurrent product (as cuDNN) or before it.
+    seed : int, optional
+        Of the dropout masks.
+    implementation : {1, 2}
+        1 draws one dropout mask per gate, 2 one for all; recurrent_dropout > 0 forces 1.
+    dtype : {"float32", "float64"}
+    name : str, optional
+    trainable : bool
+
+    Notes
+    -----
+    With gates z (update), r (reset) and candidate n::
+
+        z = act_r(x Wz + bz + h Uz + cz)
+        r = act_r(x Wr + br + h Ur + cr)
+        n = act(x Wh + bh + r * (h Uh + ch))    reset_after=True
+        n = act(x Wh + bh + (r * h) Uh)         reset_after=False
+        h' = z * h + (1 - z) * n
+
+    Source: Cho et al. 2014, arXiv:1406.1078; conventions of Keras 3.
+    """
+
+    _transient: ClassVar[tuple[str, ...]] = ("_weights",)
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        reset_after: bool = True,
+        seed: int | None = None,
+        *,
+        implementation: int = 2,
+        dtype: Any = "float32",
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        self.units = _positive_integer(units, "units")
+        if implementation not in (1, 2):
+            raise ValueError(f"implementation: expected 1 or 2, came {implementation!r}")
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        self.activation = gate_activation(activation, "activation")
+        self.recurrent_activation = gate_activation(recurrent_activation, "recurrent_activation")
+        self.use_bias = bool(use_bias)
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.recurrent_initializer = initializers.get(recurrent_initializer)
+        self.bias_initializer = initializers.get(bias_initializer)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+        self.recurrent_regularizer = regularizers.get(recurrent_regularizer)
+        self.bias_regularizer = regularizers.get(bias_regularizer)
+        self.kernel_constraint = constraints.get(kernel_constraint)
+        self.recurrent_constraint = constraints.get(recurrent_constraint)
+        self.bias_constraint = constraints.get(bias_constraint)
+        self.dropout = _rate(dropout, "dropout")
+        self.recurrent_dropout = _rate(recurrent_dropout, "recurrent_dropout")
+        self.implementation = 1 if self.recurrent_dropout else int(implementation)
+        self.reset_after = bool(reset_after)
+        self.seed = seed
+        self.seed_generator = DropoutGenerator(seed)
+        self.state_size = self.output_size = self.units
+        self.kernel: Variable | None = None
+        self.recurrent_kernel: Variable | None = None
+        self.bias: Variable | None = None
+        self.spec: GRUSpec | None = None
+        self._weights: GRUWeights | None = None
+        self._dropout_mask: Any = None
+        self._recurrent_dropout_mask: Any = None
+
+    # -- weights ---------------------------------------------------------------------------
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights for inputs of shape (..., I)."""
+        inputs = input_dim(input_shape)
+        if self.built:
+            assert self.spec is not None
+            if inputs != self.spec.input_dim:
+                raise ValueError(
+                    f"{self.name}: it was built for I = {self.spec.input_dim} features, came "
+                    f"input shape {tuple(input_shape)}; build another layer for another size"
+                )
+            return
+        columns = 3 * self.units
+        bias_shape = (2, columns) if self.reset_after else (columns,)
+        self.kernel = self._weight("kernel", (inputs, columns))
+        self.recurrent_kernel = self._weight("recurrent", (self.units, columns))
+        self.bias = self._weight("bias", bias_shape) if self.use_bias else None
+        self.spec = GRUSpec(
+            inputs,
+            self.units,
+            self._dtype,
+            self.activation,
+            self.recurrent_activation,
+            self.use_bias,
+            self.reset_after,
+        )
+        self._refresh()
+        self.built = True
+
+    def forget(self) -> None:
+        """Go back to before build, with a fresh sequence of dropout masks."""
+        self.kernel = self.recurrent_kernel = self.bias = self.spec = self._weights = None
+        self.built = False
+        self.seed_generator = DropoutGenerator(self.seed)
+        self._dropout_mask = self._recurrent_dropout_mask = None
+
+    def _weight(self, role: str, shape: tuple[int, ...]) -> Variable:
+        name = "recurrent_kernel" if role == "recurrent" else role
+        value = getattr(self, f"{role}_initializer")(shape, dtype=self.dtype)
+        array = as_array(value, self._dtype, f"{name} from {role}_initializer")
+        check_shape(array, shape, f"{name} from {role}_initializer", "asked for")
+        return Variable(
+            array,
+            name=name,
+            regularizer=getattr(self, f"{role}_regularizer"),
+            constraint=getattr(self, f"{role}_constraint"),
+            on_write=self._refresh,
+        )
+
+    def _refresh(self) -> None:
+        """Take a new consistent snapshot of the weights, with a new version."""
+        with _write_lock:
+            assert self.kernel is not None
+            assert self.recurrent_kernel is not None
+            self._weights = GRUWeights(
+                self.kernel.value,
+                self.recurrent_kernel.value,
+                None if self.bias is None else self.bias.value,
+            )
+
+    def snapshot(self) -> GRUWeights:
+        """Return the weights as one immutable set; a write replaces the set, never its arrays."""
+        if self._weights is None:  # after unpickling
+            self._refresh()
+        assert self._weights is not None
+        return self._weights
+
+    @property
+    def weights(self) -> list[Variable]:
+        """Kernel (I, 3H), recurrent_kernel (H, 3H) and, with use_bias, bias; [] before build."""
+        return [v for v in (self.kernel, self.recurrent_kernel, self.bias) if v is not None]
+
+    # -- the step --------------------------------------------------------------------------
+
+    def get_initial_state(self, batch_size: int | None = None) -> list[np.ndarray]:
+        """Return [zeros (batch_size, H)]."""
+        if batch_size is None:
+            raise ValueError("get_initial_state: expected a batch size, came None")
+        return [np.zeros((batch_size, self.units), self._dtype)]
+
+    def __call__(self, inputs: Any, states: Any, training: bool = False) -> tuple[np.ndarray, Any]:
+        """Run one step.
+
+        Parameters
+        ----------
+        inputs : array_like, shape (B, I)
+        states : array_like, shape (B, H), or a list of one
+        training : bool
+            Whether dropout is applied; its masks stay the same until they are reset.
+
+        Returns
+        -------
+        output : ndarray, shape (B, H)
+        new_states : ndarray or list of one, as ``states`` came
+        """
+        x = as_array(inputs, self._dtype, "inputs")
+        check_shape(x, (None, self.spec.input_dim if self.spec else None), "inputs", "(B, I)")
+        nested = isinstance(states, (list, tuple))
+        if nested and len(states) != 1:
+            raise ValueError(f"states: expected one state (B, H), came {len(states)}")
+        h0 = as_array(states[0] if nested else states, self._dtype, "states")
+        check_shape(h0, (x.shape[0], self.units), "states", "(B, H)")
+        if not self.built:
+            self.build(x.shape)
+        assert self.spec is not None
+        problem = GRUProblem(self.spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
+        if training:
+            problem.dropout, problem.recurrent_dropout = self.placeholders(x.shape)
+        backend = dispatch.choose(problem)
+        if training:
+            problem.dropout, problem.recurrent_dropout = self.draw(x.shape)
+        y = backend.forward(problem, self.snapshot()).y
+        return y, ([y] if nested else y)
+
+    # -- dropout ---------------------------------------------------------------------------
+
+    def placeholders(
+        self, input_shape: tuple[int, ...]
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return what `draw` would, as ones without memory: for asking backends, not computing."""
+        one = np.ones((), self._dtype)
+        drop, recurrent = None, None
+        if 0.0 < self.dropout < 1.0:
+            drop = np.broadcast_to(
+                one, (3, *input_shape) if self.implementation == 1 else input_shape
+            )
+        if 0.0 < self.recurrent_dropout < 1.0:
+            recurrent = np.broadcast_to(one, (3, input_shape[0], self.units))
+        return drop, recurrent
+
+    def draw(self, input_shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the masks of one training call: dropout (B, I) or (3, B, I), recurrent (3, B, H).
+
+        Masks that were drawn before and not reset are used again.
+        """
+        drop, recurrent = None, None
+        if 0.0 < self.dropout < 1.0:
+            drop = _stacked(self._input_mask(input_shape))
+        if 0.0 < self.recurrent_dropout < 1.0:
+            recurrent = _stacked(self._recurrent_mask((input_shape[0], self.units)))
+        return drop, recurrent
+
+    def get_dropout_mask(self, step_input: Any) -> Any:
+        """Return the input mask of this call, drawn at the first asking; None without dropout.
+
+        An array (B, I) with implementation 2, a list of three with implementation 1.
+        """
+        return self._input_mask(np.shape(step_input)) if self.dropout else None
+
+    def get_recurrent_dropout_mask(self, step_input: Any) -> Any:
+        """Return the three masks (B, H) of the state; None without recurrent_dropout."""
+        return self._recurrent_mask(np.shape(step_input)) if self.recurrent_dropout else None
+
+    def reset_dropout_mask(self) -> None:
+        """Forget the input mask, so that the next call draws another."""
+        self._dropout_mask = None
+
+    def reset_recurrent_dropout_mask(self) -> None:
+        """Forget the recurrent masks, so that the next call draws others."""
+        self._recurrent_dropout_mask = None
+
+    def _input_mask(self, shape: tuple[int, ...]) -> Any:
+        if self._dropout_mask is None:
+            count = 3 if self.implementation == 1 else 1
+            masks = self.seed_generator.draw(INPUT, shape, self.dropout, self._dtype, count)
+            self._dropout_mask = list(masks) if count == 3 else masks[0]
+        return self._dropout_mask
+
+    def _recurrent_mask(self, shape: tuple[int, ...]) -> Any:
+        if self._recurrent_dropout_mask is None:
+            self._recurrent_dropout_mask = list(
+                self.seed_generator.draw(
+                    RECURRENT, shape, self.recurrent_dropout, self._dtype, count=3
+                )
+            )
+        return self._recurrent_dropout_mask
+
+    # -- config ----------------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data that Keras 3 reads too."""
+        config = {
+            **super().get_config(),
+            "units": self.units,
+            "activation": activations.serialize(self.activation),
+            "recurrent_activation": activations.serialize(self.recurrent_activation),
+            "use_bias": self.use_bias,
+        }
+        for module in (initializers, regularizers, constraints):
+            suffix = module.__name__.rpartition(".")[2][:-1]
+            for role in ("kernel", "recurrent", "bias"):
+                key = f"{role}_{suffix}"
+                config[key] = module.serialize(getattr(self, key))
+        config.update(
+            dropout=self.dropout,
+            recurrent_dropout=self.recurrent_dropout,
+            reset_after=self.reset_after,
+            seed=self.seed,
+        )
+        if self.implementation == 1 and not self.recurrent_dropout:
+            config["implementation"] = 1
+        return config
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> GRUCell:
+        """Build a cell from a config of this library, of Keras 3 or of Keras 2."""
+        return cls(**keras_config(config, custom_objects))
+
+
+class StackedRNNCells(Layer):
+    """Several cells as one: each cell's output is the next one's input.
+
+    Parameters
+    ----------
+    cells : list of cells
+        GRUCell, StackedRNNCells, or any object with ``state_size`` and
+        ``__call__(inputs, states, training=False) -> (output, new_states)``.
+    """
+
+    def __init__(
+        self,
+        cells: Any,
+        *,
+        name: str | None = None,
+        dtype: Any = "float32",
+        trainable: bool = True,
+    ) -> None:
+        cells = list(cells)
+        if not cells:
+            raise ValueError("cells: expected at least one cell, came an empty list")
+        for cell in cells:
+            check_cell(cell)
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        self.cells = cells
+
+    @property
+    def state_size(self) -> list[Any]:
+        """The cells' state sizes."""
+        return [cell.state_size for cell in self.cells]
+
+    @property
+    def output_size(self) -> int:
+        """Features of the last cell's output."""
+        return cell_output_size(self.cells[-1])
+
+    def build(self, input_shape: Any) -> None:
+        """Build each cell for the output of the one before it."""
+        shape = tuple(input_shape)
+        for cell in self.cells:
+            build_cell(cell, shape)
+            shape = (*shape[:-1], cell_output_size(cell))
+        self.built = True
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The cells' weights, cell after cell."""
+        return [v for cell in self.cells for v in getattr(cell, "weights", [])]
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The cells' trainable weights, cell after cell."""
+        if not self.trainable:
+            return []
+        return [v for cell in self.cells for v in getattr(cell, "trainable_weights", [])]
+
+    def get_initial_state(self, batch_size: int | None = None) -> list[Any]:
+        """Return each cell's initial state."""
+        return [initial_state(cell, batch_size, self._dtype) for cell in self.cells]
+
+    def __call__(
+        self, inputs: Any, states: Any, training: bool = False
+    ) -> tuple[np.ndarray, list[Any]]:
+        """Run one step of each cell in order; ``states`` has one entry per cell."""
+        if len(states) != len(self.cells):
+            raise ValueError(
+                f"states: expected one per cell ({len(self.cells)}), came {len(states)}"
+            )
+        new_states = []
+        for cell, state in zip(self.cells, states, strict=True):
+            nested = isinstance(state, (list, tuple))
+            inputs, new = call_cell(cell, inputs, list(state) if nested else [state], training)
+            new = list(new) if isinstance(new, (list, tuple)) else [new]
+            new_states.append(new if nested or len(new) != 1 else new[0])
+        return inputs, new_states
+
+    def reset_dropout_mask(self) -> None:
+        """Forget the cells' input masks."""
+        for cell in self.cells:
+            if hasattr(cell, "reset_dropout_mask"):
+                cell.reset_dropout_mask()
+
+    def reset_recurrent_dropout_mask(self) -> None:
+        """Forget the cells' recurrent masks."""
+        for cell in self.cells:
+            if hasattr(cell, "reset_recurrent_dropout_mask"):
+                cell.reset_recurrent_dropout_mask()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data that Keras 3 reads too."""
+        return {**super().get_config(), "cells": [serialize_layer(c) for c in self.cells]}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> StackedRNNCells:
+        """Build the stack from a config of this library, of Keras 3 or of Keras 2."""
+        config = keras_config(config, custom_objects)
+        config["cells"] = [deserialize_layer(c, custom_objects) for c in config["cells"]]
+        return cls(**config)
+
+
+def check_cell(cell: Any) -> None:
+    """Raise ValueError unless ``cell`` can be used as a cell."""
+    if not callable(cell):
+        raise ValueError(
+            f"cell: expected an object with __call__(inputs, states, training=False), came {cell!r}"
+        )
+    sizes = getattr(cell, "state_size", None)
+    if not isinstance(sizes, (int, np.integer, list, tuple)):
+        raise ValueError(
+            "cell: expected a state_size that is an integer or a list of them, "
+            f"came {sizes!r} on {cell!r}"
+        )
+
+
+def build_cell(cell: Any, shape: tuple[Any, ...]) -> None:
+    """Build a cell that can be built, once; our own cells check the shape every time."""
+    if isinstance(cell, Layer) or (hasattr(cell, "build") and not getattr(cell, "built", False)):
+        cell.build(shape)
+        cell.built = True
+
+
+def call_cell(cell: Any, inputs: Any, states: Any, training: bool) -> tuple[Any, Any]:
+    """Call a cell, with ``training`` if it takes it."""
+    if isinstance(cell, Layer) or _takes_training(cell):
+        return cell(inputs, states, training=training)
+    return cell(inputs, states)
+
+
+def _takes_training(cell: Any) -> bool:
+    import inspect
+
+    function = getattr(cell, "call", cell.__call__)
+    parameters = inspect.signature(function).parameters
+    return "training" in parameters or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
+
+
+def initial_state(cell: Any, batch_size: int | None, dtype: np.dtype) -> list[Any]:
+    """Return a cell's initial state as a list."""
+    if hasattr(cell, "get_initial_state"):
+        state = cell.get_initial_state(batch_size=batch_size)
+        return list(state) if isinstance(state, (list, tuple)) else [state]
+    sizes = cell.state_size if isinstance(cell.state_size, (list, tuple)) else [cell.state_size]
+    return [np.zeros((batch_size, size), dtype) for size in sizes]
+
+
+def cell_output_size(cell: Any) -> int:
+    """Return the features of a cell's output."""
+    size = getattr(cell, "output_size", None)
+    if size is None:
+        size = cell.state_size
+        while isinstance(size, (list, tuple)):
+            size = size[0]
+    return int(size)
+
+
+def input_dim(shape: Any) -> int:
+    """Return I of an input shape (..., I)."""
+    try:
+        size = tuple(shape)[-1]
+        return size.__index__()
+    except (TypeError, IndexError, AttributeError):
+        raise ValueError(
+            f"input_shape: expected a tuple that ends in the number of features, came {shape!r}"
+        ) from None
+
+
+def _stacked(mask: Any) -> np.ndarray:
+    return np.stack(mask) if isinstance(mask, (list, tuple)) else np.asarray(mask)
+
+
+def _positive_integer(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{what}: expected a positive integer, came {value!r}")
+    if value.__index__() <= 0:
+        raise ValueError(f"{what}: expected a positive integer, came {value}")
+    return int(value.__index__())
+
+
+def _rate(value: Any, what: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise TypeError(f"{what}: expected a number in [0, 1], came {value!r}")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{what}: expected a number in [0, 1], came {value}")
+    return float(value)

@@ -1,0 +1,218 @@
+"""GRU: the layer most people want."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgru import regularizers
+from fastgru.dropout import INPUT, RECURRENT
+from fastgru.layers.cell import GRUCell
+from fastgru.layers.config import keras_config
+from fastgru.layers.rnn import RNN
+
+
+class GRU(RNN):
+    """Gated recurrent unit over a sequence, as `keras.layers.GRU`.
+
+    Parameters
+    ----------
+    units : int
+        H, the size of the state and of the output.
+    activation, recurrent_activation : str, Activation or callable, default "tanh", "sigmoid"
+    use_bias : bool
+    kernel_initializer, recurrent_initializer, bias_initializer
+    kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer
+    kernel_constraint, recurrent_constraint, bias_constraint
+        Names, configs, objects or callables, as in Keras.
+    dropout, recurrent_dropout : float in [0, 1]
+    seed : int, optional
+        Of the dropout masks.
+    return_sequences, return_state, go_backwards, stateful, unroll : bool
+        As for `RNN`.
+    reset_after : bool
+        Whether the reset gate works after the recurrent product (as cuDNN) or before it.
+    use_cudnn : {"auto", True, False}
+        True: raise ValueError where cuDNN cannot serve the call.
+    time_major, zero_output_for_mask : bool
+        As for `RNN`.
+    implementation : {1, 2}
+        1 draws one dropout mask per gate, 2 one for all; recurrent_dropout > 0 forces 1.
+    dtype : {"float32", "float64"}
+    precision : None
+        None computes in the dtype itself; "tf32" is for GPUs.
+    name : str, optional
+    trainable : bool
+
+    Notes
+    -----
+    The equations stand in `GRUCell`; what masks, resets and empty rows do, in docs/semantics.md.
+
+    Examples
+    --------
+    >>> import numpy as np, fastgru
+    >>> layer = fastgru.GRU(4, return_sequences=True, return_state=True)
+    >>> y, state = layer(np.zeros((32, 10, 8), "float32"))
+    >>> y.shape, state.shape
+    ((32, 10, 4), (32, 4))
+    """
+
+    cell: GRUCell
+
+    def __init__(
+        self,
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: bool = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        use_cudnn: Any = "auto",
+        *,
+        time_major: bool = False,
+        zero_output_for_mask: bool = False,
+        implementation: int = 2,
+        dtype: Any = "float32",
+        precision: str | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+    ) -> None:
+        if not (isinstance(use_cudnn, bool) or use_cudnn == "auto"):
+            raise ValueError(f"use_cudnn: expected 'auto', True or False, came {use_cudnn!r}")
+        if precision not in (None, "tf32"):
+            raise ValueError(f"precision: expected None or 'tf32', came {precision!r}")
+        if precision == "tf32":
+            raise ValueError(
+                "precision: 'tf32' is for GPUs, and this version of fastgru has no GPU backend; "
+                "use None"
+            )
+        cell = GRUCell(
+            units,
+            activation,
+            recurrent_activation,
+            use_bias,
+            kernel_initializer,
+            recurrent_initializer,
+            bias_initializer,
+            kernel_regularizer,
+            recurrent_regularizer,
+            bias_regularizer,
+            kernel_constraint,
+            recurrent_constraint,
+            bias_constraint,
+            dropout,
+            recurrent_dropout,
+            reset_after,
+            seed,
+            implementation=implementation,
+            dtype=dtype,
+            name="gru_cell",
+            trainable=trainable,
+        )
+        super().__init__(
+            cell,
+            return_sequences,
+            return_state,
+            go_backwards,
+            stateful,
+            unroll,
+            zero_output_for_mask,
+            time_major=time_major,
+            activity_regularizer=activity_regularizer,
+            dtype=dtype,
+            name=name,
+            trainable=trainable,
+        )
+        self.use_cudnn = use_cudnn
+        self.precision = precision
+
+    def get_dropout_mask_for_cell(self, inputs: Any, training: Any, count: int = 1) -> Any:
+        """Return dropout masks in the shape of ``inputs``, as TF 2.x's layers do.
+
+        Returns
+        -------
+        None without dropout; else an array, or with ``count`` > 1 a list of them: ones when not
+        ``training``.
+        """
+        return self._masks_for_cell(INPUT, self.dropout, inputs, training, count)
+
+    def get_recurrent_dropout_mask_for_cell(
+        self, inputs: Any, training: Any, count: int = 1
+    ) -> Any:
+        """Return recurrent dropout masks in the shape of ``inputs``, as TF 2.x's layers do."""
+        return self._masks_for_cell(RECURRENT, self.recurrent_dropout, inputs, training, count)
+
+    def _masks_for_cell(
+        self, stream: int, rate: float, inputs: Any, training: Any, count: int
+    ) -> Any:
+        if not rate:
+            return None
+        shape = np.shape(inputs)
+        if training:
+            masks = self.cell.seed_generator.draw(stream, shape, rate, self._dtype, count)
+        else:
+            masks = np.ones((count, *shape), self._dtype)
+        return list(masks) if count > 1 else masks[0]
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data that Keras 3 reads too."""
+        cell = self.cell.get_config()
+        for key in ("name", "trainable", "dtype"):
+            del cell[key]
+        activity = regularizers.serialize(self.activity_regularizer)
+        return {**self.sequence_config(), **cell, "activity_regularizer": activity}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Any:
+        """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
+        return cls(**keras_config(config, custom_objects))
+
+
+def _of_cell(name: str) -> property:
+    return property(lambda self: getattr(self.cell, name), doc=f"``{name}`` of the cell.")
+
+
+for _attribute in (
+    "units",
+    "activation",
+    "recurrent_activation",
+    "use_bias",
+    "kernel_initializer",
+    "recurrent_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "recurrent_regularizer",
+    "bias_regularizer",
+    "kernel_constraint",
+    "recurrent_constraint",
+    "bias_constraint",
+    "dropout",
+    "recurrent_dropout",
+    "reset_after",
+    "implementation",
+    "seed",
+    "kernel",
+    "recurrent_kernel",
+    "bias",
+):
+    setattr(GRU, _attribute, _of_cell(_attribute))

@@ -1,0 +1,259 @@
+"""Sequential: recurrent layers applied in order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgru.layers.base import Gradients, Layer, Tape, deserialize_layer, serialize_layer
+from fastgru.layers.bidirectional import Bidirectional
+from fastgru.layers.config import keras_config
+from fastgru.layers.rnn import RNN
+from fastgru.variables import Variable
+
+
+class Sequential(Layer):
+    """Layers applied in order, each to the sequences the one before it returned.
+
+    Parameters
+    ----------
+    layers : list of GRU, RNN or Bidirectional
+        All but the last with return_sequences=True and return_state=False; all of one dtype and
+        one ``time_major``.
+    name, trainable
+        As for every layer.
+
+    Notes
+    -----
+    Masks pass on as Keras passes them: unchanged to the next layer, also after go_backwards.
+    """
+
+    def __init__(self, layers: Any, *, name: str | None = None, trainable: bool = True) -> None:
+        layers = list(layers)
+        if not layers:
+            raise ValueError("layers: expected at least one layer, came an empty list")
+        for index, layer in enumerate(layers):
+            if not isinstance(layer, (RNN, Bidirectional)):
+                raise ValueError(
+                    f"layers[{index}]: expected GRU, RNN or Bidirectional, came {layer!r}"
+                )
+            for what in ("dtype", "time_major"):
+                first, here = getattr(layers[0], what), getattr(layer, what)
+                if first != here:
+                    raise ValueError(
+                        f"layers[{index}]: expected {what} = {first!r} as the first layer's, "
+                        f"came {here!r}"
+                    )
+            if layer is not layers[-1]:
+                one_output = not layer.return_state and getattr(layer, "merge_mode", "") is not None
+                if not layer.return_sequences or not one_output:
+                    raise ValueError(
+                        f"layers[{index}]: expected return_sequences=True, return_state=False and "
+                        "one merged output, since another layer follows"
+                    )
+        if len({id(layer) for layer in layers}) != len(layers):
+            raise ValueError("layers: expected different layers, came one of them twice")
+        super().__init__(name=name, dtype=layers[0].dtype, trainable=trainable)
+        self.layers = layers
+        self.built = all(layer.built for layer in layers)
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The layers' weights, layer after layer."""
+        return [v for layer in self.layers for v in layer.weights]
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The layers' trainable weights, layer after layer."""
+        return [v for la in self.layers for v in la.trainable_weights] if self.trainable else []
+
+    @property
+    def activity_losses(self) -> list[Any]:
+        """Activity losses of the layers' last call."""
+        return [loss for layer in self.layers for loss in layer.activity_losses]
+
+    @property
+    def states(self) -> list[Any]:
+        """Each layer's states."""
+        return [layer.states for layer in self.layers]
+
+    @property
+    def time_major(self) -> bool:
+        """Whether sequences are (T, B, ...)."""
+        return self.layers[0].time_major
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights of all layers for sequences of shape (B, T, I)."""
+        shape = input_shape
+        for layer in self.layers:
+            layer.build(shape)
+            shape = _first(layer, layer.compute_output_shape(shape))
+        self.built = True
+
+    def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
+        """Return the last layer's output shape."""
+        shape = sequences_shape
+        for layer in self.layers[:-1]:
+            shape = layer.compute_output_shape(shape)
+        return self.layers[-1].compute_output_shape(shape)
+
+    def compute_mask(self, inputs: Any = None, mask: Any = None) -> Any:
+        """Return the mask of the last layer's outputs."""
+        for layer in self.layers[:-1]:
+            mask = layer.compute_mask(inputs, mask)
+        return self.layers[-1].compute_mask(inputs, mask)
+
+    def get_initial_state(self, batch_size: int | None) -> list[Any]:
+        """Return the states a call starts from by default, one entry per layer."""
+        return [layer.get_initial_state(batch_size) for layer in self.layers]
+
+    def reset_state(self) -> None:
+        """Set the states of the stateful layers to zero."""
+        for layer in self.layers:
+            if layer.stateful:
+                layer.reset_state()
+
+    def reset_states(self) -> None:
+        """Set the states of the stateful layers to zero; AttributeError if there is none."""
+        if not any(layer.stateful for layer in self.layers):
+            raise AttributeError(f"{self.name}: none of its layers is stateful")
+        self.reset_state()
+
+    def __call__(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        *,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Run the layers in order; takes what `RNN` takes.
+
+        Parameters
+        ----------
+        initial_state : list with one entry per layer, optional
+            None, or what that layer takes.
+
+        Returns
+        -------
+        What the last layer returns.
+        """
+        x = sequences
+        calls = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
+        )
+        for layer, call in zip(self.layers, calls, strict=True):
+            if layer is not self.layers[0]:
+                layer.feed(call, x)
+            x = layer.complete(call)
+        return x
+
+    def forward(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = True,
+        *,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Any, Tape]:
+        """Run the layers and keep what `backward` needs; see `RNN.forward`."""
+        x: Any = sequences
+        tapes = []
+        calls = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
+        )
+        for layer, call in zip(self.layers, calls, strict=True):
+            if layer is not self.layers[0]:
+                layer.feed(call, x)
+            x, tape = layer.forward_prepared(call)
+            tapes.append(tape)
+        return x, Tape(self, tapes=tapes)
+
+    def prepare(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: Any = None,
+        num_threads: Any = None,
+    ) -> list[Any]:
+        """Validate a call for every layer before any of them does any work."""
+        starts: list[Any] = [None] * len(self.layers)
+        if initial_state is not None:
+            if not isinstance(initial_state, (list, tuple)) or len(initial_state) != len(starts):
+                raise ValueError(
+                    f"initial_state: expected a list of {len(starts)}, one entry per layer "
+                    "(None for zeros)"
+                )
+            starts = list(initial_state)
+        calls: list[Any] = []
+        shape: tuple[int, ...] = ()
+        for layer, start in zip(self.layers, starts, strict=True):
+            target = out if layer is self.layers[-1] else None
+            # What the layer will see is not there yet; its shape is, and that is what is checked.
+            x = sequences if not calls else np.broadcast_to(np.zeros((), self.dtype), shape)
+            call = layer.prepare(x, start, mask, training, lengths, reset_mask, target, num_threads)
+            calls.append(call)
+            shape = _first(layer, layer.compute_output_shape(np.shape(x)))
+        self.built = True
+        return calls
+
+    def backward(self, tape: Tape, output_gradients: Any, state_gradients: Any = None) -> Gradients:
+        """Return the gradients; ``initial_state`` has one entry per layer. See `RNN.backward`."""
+        tape.check(self)
+        tapes = tape.kept["tapes"]
+        for layer, part in zip(self.layers, tapes, strict=True):
+            layer.check_tape(part)
+        d: Any = output_gradients
+        dstates: Any = state_gradients
+        states, weights = [], []
+        for layer, part in zip(reversed(self.layers), reversed(tapes), strict=True):
+            grads = layer.backward(part, d, dstates)
+            d, dstates = grads.inputs, None
+            states.insert(0, grads.initial_state)
+            weights[:0] = grads.weights
+        tape.used = True
+        tape.kept = {}
+        return Gradients(d, states, weights if self.trainable else [])
+
+    def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
+        """Say which backend would serve the first layer; see `RNN.explain`."""
+        return self.layers[0].explain(sequences, *args, **kwargs)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data."""
+        return {
+            "name": self.name,
+            "trainable": self.trainable,
+            "layers": [serialize_layer(layer) for layer in self.layers],
+        }
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> Sequential:
+        """Build a model from a config of this library or of Keras, recurrent layers only."""
+        layers = [
+            deserialize_layer(c, custom_objects)
+            for c in config["layers"]
+            if c.get("class_name") != "InputLayer"
+        ]
+        kept = keras_config({k: v for k, v in config.items() if k in ("name", "trainable")})
+        return cls(layers, **kept)
+
+
+def _first(layer: Any, shape: Any) -> Any:
+    """Return the shape of y from a compute_output_shape with or without states."""
+    return shape[0] if layer.return_state or isinstance(shape, list) else shape

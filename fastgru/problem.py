@@ -1,0 +1,288 @@
+"""The seam: one validated, canonical GRU call, and what comes back.
+
+Layers build a `GRUProblem`; backends read it and never check again. All text of wrong-array
+errors stands here, so that every layer says the same thing.
+
+Symbols: B batch, T timesteps, I input features, H units; gate order z (update), r (reset),
+h (candidate) in every array with a 3H axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgru import activations
+from fastgru.masks import MaskPlan
+
+FLOATS = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+
+_versions = itertools.count(1)
+
+
+class BackendError(RuntimeError):
+    """A library or a device failed, or a backend that was asked for by name is not there."""
+
+
+class GRUSpec(NamedTuple):
+    """What the arithmetic is, apart from arrays: hashable, the key of packed copies.
+
+    ``activation`` and ``recurrent_activation`` are `fastgru.activations.Activation` objects, or
+    any callable for a custom one. ``dtype`` is float32 or float64.
+    """
+
+    input_dim: int
+    units: int
+    dtype: np.dtype
+    activation: Any
+    recurrent_activation: Any
+    use_bias: bool
+    reset_after: bool
+
+
+class GRUWeights:
+    """One consistent, immutable set of weights.
+
+    Attributes
+    ----------
+    kernel : ndarray, shape (I, 3H)
+    recurrent_kernel : ndarray, shape (H, 3H)
+    bias : ndarray or None
+        (2, 3H) with reset_after (row 0 input, row 1 recurrent), else (3H,).
+    version : int
+        Unique in the process; every write makes a new GRUWeights with a new number.
+    packed : dict
+        Where backends keep their packed copies, keyed by backend name; freed with the weights.
+    """
+
+    __slots__ = ("__weakref__", "bias", "kernel", "packed", "recurrent_kernel", "version")
+
+    def __init__(
+        self, kernel: np.ndarray, recurrent_kernel: np.ndarray, bias: np.ndarray | None
+    ) -> None:
+        self.kernel = kernel
+        self.recurrent_kernel = recurrent_kernel
+        self.bias = bias
+        self.version = next(_versions)
+        self.packed: dict[str, Any] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Packed copies belong to one process; the version must stay unique in the new one.
+        return GRUWeights, (self.kernel, self.recurrent_kernel, self.bias)
+
+
+class GRUProblem:
+    """One call, validated: what a backend has to compute.
+
+    Step s of the processing order reads time ``T - 1 - s`` when ``reverse`` else ``s``; mask and
+    resets are in input order and are read at the same time index as x.
+
+    Attributes
+    ----------
+    spec : GRUSpec
+    x : ndarray, shape (B, T, I), spec.dtype, any strides, possibly read-only
+    h0 : ndarray, shape (B, H), spec.dtype, any strides; None means zeros
+    mask : MaskPlan
+    resets : ndarray of bool, shape (B, T), C-contiguous; None means none
+        True: the row's state is set to zero before that step, masked step or not.
+    dropout : ndarray, shape (B, I) or (3, B, I), spec.dtype, or None
+        Multiplies x at every step; (3, B, I) has one mask per gate (implementation 1).
+    recurrent_dropout : ndarray, shape (3, B, H), spec.dtype, or None
+        Multiplies the state before each gate's recurrent product, not in the final blend.
+    reverse : bool
+    return_sequences : bool
+        y is (B, T, H) in processing order, else the last output (B, H).
+    zero_output_for_mask : bool
+        Masked outputs are zeros instead of the previous output.
+    out : ndarray or None
+        Where y goes if given: y's shape and spec.dtype, writeable, any strides, overlapping
+        nothing else in the problem.
+    num_threads : int
+        Upper bound for this call; 0 means the library's setting.
+    """
+
+    __slots__ = (
+        "dropout",
+        "h0",
+        "mask",
+        "num_threads",
+        "out",
+        "recurrent_dropout",
+        "resets",
+        "return_sequences",
+        "reverse",
+        "spec",
+        "x",
+        "zero_output_for_mask",
+    )
+
+    def __init__(
+        self,
+        spec: GRUSpec,
+        x: np.ndarray,
+        h0: np.ndarray | None,
+        mask: MaskPlan,
+        resets: np.ndarray | None = None,
+        dropout: np.ndarray | None = None,
+        recurrent_dropout: np.ndarray | None = None,
+        reverse: bool = False,
+        return_sequences: bool = True,
+        zero_output_for_mask: bool = False,
+        out: np.ndarray | None = None,
+        num_threads: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.x = x
+        self.h0 = h0
+        self.mask = mask
+        self.resets = resets
+        self.dropout = dropout
+        self.recurrent_dropout = recurrent_dropout
+        self.reverse = reverse
+        self.return_sequences = return_sequences
+        self.zero_output_for_mask = zero_output_for_mask
+        self.out = out
+        self.num_threads = num_threads
+
+
+class GRUOutput(NamedTuple):
+    """What ``Backend.forward`` returns.
+
+    y : (B, T, H) in processing order with return_sequences, else (B, H).
+    state : (B, H), the state after the last step; never the same memory as y, x or h0.
+    states : (B, T, H), the state after each processed step, when ``save`` was asked; else None.
+        It may share memory with y: who hands y to a user copies one of them.
+    """
+
+    y: np.ndarray
+    state: np.ndarray
+    states: np.ndarray | None
+
+
+class GRUGrads(NamedTuple):
+    """What ``Backend.backward`` returns; fresh arrays in the shapes of the problem's arrays."""
+
+    x: np.ndarray
+    h0: np.ndarray
+    kernel: np.ndarray
+    recurrent_kernel: np.ndarray
+    bias: np.ndarray | None
+
+
+def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
+    """Return the NumPy dtype of a layer's dtype argument, a Keras dtype policy included."""
+    name = dtype
+    if isinstance(name, dict):  # Keras 3 serialises its policies as nested objects
+        name = name.get("config", {}).get("name", name)
+    name = getattr(name, "name", name)  # np.dtype, a live DTypePolicy
+    if isinstance(name, type):
+        name = np.dtype(name).name
+    if name is None:
+        name = "float32"
+    if name not in FLOATS:
+        raise ValueError(f"{what}: expected 'float32' or 'float64', came {dtype!r}")
+    return FLOATS[name]
+
+
+def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
+    """Return ``value`` as an array of ``dtype``, without ever casting down.
+
+    Integers, bools and Python numbers take the layer's dtype; narrower floats widen to it.
+
+    Raises
+    ------
+    TypeError
+        Complex or non-numeric values, a wider float than ``dtype``, or a device array.
+    """
+    if type(value) is np.ndarray and value.dtype is dtype:
+        return value
+    if type(value).__module__.partition(".")[0] == "cupy":
+        raise BackendError(
+            f"{what}: expected a host array, came a CuPy array; this version of fastgru has no "
+            "GPU backend, so move the data with cupy.asnumpy(...)"
+        )
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .data, and "
+            "what to skip as mask=... (True = use the step)"
+        )
+    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+        array = np.from_dlpack(value)
+    else:
+        try:
+            array = np.asarray(value)
+        except ValueError as error:  # ragged lists
+            raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
+    if array.dtype == dtype:
+        return array.astype(dtype, copy=False)  # the native byte order, no copy if it is already
+    kind = array.dtype.kind
+    if kind == "c":
+        raise TypeError(f"{what}: expected real numbers, came {array.dtype}; pass .real or .imag")
+    if kind in "biu" or (kind == "f" and _is_python_data(value)):
+        return array.astype(dtype)
+    if kind in "OSUMmT" or array.dtype.names:
+        raise TypeError(f"{what}: expected numbers, came dtype {array.dtype}")
+    if np.can_cast(array.dtype, dtype, "safe"):
+        return array.astype(dtype)
+    raise TypeError(
+        f"{what}: expected {dtype.name} or narrower, came {array.dtype}; nothing is cast down "
+        f"silently: pass {what}.astype('{dtype.name}') or build the layer with "
+        f"dtype='{array.dtype.name}'"
+    )
+
+
+def _is_python_data(value: Any) -> bool:
+    """Say whether the leaves of nested lists are Python numbers (which never widen)."""
+    while isinstance(value, (list, tuple)):
+        if not value:
+            return True
+        value = value[0]
+    return isinstance(value, (int, float)) and not isinstance(value, np.generic)
+
+
+def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hint: str) -> None:
+    """Raise ValueError unless ``array`` has ``shape``; None stands for any size."""
+    if array.ndim == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, array.shape, strict=True)
+    ):
+        return
+    wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
+    raise ValueError(f"{what}: expected shape {hint} = {wanted}, came {array.shape}")
+
+
+def gate_activation(identifier: Any, what: str) -> Any:
+    """Return the activation of a gate, which must keep the shape."""
+    activation = activations.get(identifier)
+    if not getattr(activation, "shape_preserving", True):
+        raise ValueError(
+            f"{what}: expected one that keeps the shape, came {activation.name!r}, which halves "
+            "the last axis"
+        )
+    return activation
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str) -> np.ndarray:
+    """Validate an ``out=`` argument and return it."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out: expected a NumPy array, came {type(out).__name__}")
+    if out.dtype != dtype or not out.dtype.isnative:
+        raise TypeError(f"out: expected dtype {dtype.name}, came {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out: expected shape {hint} = {shape}, came {out.shape}")
+    if not out.flags.writeable:
+        raise ValueError("out: expected a writeable array, came a read-only one")
+    return out
+
+
+def check_num_threads(num_threads: Any) -> int:
+    """Return ``num_threads`` as an int; None means 0, the library's setting."""
+    if num_threads is None:
+        return 0
+    if isinstance(num_threads, (bool, float)) or not hasattr(num_threads, "__index__"):
+        raise TypeError(f"num_threads: expected an integer >= 1, came {num_threads!r}")
+    count = num_threads.__index__()
+    if count < 1:
+        raise ValueError(f"num_threads: expected an integer >= 1, came {count}")
+    return int(count)

@@ -1,0 +1,156 @@
+"""Weights: arrays that nobody can change behind a packed copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+from fastgru.problem import as_array
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Variable(NDArrayOperatorsMixin):
+    """A weight or a state of a layer, as `keras.Variable`.
+
+    Parameters
+    ----------
+    value : array_like
+        The first value; its shape and dtype stay for good.
+    name : str
+    trainable : bool
+    regularizer, constraint : callable, optional
+    on_write : callable, optional
+        Called without arguments after every write.
+
+    Notes
+    -----
+    ``value`` is a read-only array that is never written to: `assign` puts a new array in its
+    place, so that a running call keeps the old one whole.
+    """
+
+    def __init__(
+        self,
+        value: Any,
+        *,
+        name: str = "variable",
+        trainable: bool = True,
+        regularizer: Any = None,
+        constraint: Any = None,
+        on_write: Callable[[], None] | None = None,
+    ) -> None:
+        self._value = _frozen_copy(np.asarray(value))
+        self.name = name
+        self.trainable = trainable
+        self.regularizer = regularizer
+        self.constraint = constraint
+        self._on_write = on_write
+
+    @property
+    def value(self) -> np.ndarray:
+        """The array, read-only."""
+        return self._value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self._value.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """NumPy dtype of the value (it equals its name, as in ``v.dtype == "float32"``)."""
+        return self._value.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return self._value.ndim
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self._value.size
+
+    def assign(self, value: Any) -> np.ndarray:
+        """Replace the value by a copy of ``value``, of the same shape; return the new value.
+
+        Raises
+        ------
+        ValueError
+            Another shape.
+        TypeError
+            A dtype that would be cast down.
+        """
+        self._store(self.checked(value))
+        if self._on_write is not None:
+            self._on_write()
+        return self._value
+
+    def assign_add(self, value: Any) -> np.ndarray:
+        """Add ``value``; return the new value."""
+        return self.assign(self._value + self._operand(value))
+
+    def assign_sub(self, value: Any) -> np.ndarray:
+        """Subtract ``value``; return the new value."""
+        return self.assign(self._value - self._operand(value))
+
+    def numpy(self) -> np.ndarray:
+        """Return a copy that may be written to."""
+        return self._value.copy()
+
+    def checked(self, value: Any) -> np.ndarray:
+        """Return ``value`` as an array that `assign` takes, or raise; nothing is written."""
+        array = as_array(value, self._value.dtype, self.name)
+        if array.shape != self._value.shape:
+            raise ValueError(
+                f"{self.name}: expected shape {self._value.shape}, came {array.shape}; "
+                "a weight keeps its shape, so build another layer for another size"
+            )
+        return array
+
+    def _operand(self, value: Any) -> np.ndarray:
+        return as_array(value, self._value.dtype, self.name)
+
+    def _store(self, value: np.ndarray) -> None:
+        self._value = _frozen_copy(value)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if dtype is not None and np.dtype(dtype) != self._value.dtype:
+            if copy is False:
+                raise ValueError("a Variable of another dtype cannot be had without a copy")
+            return self._value.astype(dtype)
+        return self._value.copy() if copy else self._value
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        if any(isinstance(out, Variable) for out in kwargs.get("out", ())):
+            raise TypeError("a Variable cannot be an out= argument; use assign(...)")
+        plain = [i._value if isinstance(i, Variable) else i for i in inputs]
+        return getattr(ufunc, method)(*plain, **kwargs)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self._value[key]
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __float__(self) -> float:
+        return float(self._value)
+
+    def __repr__(self) -> str:
+        return f"<Variable name={self.name}, shape={self.shape}, dtype={self.dtype.name}>"
+
+    # NDArrayOperatorsMixin defines __eq__ element by element, which takes the hash away.
+    __hash__ = object.__hash__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._value.setflags(write=False)  # pickle and deepcopy give writeable arrays
+
+
+def _frozen_copy(array: np.ndarray) -> np.ndarray:
+    array = np.array(array, order="C")
+    array.setflags(write=False)
+    return array
