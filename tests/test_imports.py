@@ -23,7 +23,7 @@ STOREYS = [
     {"dispatch"},
     {"layers", "functional", "stream"},
     {"io", "distributed"},
-    {"", "__main__", "cli"},  # "" is fastgru/__init__.py
+    {"", "__main__", "cli", "config"},  # "" is fastgru/__init__.py
 ]
 OPTIONAL = {
     *("cupy", "cuda", "keras", "tensorflow", "torch", "jax", "onnx", "onnxruntime", "openvino"),
