@@ -6,7 +6,7 @@ differences are meant: NaN always propagates (Keras' piecewise activations turn 
 constant), and `sparsemax` is the projection on the simplex, where Keras up to 3.15 computes a wrong
 threshold (keras#23425).
 
-Sources: https://keras.io/api/layers/activations/ and the papers named there.
+Source: https://keras.io/api/layers/activations/.
 """
 
 from collections.abc import Callable, Mapping
@@ -68,9 +68,7 @@ class Activation:
             object.__setattr__(self, slot, item)
 
     def __setattr__(self, key: str, value: Any) -> None:
-        raise AttributeError(
-            f"Activation {self.name!r} is immutable: with_params({key}=...) gives another one."
-        )
+        raise AttributeError(f"Activation {self.name!r} is immutable: use with_params for another.")
 
     @property
     def __name__(self) -> str:
@@ -82,7 +80,7 @@ class Activation:
         mine = self.get_config()["params"]
         if len(args) > len(mine):
             raise TypeError(f"{self.name!r} takes {len(mine)} parameters, got {len(args)}.")
-        given = dict(zip(mine, args, strict=False), **params)
+        given = dict(**dict(zip(mine, args, strict=False)), **params)  # TypeError if given twice
         return Activation(self.name, {**mine, **given})
 
     def __call__(self, x: _Array, *args: Any, **params: Any) -> _Array:
@@ -280,19 +278,25 @@ def _ramp(x: _Array) -> _Array:
     return 0.5 * (np.clip(x, -1, 1) + 1)
 
 
+def _shifted(x: _Array, axis: int) -> _Array:
+    return x - np.max(x, axis=axis, keepdims=True) if x.size else x
+
+
 def _softmax(x: _Array, axis: int) -> _Array:
-    e = np.exp(x - np.max(x, axis=axis, keepdims=True))
+    e = np.exp(_shifted(x, axis))
     return e / np.sum(e, axis=axis, keepdims=True)
 
 
 def _log_softmax(x: _Array, axis: int) -> _Array:
-    shifted = x - np.max(x, axis=axis, keepdims=True)
-    return shifted - np.log(np.sum(np.exp(shifted), axis=axis, keepdims=True))
+    x = _shifted(x, axis)
+    return x - np.log(np.sum(np.exp(x), axis=axis, keepdims=True)) if x.size else x
 
 
 def _sparsemax(x: _Array, axis: int) -> _Array:
     # Martins and Astudillo 2016, algorithm 1, the maximum moved to 0 (a shift changes nothing).
-    x = np.moveaxis(x - np.max(x, axis=axis, keepdims=True), axis, -1)
+    if x.size == 0:
+        return x
+    x = np.moveaxis(_shifted(x, axis), axis, -1)
     falling = -np.sort(-x, axis=-1)
     sums = np.cumsum(falling, axis=-1)
     k = np.arange(1, x.shape[-1] + 1, dtype=x.dtype)
@@ -302,9 +306,9 @@ def _sparsemax(x: _Array, axis: int) -> _Array:
 
 
 def _dsparsemax(x: _Array, y: _Array, dy: _Array, axis: int) -> _Array:
-    support = y > 0
-    total = np.sum(dy * support, axis=axis, keepdims=True)
-    return support * (dy - total / np.sum(support, axis=axis, keepdims=True))
+    support = (y > 0).astype(y.dtype)
+    size = np.maximum(np.sum(support, axis=axis, keepdims=True), 1)
+    return support * (dy - np.sum(dy * support, axis=axis, keepdims=True) / size)
 
 
 def _glu_halves(x: _Array, axis: int) -> tuple[_Array, _Array]:
@@ -459,31 +463,19 @@ def _from_dict(
 
 
 def for_gate(identifier: Any, what: str = "activation") -> Any:
-    """Resolve a layer's argument as `get` does, refusing what changes the shape (`glu`).
-
-    Raises
-    ------
-    ValueError
-        Naming the argument, `what`.
-    """
+    """Resolve the argument `what` of a layer as `get` does; ValueError for `glu` too."""
     act = get(identifier)
     if not getattr(act, "shape_preserving", True):
-        raise ValueError(
-            f"{what}: expected an activation that keeps the shape, got {act.name!r}, which halves "
-            f"an axis."
-        )
+        raise ValueError(f"{what}: expected an activation that keeps the shape, got {act.name!r}.")
     return act
 
 
 def serialize(activation: Any) -> Any:
-    """Give what `deserialize`, and Keras where it can, reads back.
+    """Give a str or dict that `deserialize`, and Keras where it can, reads back.
 
-    Returns
-    -------
-    str or dict
-        The name of a built-in with default parameters, as in Keras. With other parameters: the
-        Keras layer of the same meaning (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru
-        reads. Custom callables: a Keras 3 dict, whose name `deserialize` finds in `custom_objects`.
+    A built-in with default parameters is its name, as in Keras. With others it is the Keras layer of
+    the same meaning (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. A custom
+    callable is a Keras 3 dict, whose name `deserialize` finds in `custom_objects`.
     """
     act = get(activation)
     if not isinstance(act, Activation):
