@@ -17,7 +17,7 @@ import numpy as np
 from fastgru import activations
 from fastgru.masks import MaskPlan
 
-FLOATS = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+FLOATS: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 
 _versions = itertools.count(1)
 

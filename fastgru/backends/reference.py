@@ -122,8 +122,8 @@ class ReferenceBackend:
                 before += step.recurrent_input((da_n * r[s]) @ step.u[2].T, 2)
             else:
                 before += step.recurrent_input(through_reset * r[s], 2)
-            used = slice(None) if valid is None else valid[s]
-            carry = before if valid is None else np.where(used[:, None], before, carry)
+            used = np.ones(batch, bool) if valid is None else valid[s]
+            carry = np.where(used[:, None], before, carry)
             da[s, used, 0], da[s, used, 1], da[s, used, 2] = da_z[used], da_r[used], da_n[used]
             if p.spec.reset_after:
                 dq[s, used, :2] = da[s, used, :2]
@@ -136,11 +136,13 @@ class ReferenceBackend:
         drecurrent = np.empty((units, 3, units), dtype)
         for g in range(3):
             dx += step.gate_input(da[:, :, g] @ step.w[g].T, g)
-            dkernel[:, g] = np.tensordot(step.gate_input(x, g), da[:, :, g], 2 * [[0, 1]])
+            dkernel[:, g] = np.einsum(
+                "tbi,tbh->ih", step.gate_input(x, g), da[:, :, g], optimize=True
+            )
             k = step.recurrent_input(h_prev, g)
             if g == 2 and not p.spec.reset_after:
                 k = k * r
-            drecurrent[:, g] = np.tensordot(k, dq[:, :, g], 2 * [[0, 1]])
+            drecurrent[:, g] = np.einsum("tbk,tbh->kh", k, dq[:, :, g], optimize=True)
         dbias = None
         if weights.bias is not None:
             rows = [da.sum((0, 1)).reshape(-1)]

@@ -1,19 +1,20 @@
-"""What every layer has: name, dtype, weights, losses, config, and the tape of a forward call."""
+"""What every layer has: name, dtype, weights, losses and config."""
 
 from __future__ import annotations
 
 import re
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fastgru import serialization
-from fastgru.problem import as_array, check_shape, float_dtype
+from fastgru.problem import float_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgru.layers.tape import Tape
     from fastgru.variables import Variable
 
 LAYERS: dict[str, Any] = {}
@@ -28,44 +29,6 @@ def unique_name(stem: str) -> str:
         count = _name_counts.get(stem, 0)
         _name_counts[stem] = count + 1
     return stem if count == 0 else f"{stem}_{count}"
-
-
-class Gradients(NamedTuple):
-    """What ``layer.backward`` returns.
-
-    Attributes
-    ----------
-    inputs : ndarray
-        In the shape of the sequences.
-    initial_state : ndarray, or list of ndarray for a layer with several states
-        Each (B, H).
-    weights : list of ndarray
-        ``weights[i]`` belongs to ``layer.trainable_weights[i]``.
-    """
-
-    inputs: np.ndarray
-    initial_state: Any
-    weights: list[np.ndarray]
-
-
-class Tape:
-    """What ``layer.forward`` kept for ``layer.backward``; good for one use."""
-
-    def __init__(self, layer: Layer, **kept: Any) -> None:
-        self.layer = layer
-        self.kept = kept
-        self.used = False
-
-    def check(self, layer: Layer) -> None:
-        """Raise ValueError unless this is a fresh tape of ``layer``."""
-        if self.layer is not layer:
-            raise ValueError(
-                f"tape: expected one from {layer.name}.forward(...), came one of {self.layer.name}"
-            )
-        if self.used:
-            raise ValueError(
-                "tape: it has been used already; run forward(...) again for another backward"
-            )
 
 
 class Layer:
@@ -207,6 +170,106 @@ class Layer:
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
 
 
+class SequenceLayer(Layer):
+    """What is called on sequences: a call is validated whole, then run.
+
+    Subclasses give ``prepare`` (all validation, no other work but building), ``complete`` and
+    ``forward_prepared`` (all work, no validation), and ``feed``, by which `Sequential` puts what
+    one layer returned into the next one's prepared call.
+    """
+
+    def __call__(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = False,
+        *,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> Any:
+        """Run the layer.
+
+        Parameters
+        ----------
+        sequences : array_like, shape (B, T, I), or (T, B, I) with time_major
+            The layer's dtype, or one that widens to it; integers are cast.
+        initial_state : array_like (B, H), or a list, optional
+            One per cell; for Bidirectional first half forward, second half backward; for
+            Sequential one entry per layer.
+        mask : array_like of bool or 0/1, shape (B, T), or (T, B) with time_major, optional
+            True = use the step.
+        training : bool
+            Whether dropout is applied.
+        lengths : array_like of int, shape (B,), optional
+            Instead of mask: row b is valid for t < lengths[b].
+        reset_mask : as mask, optional
+            True = set the row's state to zero before that step.
+        out : ndarray, optional
+            Where the outputs are written; their shape and dtype.
+        num_threads : int, optional
+            Upper bound for this call.
+
+        Returns
+        -------
+        y : ndarray, (B, T, H) or (T, B, H) with return_sequences, else (B, H)
+            Bidirectional: merged, or two of them with merge_mode=None.
+        state, ... : with return_state, as ``(y, state, ...)``
+
+        Raises
+        ------
+        ValueError, TypeError
+            Before any work; states, weights and ``out`` are unchanged.
+        """
+        return self.complete(
+            self.prepare(
+                sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
+            )
+        )
+
+    def forward(
+        self,
+        sequences: Any,
+        initial_state: Any = None,
+        mask: Any = None,
+        training: bool | None = True,
+        *,
+        lengths: Any = None,
+        reset_mask: Any = None,
+        out: np.ndarray | None = None,
+        num_threads: int | None = None,
+    ) -> tuple[Any, Tape]:
+        """Run the layer and keep what `backward` needs.
+
+        Takes what the call takes; ``training`` is True by default.
+
+        Returns
+        -------
+        outputs : as the call's
+        tape : Tape
+            Good for one `backward`, as long as the weights stay the same.
+        """
+        return self.forward_prepared(
+            self.prepare(
+                sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
+            )
+        )
+
+    def prepare(self, *arguments: Any) -> Any:
+        """Validate a call's arguments, as `__call__` names them in order."""
+        raise TypeError(f"{type(self).__name__} does not say how a call is validated")
+
+    def complete(self, call: Any) -> Any:
+        """Run a prepared call and return what the user gets."""
+        raise TypeError(f"{type(self).__name__} does not say how a call is run")
+
+    def forward_prepared(self, call: Any) -> tuple[Any, Tape]:
+        """Run `forward` on a prepared call."""
+        raise TypeError(f"{type(self).__name__} does not say how a call is run")
+
+
 def serialize_layer(layer: Any) -> dict[str, Any]:
     """Return the Keras 3 object form of a layer, a cell or a custom cell with get_config."""
     if not hasattr(layer, "get_config"):
@@ -221,7 +284,9 @@ def serialize_layer(layer: Any) -> dict[str, Any]:
             "config": layer.get_config(),
             "registered_name": None,
         }
-    return serialization.serialize_object(layer)
+    config = serialization.serialize_object(layer)
+    assert config is not None
+    return config
 
 
 def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None) -> Any:
@@ -259,40 +324,3 @@ def write_together(variables: Sequence[Variable], values: Sequence[np.ndarray]) 
         variable._store(value)
     for notify in dict.fromkeys(v._on_write for v in variables if v._on_write is not None):
         notify()
-
-
-def weight_gradients(
-    weights: Sequence[Variable], trainable: Sequence[Variable], grads: Sequence[np.ndarray | None]
-) -> list[np.ndarray]:
-    """Return the gradients of the trainable weights, their regularizers' included."""
-    wanted = {id(v) for v in trainable}
-    result = []
-    for variable, grad in zip(weights, grads, strict=True):
-        if id(variable) in wanted:
-            assert grad is not None
-            if variable.regularizer is not None:
-                extra = variable.regularizer.gradient(variable.value)
-                grad = grad + np.asarray(extra, grad.dtype)
-            result.append(grad)
-    return result
-
-
-def check_differentiable(what: str, function: Any) -> None:
-    """Raise ValueError when a custom function has no derivative to run backward with."""
-    if function is not None and not (hasattr(function, "gradient") or hasattr(function, "vjp")):
-        arguments = "(x, y)" if what.endswith("activation") else "(x)"
-        raise ValueError(
-            f"{what}: backward needs its derivative, and {function!r} has none; pass an object "
-            f"with __call__(x) and gradient{arguments}"
-        )
-
-
-def gradient_array(
-    value: Any, shape: tuple[int, ...], dtype: np.dtype, what: str, hint: str
-) -> np.ndarray | None:
-    """Validate a gradient handed to ``backward``; None stays None and means zeros."""
-    if value is None:
-        return None
-    array = as_array(value, dtype, what)
-    check_shape(array, shape, what, hint)
-    return array

@@ -8,17 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgru import dispatch
-from fastgru.layers.base import (
-    Gradients,
-    Layer,
-    Tape,
-    deserialize_layer,
-    gradient_array,
-    serialize_layer,
-)
-from fastgru.layers.cell import cell_output_size
+from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
+from fastgru.layers.call import Call, check_states, flatten
 from fastgru.layers.config import keras_config
-from fastgru.layers.rnn import RNN, Call, flatten
+from fastgru.layers.rnn import RNN
+from fastgru.layers.stacked import cell_output_size
+from fastgru.layers.tape import Gradients, Tape, gradient_array
 from fastgru.problem import check_out
 from fastgru.variables import Variable
 
@@ -32,7 +27,7 @@ class BothCalls(NamedTuple):
     out: np.ndarray | None
 
 
-class Bidirectional(Layer):
+class Bidirectional(SequenceLayer):
     """Run a layer in both directions of time, as `keras.layers.Bidirectional`.
 
     Parameters
@@ -215,55 +210,6 @@ class Bidirectional(Layer):
 
     # -- the call --------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> Any:
-        """Run both directions and merge; takes what `RNN` takes.
-
-        Parameters
-        ----------
-        initial_state : list, optional
-            First half for the forward layer, second half for the backward layer.
-        out : ndarray, optional
-            The merged outputs' shape and dtype; not with merge_mode=None.
-
-        Returns
-        -------
-        y : ndarray, or two with merge_mode=None
-        state, ... : with return_state, the forward layer's first
-        """
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        return self.complete(call)
-
-    def forward(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = True,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> tuple[Any, Tape]:
-        """Run the layer and keep what `backward` needs; see `RNN.forward`."""
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        return self.forward_prepared(call)
-
     def complete(self, call: BothCalls) -> Any:
         """Run a prepared call and return what the user gets."""
         done = [half.run(part) for half, part in zip(self.halves, call.parts, strict=True)]
@@ -289,18 +235,9 @@ class Bidirectional(Layer):
         factors = [y.copy() for y in pair] if self.merge_mode == "mul" else None
         return result, Tape(self, tapes=tapes, factors=factors, shape=pair[0].shape)
 
-    def prepare(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: Any = None,
-        num_threads: Any = None,
-    ) -> BothCalls:
+    def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> BothCalls:
         """Validate a call for both halves before either does any work."""
+        *middle, out, num_threads = arguments
         target = self._check_out(sequences, out)
         starts: list[Any] = [None, None]
         if initial_state is not None:
@@ -312,7 +249,7 @@ class Bidirectional(Layer):
                 )
             starts = [list(initial_state[:count]), list(initial_state[count:])]
         parts = [
-            half.prepare(sequences, start, mask, training, lengths, reset_mask, None, num_threads)
+            half.prepare(sequences, start, *middle, None, num_threads)
             for half, start in zip(self.halves, starts, strict=True)
         ]
         self.built = True
@@ -379,15 +316,14 @@ class Bidirectional(Layer):
             batch = kept["shape"][1 if self.time_major and self.return_sequences else 0]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
             for half, given in zip(self.halves, dstates, strict=True):
-                half.check_states(given, batch, what="state_gradients")
+                check_states(half, given, batch, "state_gradients")
         first, second = (
             half.backward(part, d, ds)
             for half, part, d, ds in zip(
                 self.halves, kept["tapes"], (dy, dy_rev), dstates, strict=True
             )
         )
-        tape.used = True
-        tape.kept = {}
+        tape.spend()
         return Gradients(
             first.inputs + second.inputs,
             [*_as_list(first.initial_state), *_as_list(second.initial_state)],

@@ -152,13 +152,13 @@ class GRU(RNN):
         None without dropout; else an array, or with ``count`` > 1 a list of them: ones when not
         ``training``.
         """
-        return self._masks_for_cell(INPUT, self.dropout, inputs, training, count)
+        return self._masks_for_cell(INPUT, self.cell.dropout, inputs, training, count)
 
     def get_recurrent_dropout_mask_for_cell(
         self, inputs: Any, training: Any, count: int = 1
     ) -> Any:
         """Return recurrent dropout masks in the shape of ``inputs``, as TF 2.x's layers do."""
-        return self._masks_for_cell(RECURRENT, self.recurrent_dropout, inputs, training, count)
+        return self._masks_for_cell(RECURRENT, self.cell.recurrent_dropout, inputs, training, count)
 
     def _masks_for_cell(
         self, stream: int, rate: float, inputs: Any, training: Any, count: int

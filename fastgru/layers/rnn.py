@@ -10,65 +10,37 @@ import numpy as np
 from fastgru import dispatch, regularizers
 from fastgru.layers import step_loop
 from fastgru.layers.base import (
-    Gradients,
     Layer,
-    Tape,
-    build_lock,
-    check_differentiable,
+    SequenceLayer,
     deserialize_layer,
-    gradient_array,
     serialize_layer,
-    weight_gradients,
     write_together,
 )
-from fastgru.layers.cell import (
-    GRUCell,
+from fastgru.layers.call import Call, check_states, flatten, map_nested, refuse_cudnn
+from fastgru.layers.cell import GRUCell
+from fastgru.layers.config import keras_config
+from fastgru.layers.stacked import (
     StackedRNNCells,
     build_cell,
     cell_output_size,
     check_cell,
     initial_state,
 )
-from fastgru.layers.config import keras_config
-from fastgru.masks import MaskPlan, plan_mask, plan_resets
-from fastgru.problem import (
-    GRUProblem,
-    as_array,
-    check_num_threads,
-    check_out,
-    check_shape,
+from fastgru.layers.tape import (
+    Gradients,
+    Record,
+    Tape,
+    activity_gradient,
+    backward_through,
+    check_differentiable,
+    gradient_array,
+    trainable_gradients,
 )
+from fastgru.problem import GRUProblem
 from fastgru.variables import Variable
 
 
-class Call:
-    """One validated call: arrays batch-major, states one list per cell."""
-
-    __slots__ = (
-        "mask",
-        "num_threads",
-        "out",
-        "out_copy",
-        "resets",
-        "shape",
-        "states",
-        "training",
-        "x",
-    )
-
-    def __init__(self) -> None:
-        self.x: np.ndarray
-        self.shape: tuple[int, ...]  # of the sequences as they came
-        self.mask: MaskPlan
-        self.resets: np.ndarray | None
-        self.states: list[Any] | None
-        self.out: np.ndarray | None  # batch-major view to write y into
-        self.out_copy: np.ndarray | None  # the user's out= when it overlaps an input
-        self.training: bool
-        self.num_threads: int
-
-
-class RNN(Layer):
+class RNN(SequenceLayer):
     """A cell over a sequence, as `keras.layers.RNN`.
 
     Parameters
@@ -266,80 +238,6 @@ class RNN(Layer):
 
     # -- the call --------------------------------------------------------------------------
 
-    def __call__(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> Any:
-        """Run the layer.
-
-        Parameters
-        ----------
-        sequences : array_like, shape (B, T, I), or (T, B, I) with time_major
-            The layer's dtype, or one that widens to it; integers are cast.
-        initial_state : array_like (B, H), or a list with one per cell, optional
-        mask : array_like of bool or 0/1, shape (B, T), or (T, B) with time_major, optional
-            True = use the step.
-        training : bool
-            Whether dropout is applied.
-        lengths : array_like of int, shape (B,), optional
-            Instead of mask: row b is valid for t < lengths[b].
-        reset_mask : as mask, optional
-            True = set the row's state to zero before that step.
-        out : ndarray, optional
-            Where the outputs are written; their shape and dtype.
-        num_threads : int, optional
-            Upper bound for this call.
-
-        Returns
-        -------
-        y : ndarray, (B, T, H) or (T, B, H) with return_sequences, else (B, H)
-        state, ... : with return_state, as ``(y, state, ...)``
-
-        Raises
-        ------
-        ValueError, TypeError
-            Before any work; states, weights and ``out`` are unchanged.
-        """
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        return self.complete(call)
-
-    def forward(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = True,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> tuple[Any, Tape]:
-        """Run the layer and keep what `backward` needs.
-
-        Takes what the call takes; ``training`` is True by default.
-
-        Returns
-        -------
-        outputs : as the call's
-        tape : Tape
-            Good for one `backward`, as long as the weights stay the same.
-        """
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        return self.forward_prepared(call)
-
     def complete(self, call: Call) -> Any:
         """Run a prepared call and return what the user gets."""
         y, states, _ = self.run(call)
@@ -351,14 +249,7 @@ class RNN(Layer):
 
     def forward_prepared(self, call: Call) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
-        # The user may write to the inputs before backward: keep copies.
-        call.x = call.x.copy()
-        if call.mask.steps is not None:
-            call.mask = MaskPlan(
-                call.mask.kind, steps=call.mask.steps.copy(), any_empty=call.mask.any_empty
-            )
-        if call.resets is not None:
-            call.resets = call.resets.copy()
+        call.keep_inputs()
         y, states, records = self.run(call, save=True)
         outputs = self.finish(call, y, states)
         regularized = None
@@ -368,127 +259,21 @@ class RNN(Layer):
             self, records=records, shape=call.shape, y_shape=y.shape, regularized=regularized
         )
 
-    def prepare(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: Any = None,
-        num_threads: Any = None,
-    ) -> Call:
-        """Validate a call and build the layer if it is not built; no other work is done."""
-        call = Call()
-        x = as_array(sequences, self._dtype, "sequences")
-        call.shape = x.shape
-        if x.ndim != 3:
-            order = "(T, B, I)" if self.time_major else "(B, T, I)"
-            hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
-            raise ValueError(f"sequences: expected three axes {order}, came shape {x.shape}{hint}")
-        if self.time_major:
-            x = x.transpose(1, 0, 2)
-        batch, steps, inputs = x.shape
-        if self._gru_cells and self._gru_cells[0].spec is not None:
-            expected = self._gru_cells[0].spec.input_dim
-            if inputs != expected:
-                raise ValueError(
-                    f"sequences: expected I = {expected} features, as {self.name} was built, "
-                    f"came {inputs} (shape {call.shape})"
-                )
-        call.x = x
-        call.mask = plan_mask(mask, lengths, batch, steps, self.time_major)
-        call.resets = plan_resets(reset_mask, batch, steps, self.time_major)
-        call.training = bool(training)
-        call.num_threads = check_num_threads(num_threads)
-        call.states = self._start(initial_state, batch)
-        call.out = call.out_copy = None
-        if out is not None:
-            self._place_output(call, out, mask, lengths, reset_mask)
-        if not self.built or (self.stateful and self.states is None):
-            with build_lock:  # two first calls at once must not make two sets of weights
-                self.build(call.shape)
-            if self.stateful and call.states is None:
-                call.states = self._start(None, batch)
-        if self.time_major and self.return_sequences and call.out is None:
-            # The user's (T, B, H) array is contiguous, whatever order a backend works in.
-            y = np.empty((steps, batch, cell_output_size(self.cell)), self._dtype)
-            call.out = y.transpose(1, 0, 2)
-        return call
-
-    def _start(self, initial: Any, batch: int) -> list[Any] | None:
-        """Return the states a call starts from, in the cell's nesting; None means its default."""
-        if self.stateful and self.states is not None:
-            expected = flatten(self.states)[0].shape[0]
-            if batch != expected:
-                raise ValueError(
-                    f"sequences: {self.name} is stateful and keeps B = {expected} rows, came "
-                    f"B = {batch}; use the same batch size or build another layer"
-                )
-        if initial is not None:
-            return self.check_states(initial, batch)
-        if self.stateful and self.states is not None:
-            return map_nested(lambda v: v.value, self.states)
-        return None
-
-    def check_states(self, initial: Any, batch: int, what: str = "initial_state") -> list[Any]:
-        """Return the user's states in the cell's nesting, each an array (B, size)."""
-
-        def one(value: Any, size: Any, name: str) -> Any:
-            if isinstance(size, (list, tuple)):
-                if not isinstance(value, (list, tuple)) or len(value) != len(size):
-                    raise ValueError(f"{name}: expected a list of {len(size)} states")
-                return [
-                    one(v, s, f"{name}[{i}]")
-                    for i, (v, s) in enumerate(zip(value, size, strict=True))
-                ]
-            if isinstance(value, (list, tuple)) and len(value) == 1:
-                value = value[0]
-            array = as_array(value, self._dtype, name)
-            check_shape(array, (batch, size), name, "(B, H)")
-            return array
-
-        sizes = self.state_size
-        if not isinstance(initial, (list, tuple)):
-            if len(sizes) != 1:
-                raise ValueError(f"{what}: expected a list of {len(sizes)} states, came one")
-            initial = [initial]
-        if len(initial) != len(sizes):
-            raise ValueError(f"{what}: expected {len(sizes)} state(s), came {len(initial)}")
-        if len(sizes) == 1 and not isinstance(sizes[0], (list, tuple)):
-            return [one(initial[0], sizes[0], what)]
-        return [
-            one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))
-        ]
-
-    def _place_output(self, call: Call, out: Any, *inputs: Any) -> None:
-        batch, steps, _ = call.x.shape
-        units = cell_output_size(self.cell)
-        swap = self.time_major and self.return_sequences
-        shape: tuple[int, ...] = (batch, steps, units) if self.return_sequences else (batch, units)
-        if swap:
-            shape = (steps, batch, units)
-        hint = ("(T, B, H)" if swap else "(B, T, H)") if self.return_sequences else "(B, H)"
-        view = check_out(out, shape, self._dtype, hint)
-        if swap:
-            view = view.transpose(1, 0, 2)
-        arrays = [call.x, *flatten(call.states or []), *inputs]
-        if any(isinstance(a, np.ndarray) and np.may_share_memory(view, a) for a in arrays):
-            call.out_copy = view
-        else:
-            call.out = view
+    def prepare(self, *arguments: Any) -> Call:
+        """Validate a call's arguments, as `__call__` names them in order; build if not built."""
+        return Call(self, *arguments)
 
     def run(self, call: Call, save: bool = False) -> tuple[np.ndarray, list[Any], Any]:
         """Run a prepared call: y batch-major, the new states, and what backward needs."""
         if self._gru_cells is None:
-            self._refuse_cudnn(["the cell is not a GRUCell"])
+            if self.use_cudnn is True:
+                refuse_cudnn(self, ["the cell is not a GRUCell"])
             return step_loop.run(self, call)
         x = call.x
         records, states = [], []
         # Cell after cell over the whole sequence equals step after step: a masked step changes
         # no cell's state, and the next cell does not read there.
-        for cell, problem, backend in self._problems(call):
+        for cell, problem, backend in call.problems(self):
             problem.x = x
             weights = cell.snapshot()
             output = backend.forward(problem, weights, save)
@@ -497,62 +282,12 @@ class RNN(Layer):
                 assert saved is not None
                 if np.may_share_memory(saved, output.y):
                     saved = saved.copy()  # y is the user's to write to
-                records.append((problem, weights, saved))
+                records.append(Record(problem, weights, saved))
             x = output.y
             states.append(output.state)
         if len(states) > 1:  # Keras 3 gives the states of stacked cells as a list each
             states = [[state] for state in states]
         return x, states, records
-
-    def _problems(self, call: Call) -> list[tuple[GRUCell, GRUProblem, dispatch.Backend]]:
-        """Return each GRU cell with its problem and backend; all but the first lack their x."""
-        assert self._gru_cells is not None
-        cells = self._gru_cells
-        states = [None] * len(cells) if call.states is None else flatten(call.states)
-        mask, resets, reverse = call.mask, call.resets, self.go_backwards
-        batch, steps, inputs = call.x.shape
-        result = []
-        for index, cell in enumerate(cells):
-            last = index == len(cells) - 1
-            assert cell.spec is not None
-            problem = GRUProblem(
-                cell.spec,
-                call.x,
-                states[index],
-                mask,
-                resets,
-                None,
-                None,
-                reverse,
-                self.return_sequences or not last,
-                self.zero_output_for_mask,
-                call.out if last else None,
-                call.num_threads,
-            )
-            if call.training:
-                problem.dropout, problem.recurrent_dropout = cell.placeholders((batch, inputs))
-            if self.use_cudnn is True:
-                self._refuse_cudnn(dispatch.cudnn_reasons(problem, self.unroll))
-            result.append((cell, problem, dispatch.choose(problem)))
-            if reverse and not last:  # what comes out is in processing order already
-                mask = mask.reversed(steps)
-                resets = None if resets is None else np.ascontiguousarray(resets[:, ::-1])
-                reverse = False
-            inputs = cell.units
-        if call.training:
-            # Only now, when nothing can be refused any more, are masks drawn.
-            for cell, problem, _ in result:
-                problem.dropout, problem.recurrent_dropout = cell.draw((batch, cell.spec.input_dim))
-                cell.reset_dropout_mask()
-                cell.reset_recurrent_dropout_mask()
-        return result
-
-    def _refuse_cudnn(self, reasons: list[str]) -> None:
-        if self.use_cudnn is True:
-            raise ValueError(
-                f"{self.name}: use_cudnn=True was asked for, and cuDNN cannot serve this call: "
-                f"{'; '.join(reasons)}; use_cudnn='auto' takes what can"
-            )
 
     def finish(self, call: Call, y: np.ndarray, states: list[Any]) -> Any:
         """Store states and losses; return what the user gets."""
@@ -588,7 +323,9 @@ class RNN(Layer):
 
         Takes what the call takes and runs nothing; the layer is built if it is not.
         """
-        call = self.prepare(sequences, initial_state, mask, training, lengths, reset_mask)
+        call = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, None, None
+        )
         if self._gru_cells is None:
             return dispatch.Explanation.of_custom_cell(self.name)
         cell = self._gru_cells[0]
@@ -626,25 +363,12 @@ class RNN(Layer):
         self.check_tape(tape)
         kept = tape.kept
         dy, dstates = self._output_gradients(kept, output_gradients, state_gradients)
-        tape.used = True
-
-        weight_grads: list[np.ndarray | None] = []
-        state_grads: list[np.ndarray] = []
-        for (problem, weights, saved), dstate in zip(
-            reversed(kept["records"]), reversed(dstates), strict=True
-        ):
-            backend = dispatch.choose_backward(problem)
-            grads = backend.backward(problem, weights, saved, dy, dstate)
-            biases = [] if grads.bias is None else [grads.bias]
-            weight_grads = [grads.kernel, grads.recurrent_kernel, *biases, *weight_grads]
-            state_grads.insert(0, grads.h0)
-            dy = grads.x
-        tape.kept = {}
-        assert dy is not None
+        tape.spend()
+        dx, dh0, weights = backward_through(kept["records"], dy, dstates)
         return Gradients(
-            dy.transpose(1, 0, 2) if self.time_major else dy,
-            state_grads if len(state_grads) > 1 else state_grads[0],
-            weight_gradients(self.weights, self.trainable_weights, weight_grads),
+            dx.transpose(1, 0, 2) if self.time_major else dx,
+            dh0 if len(dh0) > 1 else dh0[0],
+            trainable_gradients(self.weights, self.trainable_weights, weights),
         )
 
     def check_tape(self, tape: Tape) -> None:
@@ -655,10 +379,11 @@ class RNN(Layer):
                 f"{self.name}: backward needs the derivative of the cell, and a custom cell has "
                 "none; use GRUCell or StackedRNNCells of GRUCells"
             )
-        for cell, (_, weights, _) in zip(self._gru_cells, tape.kept["records"], strict=True):
-            if cell.snapshot() is not weights:
+        for cell, record in zip(self._gru_cells, tape.kept["records"], strict=True):
+            if cell.snapshot() is not record.weights:
                 raise ValueError(
-                    f"tape: the weights of {cell.name} have changed since forward(...); run it again"
+                    f"tape: the weights of {cell.name} have changed since forward(...); "
+                    "run it again"
                 )
             check_differentiable("activation", cell.activation)
             check_differentiable("recurrent_activation", cell.recurrent_activation)
@@ -680,25 +405,17 @@ class RNN(Layer):
         assert self._gru_cells is not None
         dstates: list[np.ndarray | None] = [None] * len(self._gru_cells)
         if state_gradients is not None:
-            batch = y_shape[0]
-            dstates = list(
-                flatten(self.check_states(state_gradients, batch, what="state_gradients"))
-            )
+            given = check_states(self, state_gradients, y_shape[0], "state_gradients")
+            dstates = list(flatten(given))
         if kept["regularized"] is not None:
             y, states = kept["regularized"]
-            rows = max(1, y.shape[0])
-            extra = self._activity_gradient(y, rows)
+            extra = activity_gradient(self.activity_regularizer, y)
             dy = extra if dy is None else dy + extra
-            if self.return_state:
-                for i, state in enumerate(states):
-                    extra = self._activity_gradient(state, rows)
-                    given = dstates[i]
-                    dstates[i] = extra if given is None else given + extra
+            for i, state in enumerate(states if self.return_state else ()):
+                extra = activity_gradient(self.activity_regularizer, state)
+                dstate = dstates[i]
+                dstates[i] = extra if dstate is None else dstate + extra
         return dy, dstates
-
-    def _activity_gradient(self, output: np.ndarray, rows: int) -> np.ndarray:
-        assert self.activity_regularizer is not None
-        return np.asarray(self.activity_regularizer.gradient(output) / rows, self._dtype)
 
     # -- config ----------------------------------------------------------------------------
 
@@ -732,20 +449,6 @@ class RNN(Layer):
         config = keras_config(config, custom_objects)
         config["cell"] = deserialize_layer(config["cell"], custom_objects)
         return cls(**config)
-
-
-def flatten(nested: Any) -> list[Any]:
-    """Return the leaves of nested lists, in order."""
-    if isinstance(nested, (list, tuple)):
-        return [leaf for part in nested for leaf in flatten(part)]
-    return [nested]
-
-
-def map_nested(function: Any, nested: Any) -> Any:
-    """Apply ``function`` to the leaves of nested lists, keeping the nesting."""
-    if isinstance(nested, (list, tuple)):
-        return [map_nested(function, part) for part in nested]
-    return function(nested)
 
 
 def _gru_cells(cell: Any) -> list[GRUCell] | None:

@@ -6,14 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from fastgru.layers.base import Gradients, Layer, Tape, deserialize_layer, serialize_layer
+from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
 from fastgru.layers.bidirectional import Bidirectional
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
+from fastgru.layers.tape import Gradients, Tape
 from fastgru.variables import Variable
 
 
-class Sequential(Layer):
+class Sequential(SequenceLayer):
     """Layers applied in order, each to the sequences the one before it returned.
 
     Parameters
@@ -120,76 +121,9 @@ class Sequential(Layer):
             raise AttributeError(f"{self.name}: none of its layers is stateful")
         self.reset_state()
 
-    def __call__(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> Any:
-        """Run the layers in order; takes what `RNN` takes.
-
-        Parameters
-        ----------
-        initial_state : list with one entry per layer, optional
-            None, or what that layer takes.
-
-        Returns
-        -------
-        What the last layer returns.
-        """
-        x = sequences
-        calls = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        for layer, call in zip(self.layers, calls, strict=True):
-            if layer is not self.layers[0]:
-                layer.feed(call, x)
-            x = layer.complete(call)
-        return x
-
-    def forward(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = True,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> tuple[Any, Tape]:
-        """Run the layers and keep what `backward` needs; see `RNN.forward`."""
-        x: Any = sequences
-        tapes = []
-        calls = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        for layer, call in zip(self.layers, calls, strict=True):
-            if layer is not self.layers[0]:
-                layer.feed(call, x)
-            x, tape = layer.forward_prepared(call)
-            tapes.append(tape)
-        return x, Tape(self, tapes=tapes)
-
-    def prepare(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: Any = None,
-        num_threads: Any = None,
-    ) -> list[Any]:
+    def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> list[Any]:
         """Validate a call for every layer before any of them does any work."""
+        *middle, out, num_threads = arguments
         starts: list[Any] = [None] * len(self.layers)
         if initial_state is not None:
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != len(starts):
@@ -199,16 +133,35 @@ class Sequential(Layer):
                 )
             starts = list(initial_state)
         calls: list[Any] = []
-        shape: tuple[int, ...] = ()
+        x = sequences
         for layer, start in zip(self.layers, starts, strict=True):
             target = out if layer is self.layers[-1] else None
-            # What the layer will see is not there yet; its shape is, and that is what is checked.
-            x = sequences if not calls else np.broadcast_to(np.zeros((), self.dtype), shape)
-            call = layer.prepare(x, start, mask, training, lengths, reset_mask, target, num_threads)
-            calls.append(call)
+            calls.append(layer.prepare(x, start, *middle, target, num_threads))
+            # What the next layer will see is not there yet; its shape is, and is checked.
             shape = _first(layer, layer.compute_output_shape(np.shape(x)))
+            x = np.broadcast_to(np.zeros((), self.dtype), shape)
         self.built = True
         return calls
+
+    def complete(self, calls: list[Any]) -> Any:
+        """Run the layers' prepared calls in order; return what the last one returns."""
+        x: Any = None
+        for layer, call in zip(self.layers, calls, strict=True):
+            if x is not None:
+                layer.feed(call, x)
+            x = layer.complete(call)
+        return x
+
+    def forward_prepared(self, calls: list[Any]) -> tuple[Any, Tape]:
+        """Run `forward` on the layers' prepared calls in order."""
+        x: Any = None
+        tapes = []
+        for layer, call in zip(self.layers, calls, strict=True):
+            if x is not None:
+                layer.feed(call, x)
+            x, tape = layer.forward_prepared(call)
+            tapes.append(tape)
+        return x, Tape(self, tapes=tapes)
 
     def backward(self, tape: Tape, output_gradients: Any, state_gradients: Any = None) -> Gradients:
         """Return the gradients; ``initial_state`` has one entry per layer. See `RNN.backward`."""
@@ -218,14 +171,14 @@ class Sequential(Layer):
             layer.check_tape(part)
         d: Any = output_gradients
         dstates: Any = state_gradients
-        states, weights = [], []
+        states: list[Any] = []
+        weights: list[np.ndarray] = []
         for layer, part in zip(reversed(self.layers), reversed(tapes), strict=True):
             grads = layer.backward(part, d, dstates)
             d, dstates = grads.inputs, None
             states.insert(0, grads.initial_state)
             weights[:0] = grads.weights
-        tape.used = True
-        tape.kept = {}
+        tape.spend()
         return Gradients(d, states, weights if self.trainable else [])
 
     def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:

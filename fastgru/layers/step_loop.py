@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.layers.cell import call_cell, cell_output_size, initial_state
+from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
 
 if TYPE_CHECKING:
-    from fastgru.layers.rnn import RNN, Call
+    from fastgru.layers.call import Call
+    from fastgru.layers.rnn import RNN
 
 
 def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:

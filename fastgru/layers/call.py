@@ -1,0 +1,244 @@
+"""A call of an RNN, validated: what the user passed becomes batch-major arrays and problems."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastgru import dispatch
+from fastgru.layers.base import build_lock
+from fastgru.layers.cell import GRUCell
+from fastgru.layers.stacked import cell_output_size
+from fastgru.masks import MaskPlan, plan_mask, plan_resets
+from fastgru.problem import GRUProblem, as_array, check_num_threads, check_out, check_shape
+
+if TYPE_CHECKING:
+    from fastgru.backends.base import Backend
+    from fastgru.layers.rnn import RNN
+
+
+class Call:
+    """One validated call.
+
+    Attributes
+    ----------
+    x : ndarray, shape (B, T, I)
+    shape : tuple
+        Of the sequences as they came.
+    mask : MaskPlan
+    resets : ndarray of bool (B, T), or None
+    states : list in the cell's nesting, or None for the cell's own initial state
+    training : bool
+    num_threads : int
+    out : ndarray or None
+        Batch-major view to write y into.
+    out_copy : ndarray or None
+        The user's out= when it overlaps an input, so that y is copied there at the end.
+    """
+
+    __slots__ = (
+        "mask",
+        "num_threads",
+        "out",
+        "out_copy",
+        "resets",
+        "shape",
+        "states",
+        "training",
+        "x",
+    )
+
+    def __init__(
+        self,
+        layer: RNN,
+        sequences: Any,
+        initial_state: Any,
+        mask: Any,
+        training: bool | None,
+        lengths: Any,
+        reset_mask: Any,
+        out: Any,
+        num_threads: Any,
+    ) -> None:
+        dtype = layer._dtype
+        x = as_array(sequences, dtype, "sequences")
+        self.shape = x.shape
+        if x.ndim != 3:
+            order = "(T, B, I)" if layer.time_major else "(B, T, I)"
+            hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
+            raise ValueError(f"sequences: expected three axes {order}, came shape {x.shape}{hint}")
+        if layer.time_major:
+            x = x.transpose(1, 0, 2)
+        batch, steps, inputs = x.shape
+        cells = layer._gru_cells
+        if cells and cells[0].spec is not None and inputs != cells[0].spec.input_dim:
+            raise ValueError(
+                f"sequences: expected I = {cells[0].spec.input_dim} features, as {layer.name} was "
+                f"built, came {inputs} (shape {self.shape})"
+            )
+        self.x: np.ndarray = x
+        self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major)
+        self.resets = plan_resets(reset_mask, batch, steps, layer.time_major)
+        self.training = bool(training)
+        self.num_threads = check_num_threads(num_threads)
+        self.states = start_states(layer, initial_state, batch)
+        self.out: np.ndarray | None = None
+        self.out_copy: np.ndarray | None = None
+        if out is not None:
+            self._place_output(layer, out, mask, reset_mask)
+        if not layer.built or (layer.stateful and layer.states is None):
+            with build_lock:  # two first calls at once must not make two sets of weights
+                layer.build(self.shape)
+            if layer.stateful and self.states is None:
+                self.states = start_states(layer, None, batch)
+        if layer.time_major and layer.return_sequences and self.out is None:
+            # The user's (T, B, H) array is contiguous, whatever order a backend works in.
+            y = np.empty((steps, batch, cell_output_size(layer.cell)), dtype)
+            self.out = y.transpose(1, 0, 2)
+
+    def _place_output(self, layer: RNN, out: Any, *inputs: Any) -> None:
+        batch, steps, _ = self.x.shape
+        units = cell_output_size(layer.cell)
+        swap = layer.time_major and layer.return_sequences
+        shape: tuple[int, ...] = (batch, steps, units) if layer.return_sequences else (batch, units)
+        if swap:
+            shape = (steps, batch, units)
+        hint = ("(T, B, H)" if swap else "(B, T, H)") if layer.return_sequences else "(B, H)"
+        view = check_out(out, shape, layer._dtype, hint)
+        if swap:
+            view = view.transpose(1, 0, 2)
+        arrays = [self.x, *flatten(self.states or []), *inputs]
+        if any(isinstance(a, np.ndarray) and np.may_share_memory(view, a) for a in arrays):
+            self.out_copy = view
+        else:
+            self.out = view
+
+    def keep_inputs(self) -> None:
+        """Copy the inputs: the user may write to them between forward and backward."""
+        self.x = self.x.copy()
+        if self.mask.steps is not None:
+            steps = self.mask.steps.copy()
+            self.mask = MaskPlan(self.mask.kind, steps=steps, any_empty=self.mask.any_empty)
+        if self.resets is not None:
+            self.resets = self.resets.copy()
+        if self.states is not None:
+            self.states = map_nested(np.copy, self.states)
+
+    def problems(self, layer: RNN) -> list[tuple[GRUCell, GRUProblem, Backend]]:
+        """Return each GRU cell with its problem and backend; all but the first lack their x.
+
+        Raises
+        ------
+        ValueError
+            A backend that was asked for cannot serve; nothing is drawn or run before.
+        """
+        cells = layer._gru_cells
+        assert cells is not None
+        states = [None] * len(cells) if self.states is None else flatten(self.states)
+        mask, resets, reverse = self.mask, self.resets, layer.go_backwards
+        batch, steps, inputs = self.x.shape
+        result = []
+        for cell, state in zip(cells, states, strict=True):
+            last = cell is cells[-1]
+            assert cell.spec is not None
+            problem = GRUProblem(
+                cell.spec,
+                self.x,
+                state,
+                mask,
+                resets,
+                None,
+                None,
+                reverse,
+                layer.return_sequences or not last,
+                layer.zero_output_for_mask,
+                self.out if last else None,
+                self.num_threads,
+            )
+            if self.training:
+                problem.dropout, problem.recurrent_dropout = cell.placeholders((batch, inputs))
+            if layer.use_cudnn is True:
+                refuse_cudnn(layer, dispatch.cudnn_reasons(problem, layer.unroll))
+            result.append((cell, problem, dispatch.choose(problem)))
+            if reverse and not last:  # what comes out is in processing order already
+                mask = mask.reversed(steps)
+                resets = None if resets is None else np.ascontiguousarray(resets[:, ::-1])
+                reverse = False
+            inputs = cell.units
+        if self.training:
+            # Only now, when nothing can be refused any more, are masks drawn.
+            for cell, problem, _ in result:
+                assert cell.spec is not None
+                shape = (batch, cell.spec.input_dim)
+                problem.dropout, problem.recurrent_dropout = cell.draw(shape)
+                cell.reset_dropout_mask()
+                cell.reset_recurrent_dropout_mask()
+        return result
+
+
+def start_states(layer: RNN, initial: Any, batch: int) -> list[Any] | None:
+    """Return the states a call starts from, in the cell's nesting; None means its default."""
+    if layer.stateful and layer.states is not None:
+        expected = flatten(layer.states)[0].shape[0]
+        if batch != expected:
+            raise ValueError(
+                f"sequences: {layer.name} is stateful and keeps B = {expected} rows, came "
+                f"B = {batch}; use the same batch size or build another layer"
+            )
+    if initial is not None:
+        return check_states(layer, initial, batch, "initial_state")
+    if layer.stateful and layer.states is not None:
+        return list(map_nested(lambda v: v.value, layer.states))
+    return None
+
+
+def check_states(layer: RNN, initial: Any, batch: int, what: str) -> list[Any]:
+    """Return the user's states in the cell's nesting, each an array (B, size)."""
+    dtype = layer._dtype
+
+    def one(value: Any, size: Any, name: str) -> Any:
+        if isinstance(size, (list, tuple)):
+            if not isinstance(value, (list, tuple)) or len(value) != len(size):
+                raise ValueError(f"{name}: expected a list of {len(size)} states, came {value!r}")
+            return [
+                one(v, s, f"{name}[{i}]") for i, (v, s) in enumerate(zip(value, size, strict=True))
+            ]
+        if isinstance(value, (list, tuple)) and len(value) == 1:
+            value = value[0]
+        array = as_array(value, dtype, name)
+        check_shape(array, (batch, size), name, "(B, H)")
+        return array
+
+    sizes = layer.state_size
+    if not isinstance(initial, (list, tuple)):
+        if len(sizes) != 1:
+            raise ValueError(f"{what}: expected a list of {len(sizes)} states, came one array")
+        initial = [initial]
+    elif len(initial) != len(sizes):
+        raise ValueError(f"{what}: expected {len(sizes)} state(s) (B, H), came {len(initial)}")
+    if len(sizes) == 1:
+        return [one(initial[0], sizes[0], what)]
+    return [one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))]
+
+
+def refuse_cudnn(layer: RNN, reasons: list[str]) -> None:
+    """Raise the error of use_cudnn=True."""
+    raise ValueError(
+        f"{layer.name}: use_cudnn=True was asked for, and cuDNN cannot serve this call: "
+        f"{'; '.join(reasons)}; use_cudnn='auto' takes what can"
+    )
+
+
+def flatten(nested: Any) -> list[Any]:
+    """Return the leaves of nested lists, in order."""
+    if isinstance(nested, (list, tuple)):
+        return [leaf for part in nested for leaf in flatten(part)]
+    return [nested]
+
+
+def map_nested(function: Any, nested: Any) -> Any:
+    """Apply ``function`` to the leaves of nested lists, keeping the nesting."""
+    if isinstance(nested, (list, tuple)):
+        return [map_nested(function, part) for part in nested]
+    return function(nested)

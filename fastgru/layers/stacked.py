@@ -1,0 +1,170 @@
+"""StackedRNNCells, several cells as one, and what can be asked of any cell."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
+from fastgru.layers.config import keras_config
+from fastgru.variables import Variable
+
+
+class StackedRNNCells(Layer):
+    """Several cells as one: each cell's output is the next one's input.
+
+    Parameters
+    ----------
+    cells : list of cells
+        GRUCell, StackedRNNCells, or any object with ``state_size`` and
+        ``__call__(inputs, states, training=False) -> (output, new_states)``.
+    """
+
+    def __init__(
+        self,
+        cells: Any,
+        *,
+        name: str | None = None,
+        dtype: Any = "float32",
+        trainable: bool = True,
+    ) -> None:
+        cells = list(cells)
+        if not cells:
+            raise ValueError("cells: expected at least one cell, came an empty list")
+        for cell in cells:
+            check_cell(cell)
+        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        self.cells = cells
+
+    @property
+    def state_size(self) -> list[Any]:
+        """The cells' state sizes."""
+        return [cell.state_size for cell in self.cells]
+
+    @property
+    def output_size(self) -> int:
+        """Features of the last cell's output."""
+        return cell_output_size(self.cells[-1])
+
+    def build(self, input_shape: Any) -> None:
+        """Build each cell for the output of the one before it."""
+        shape = tuple(input_shape)
+        for cell in self.cells:
+            build_cell(cell, shape)
+            shape = (*shape[:-1], cell_output_size(cell))
+        self.built = True
+
+    @property
+    def weights(self) -> list[Variable]:
+        """The cells' weights, cell after cell."""
+        return [v for cell in self.cells for v in getattr(cell, "weights", [])]
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The cells' trainable weights, cell after cell."""
+        if not self.trainable:
+            return []
+        return [v for cell in self.cells for v in getattr(cell, "trainable_weights", [])]
+
+    def get_initial_state(self, batch_size: int | None = None) -> list[Any]:
+        """Return each cell's initial state."""
+        return [initial_state(cell, batch_size, self._dtype) for cell in self.cells]
+
+    def __call__(
+        self, inputs: Any, states: Any, training: bool = False
+    ) -> tuple[np.ndarray, list[Any]]:
+        """Run one step of each cell in order; ``states`` has one entry per cell."""
+        if len(states) != len(self.cells):
+            raise ValueError(
+                f"states: expected one per cell ({len(self.cells)}), came {len(states)}"
+            )
+        new_states = []
+        for cell, state in zip(self.cells, states, strict=True):
+            nested = isinstance(state, (list, tuple))
+            inputs, new = call_cell(cell, inputs, list(state) if nested else [state], training)
+            new = list(new) if isinstance(new, (list, tuple)) else [new]
+            new_states.append(new if nested or len(new) != 1 else new[0])
+        return inputs, new_states
+
+    def reset_dropout_mask(self) -> None:
+        """Forget the cells' input masks."""
+        for cell in self.cells:
+            if hasattr(cell, "reset_dropout_mask"):
+                cell.reset_dropout_mask()
+
+    def reset_recurrent_dropout_mask(self) -> None:
+        """Forget the cells' recurrent masks."""
+        for cell in self.cells:
+            if hasattr(cell, "reset_recurrent_dropout_mask"):
+                cell.reset_recurrent_dropout_mask()
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the constructor's arguments as plain data that Keras 3 reads too."""
+        return {**super().get_config(), "cells": [serialize_layer(c) for c in self.cells]}
+
+    @classmethod
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> StackedRNNCells:
+        """Build the stack from a config of this library, of Keras 3 or of Keras 2."""
+        config = keras_config(config, custom_objects)
+        config["cells"] = [deserialize_layer(c, custom_objects) for c in config["cells"]]
+        return cls(**config)
+
+
+def check_cell(cell: Any) -> None:
+    """Raise ValueError unless ``cell`` can be used as a cell."""
+    if not callable(cell):
+        raise ValueError(
+            f"cell: expected an object with __call__(inputs, states, training=False), came {cell!r}"
+        )
+    sizes = getattr(cell, "state_size", None)
+    if not isinstance(sizes, (int, np.integer, list, tuple)):
+        raise ValueError(
+            "cell: expected a state_size that is an integer or a list of them, "
+            f"came {sizes!r} on {cell!r}"
+        )
+
+
+def build_cell(cell: Any, shape: tuple[Any, ...]) -> None:
+    """Build a cell that can be built, once; our own cells check the shape every time."""
+    if isinstance(cell, Layer) or (hasattr(cell, "build") and not getattr(cell, "built", False)):
+        cell.build(shape)
+        cell.built = True
+
+
+def call_cell(cell: Any, inputs: Any, states: Any, training: bool) -> tuple[Any, Any]:
+    """Call a cell, with ``training`` if it takes it."""
+    if isinstance(cell, Layer) or _takes_training(cell):
+        return cell(inputs, states, training=training)
+    return cell(inputs, states)
+
+
+def _takes_training(cell: Any) -> bool:
+    import inspect
+
+    function = getattr(cell, "call", cell.__call__)
+    parameters = inspect.signature(function).parameters
+    return "training" in parameters or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
+    )
+
+
+def initial_state(cell: Any, batch_size: int | None, dtype: np.dtype) -> list[Any]:
+    """Return a cell's initial state as a list."""
+    if hasattr(cell, "get_initial_state"):
+        state = cell.get_initial_state(batch_size=batch_size)
+        return list(state) if isinstance(state, (list, tuple)) else [state]
+    sizes = cell.state_size if isinstance(cell.state_size, (list, tuple)) else [cell.state_size]
+    return [np.zeros((batch_size, size), dtype) for size in sizes]
+
+
+def cell_output_size(cell: Any) -> int:
+    """Return the features of a cell's output."""
+    size = getattr(cell, "output_size", None)
+    if size is None:
+        size = cell.state_size
+        while isinstance(size, (list, tuple)):
+            size = size[0]
+    return int(size)

@@ -1,0 +1,137 @@
+"""What a forward call keeps for backward, and the parts of backward that all layers share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastgru import dispatch
+from fastgru.problem import GRUProblem, GRUWeights, as_array, check_shape
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from fastgru.variables import Variable
+
+
+class Gradients(NamedTuple):
+    """What ``layer.backward`` returns.
+
+    Attributes
+    ----------
+    inputs : ndarray
+        In the shape of the sequences.
+    initial_state : ndarray, or list of ndarray for a layer with several states
+        Each (B, H).
+    weights : list of ndarray
+        ``weights[i]`` belongs to ``layer.trainable_weights[i]``.
+    """
+
+    inputs: np.ndarray
+    initial_state: Any
+    weights: list[np.ndarray]
+
+
+class Record(NamedTuple):
+    """What one GRU cell kept: ``states`` (B, T, H) after every step, in processing order."""
+
+    problem: GRUProblem
+    weights: GRUWeights
+    states: np.ndarray
+
+
+class Tape:
+    """What ``layer.forward`` kept for ``layer.backward``; good for one use."""
+
+    def __init__(self, layer: Any, **kept: Any) -> None:
+        self.layer = layer
+        self.kept = kept
+        self.used = False
+
+    def check(self, layer: Any) -> None:
+        """Raise ValueError unless this is a fresh tape of ``layer``."""
+        if not isinstance(self, Tape):
+            raise TypeError(
+                f"tape: expected the one from {layer.name}.forward(...), came {type(self).__name__}"
+            )
+        if self.layer is not layer:
+            raise ValueError(
+                f"tape: expected one from {layer.name}.forward(...), came one of {self.layer.name}"
+            )
+        if self.used:
+            raise ValueError(
+                "tape: it has been used already; run forward(...) again for another backward"
+            )
+
+    def spend(self) -> None:
+        """Mark the tape used and let go of what it kept."""
+        self.used = True
+        self.kept = {}
+
+
+def backward_through(
+    records: Sequence[Record],
+    dy: np.ndarray | None,
+    dstates: Sequence[np.ndarray | None],
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Run backward through stacked cells, the last first.
+
+    Returns
+    -------
+    dx : ndarray, shape (B, T, I)
+    dh0 : list of ndarray, one per cell
+    weights : list of ndarray, each cell's kernel, recurrent_kernel and, if it has one, bias
+    """
+    weights: list[np.ndarray] = []
+    dh0: list[np.ndarray] = []
+    for record, dstate in zip(reversed(records), reversed(dstates), strict=True):
+        backend = dispatch.choose_backward(record.problem)
+        grads = backend.backward(record.problem, record.weights, record.states, dy, dstate)
+        biases = [] if grads.bias is None else [grads.bias]
+        weights = [grads.kernel, grads.recurrent_kernel, *biases, *weights]
+        dh0.insert(0, grads.h0)
+        dy = grads.x
+    assert dy is not None
+    return dy, dh0, weights
+
+
+def trainable_gradients(
+    weights: Sequence[Variable], trainable: Sequence[Variable], grads: Sequence[np.ndarray]
+) -> list[np.ndarray]:
+    """Return the gradients of the trainable weights, their regularizers' share included."""
+    wanted = {id(v) for v in trainable}
+    result = []
+    for variable, grad in zip(weights, grads, strict=True):
+        if id(variable) in wanted:
+            if variable.regularizer is not None:
+                extra = variable.regularizer.gradient(variable.value)
+                grad = grad + np.asarray(extra, grad.dtype)
+            result.append(grad)
+    return result
+
+
+def activity_gradient(regularizer: Any, output: np.ndarray) -> np.ndarray:
+    """Return the gradient of an activity loss, which is divided by the batch size (SPEC 5.8)."""
+    return np.asarray(regularizer.gradient(output) / max(1, output.shape[0]), output.dtype)
+
+
+def check_differentiable(what: str, function: Any) -> None:
+    """Raise ValueError when a custom function has no derivative to run backward with."""
+    if function is not None and not (hasattr(function, "gradient") or hasattr(function, "vjp")):
+        arguments = "(x, y)" if what.endswith("activation") else "(x)"
+        raise ValueError(
+            f"{what}: backward needs its derivative, and {function!r} has none; pass an object "
+            f"with __call__(x) and gradient{arguments}"
+        )
+
+
+def gradient_array(
+    value: Any, shape: tuple[int, ...], dtype: np.dtype, what: str, hint: str
+) -> np.ndarray | None:
+    """Validate a gradient handed to ``backward``; None stays None and means zeros."""
+    if value is None:
+        return None
+    array = as_array(value, dtype, what)
+    check_shape(array, shape, what, hint)
+    return array
