@@ -270,7 +270,8 @@ class RNN(SequenceLayer):
                 refuse_cudnn(self, ["the cell is not a GRUCell"])
             return step_loop.run(self, call)
         x = call.x
-        records, states = [], []
+        records: list[Record] = []
+        states: list[Any] = []
         # Cell after cell over the whole sequence equals step after step: a masked step changes
         # no cell's state, and the next cell does not read there.
         for cell, problem, backend in call.problems(self):
