@@ -473,8 +473,8 @@ def for_gate(identifier: Any, what: str = "activation") -> Any:
 def serialize(activation: Any) -> Any:
     """Give a str or dict that `deserialize`, and Keras where it can, reads back.
 
-    A built-in with default parameters is its name, as in Keras. With others it is the Keras layer of
-    the same meaning (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. A custom
+    A built-in with default parameters is its name, as in Keras. With others it is the Keras layer
+    of the same meaning (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. A custom
     callable is a Keras 3 dict, whose name `deserialize` finds in `custom_objects`.
     """
     act = get(activation)
