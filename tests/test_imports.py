@@ -18,7 +18,7 @@ SOURCE = Path(__file__).parents[1] / "fastgru"
 # named here stands on the ground floor: anybody may import it, and it imports only its like.
 STOREYS = [
     {"_native", "_cuda"},
-    {"problem", "variables"},
+    {"problem", "threads", "variables"},
     {"backends"},
     {"dispatch"},
     {"layers", "functional", "stream"},
