@@ -1,0 +1,743 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=True
+"""GRU forward on the CPU: BLAS for the two products, gates.c for the rest, OpenMP around both.
+
+One call is one parallel region at most. In it, each thread runs whole blocks of rows through all
+steps (no synchronisation), or, where rows are few, all threads run the same rows and each owns a
+range of the units (a barrier a step). The GIL is released whenever that is worth its price.
+
+Pointers are C-contiguous unless strides are named; strides are in bytes (x_b, y_s, ...).
+"""
+
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cython.parallel cimport parallel
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcpy, memset
+
+from fastgru._native._blas cimport Matrix, floating, matmul
+from fastgru._native.gates cimport (
+    ACT_COUNT,
+    FASTGRU_OPENMP,
+    FASTGRU_TEAM_BARRIER,
+    allocate_aligned,
+    barrier_wait,
+    denormals_off,
+    denormals_restore,
+    fastgru_activation_names,
+    fastgru_isa_names,
+    fastgru_isa_supported,
+    fastgru_kernels_f32,
+    fastgru_kernels_f64,
+    free_aligned,
+    gate_functions,
+    kernels_f32,
+    kernels_f64,
+    process_id,
+    team_barrier,
+    team_rank,
+    team_size,
+)
+
+import numpy as np
+
+cdef object _empty = np.empty
+
+OPENMP = bool(FASTGRU_OPENMP)
+ISA_NAMES = []
+while fastgru_isa_names[len(ISA_NAMES)] != NULL:
+    ISA_NAMES.append(fastgru_isa_names[len(ISA_NAMES)].decode())
+cdef dict _activation_ids = {
+    fastgru_activation_names[_i].decode(): _i for _i in range(ACT_COUNT)
+}
+ACTIVATIONS = frozenset(_activation_ids) - {"gelu_tanh"}
+
+cdef enum:
+    PANEL = 64                # units; 32 and 128 are slower at nearly every shape
+    P_BYTES = 1 << 20         # x.W of one time chunk, per thread: stays in L2
+    P_ROWS = 128              # ... but at least so many rows, or W is read too often
+    BLOCK_BYTES = 1 << 19     # states, x.W and h.U of one block of rows and one step
+    GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
+    # Work that pays for a parallel region (1 to 2 us) and, per step, for a barrier (~0.4 us).
+    REGION_FLOPS = 500000
+    STEP_FLOPS = 60000
+    SPLIT_ROWS = 4            # rows a thread needs before h.U is about as fast as with all rows
+
+cdef int _isa = 0
+cdef long _pool_owner = 0     # the process whose OpenMP threads were started
+
+
+cdef struct Job:
+    Py_ssize_t B, T, inputs, H  # complex.h, which SciPy needs, makes I a macro
+    bint reset_after, reverse, sequences, zero_masked, masked, shared
+    # x (B, T, I), last axis contiguous; y (B, T, H) or (B, H); states (B, T, H) or NULL
+    const char *x
+    Py_ssize_t x_b, x_t
+    char *y
+    Py_ssize_t y_b, y_s
+    char *states
+    char *state               # (B, H), out
+    const char *h0            # (B, H) or NULL
+    # Masks in input order, (B, T); lengths (B). NULL: none.
+    const unsigned char *steps
+    const Py_ssize_t *lengths
+    const unsigned char *resets
+    const char *dropout       # (gates, B, I) or NULL
+    Py_ssize_t dropout_gates
+    const char *recurrent_dropout  # (3, B, H) or NULL
+    Matrix w, u
+    const char *bias          # (4, H), see gates.h
+    gate_functions functions
+    const kernels_f32 *k32
+    const kernels_f64 *k64
+    # How the work is cut.
+    Py_ssize_t blocks, block_rows, chunk_steps
+    char *scratch             # per thread, then the part all share
+    Py_ssize_t scratch_bytes, shared_bytes
+    int threads
+    team_barrier barrier
+
+
+cdef class Packed:
+    """Weights as the loop wants them; immutable, made once per weight version.
+
+    Parameters
+    ----------
+    spec : GRUSpec
+    weights : GRUWeights
+    panels : bool
+        Cut the matrices into panels (see _blas.pxd): right for a BLAS with kernels for small
+        products, wrong for others, where a panel costs a packing of its own.
+    """
+
+    cdef readonly object spec
+    cdef Matrix w, u
+    cdef char *memory
+    cdef const char *bias
+    cdef gate_functions functions
+    cdef Py_ssize_t size
+    cdef readonly bint panels
+
+    def __cinit__(self, spec, weights, bint panels):
+        cdef Py_ssize_t I = spec.input_dim, H = spec.units, size = spec.dtype.itemsize
+        cdef Py_ssize_t width = PANEL if panels else 0
+        self.spec = spec
+        self.size = size
+        self.panels = panels
+        _functions(spec.activation, &self.functions.activation, self.functions.params)
+        _functions(
+            spec.recurrent_activation,
+            &self.functions.recurrent_activation,
+            self.functions.recurrent_params,
+        )
+        cdef Py_ssize_t w_bytes = _padded(I * 3 * H * size), u_bytes = _padded(H * 3 * H * size)
+        self.memory = <char *> allocate_aligned(w_bytes + u_bytes + 4 * H * size)
+        if self.memory == NULL:
+            raise MemoryError(f"packed weights of {I} inputs and {H} units")
+        self.w = Matrix(self.memory, I, H, width)
+        self.u = Matrix(self.memory + w_bytes, H, H, width)
+        self.bias = self.memory + w_bytes + u_bytes
+        _pack(weights.kernel, &self.w, size)
+        _pack(weights.recurrent_kernel, &self.u, size)
+        bias = np.zeros((4, H), spec.dtype)
+        if weights.bias is not None:
+            rows = np.atleast_2d(weights.bias)
+            bias[:3] = rows[0].reshape(3, H)
+            if spec.reset_after:
+                bias[:2] += rows[1, :2 * H].reshape(2, H)
+                bias[3] = rows[1, 2 * H:]
+        cdef Py_buffer view
+        PyObject_GetBuffer(bias, &view, PyBUF_STRIDES)
+        memcpy(<char *> self.bias, view.buf, 4 * H * size)
+        PyBuffer_Release(&view)
+
+    def __dealloc__(self):
+        free_aligned(self.memory)
+
+
+cdef Py_ssize_t _padded(Py_ssize_t size) noexcept nogil:
+    return (size + 63) & ~63
+
+
+cdef int _functions(activation, int *which, double *params) except -1:
+    name, values = activation.name, activation.params
+    if name == "gelu":
+        name, values = ("gelu_tanh" if values[0] else "gelu"), ()
+    which[0] = _activation_ids[name]
+    for i in range(3):
+        value = values[i] if i < len(values) else 0.0
+        params[i] = float("nan") if value is None else value
+    return 0
+
+
+cdef int _pack(array, Matrix *m, Py_ssize_t size) except -1:
+    cdef Py_buffer view
+    cdef Py_ssize_t g, j, k, width, row = 3 * m.H * size
+    cdef const char *source
+    cdef char *target = <char *> m.data
+    array = np.ascontiguousarray(array)
+    PyObject_GetBuffer(array, &view, PyBUF_STRIDES)
+    source = <const char *> view.buf
+    with nogil:
+        if m.width == 0:
+            memcpy(target, source, m.K * row)
+        else:
+            for g in range(3):
+                j = 0
+                while j < m.H:
+                    width = min(m.width, m.H - j)
+                    for k in range(m.K):
+                        memcpy(target, source + k * row + (g * m.H + j) * size, width * size)
+                        target += width * size
+                    j += width
+    PyBuffer_Release(&view)
+    return 0
+
+
+# The table of the dtype. Everything below is per row: n units of it, pointers at the first of them.
+
+cdef inline void _after(
+    const Job *job, Py_ssize_t n, const floating *p, const floating *q, const floating *b,
+    const floating *h, floating *h_new, floating *work,
+) noexcept nogil:
+    if floating is float:
+        job.k32.after(n, job.H, p, q, b, h, h_new, work, &job.functions)
+    else:
+        job.k64.after(n, job.H, p, q, b, h, h_new, work, &job.functions)
+
+
+cdef inline void _before_zr(
+    const Job *job, Py_ssize_t n, const floating *p, const floating *q, const floating *b,
+    const floating *k, floating *z, floating *rk, floating *work,
+) noexcept nogil:
+    if floating is float:
+        job.k32.before_zr(n, job.H, p, q, b, k, z, rk, work, &job.functions)
+    else:
+        job.k64.before_zr(n, job.H, p, q, b, k, z, rk, work, &job.functions)
+
+
+cdef inline void _before_h(
+    const Job *job, Py_ssize_t n, const floating *p, const floating *q, const floating *b,
+    const floating *z, const floating *h, floating *h_new, floating *work,
+) noexcept nogil:
+    if floating is float:
+        job.k32.before_h(n, job.H, p, q, b, z, h, h_new, work, &job.functions)
+    else:
+        job.k64.before_h(n, job.H, p, q, b, z, h, h_new, work, &job.functions)
+
+
+cdef inline void _multiply(
+    const Job *job, Py_ssize_t n, const floating *a, const floating *b, floating *c,
+) noexcept nogil:
+    if floating is float:
+        job.k32.multiply(n, a, b, c)
+    else:
+        job.k64.multiply(n, a, b, c)
+
+
+cdef inline bint _valid(const Job *job, Py_ssize_t b, Py_ssize_t t) noexcept nogil:
+    if job.lengths != NULL:
+        return t < job.lengths[b]
+    return job.steps == NULL or job.steps[b * job.T + t] != 0
+
+
+cdef inline bint _reset(const Job *job, Py_ssize_t b, Py_ssize_t t) noexcept nogil:
+    return job.resets != NULL and job.resets[b * job.T + t] != 0
+
+
+cdef Py_ssize_t _direct(
+    const Job *job, Py_ssize_t n, Py_ssize_t steps, Py_ssize_t *p_k, Py_ssize_t *p_t,
+) noexcept nogil:
+    # The leading dimension of x if the n rows of `steps` steps are one matrix to BLAS, else 0:
+    # then they are gathered. OUT p_k, p_t: how far apart rows and steps are in that matrix.
+    cdef Py_ssize_t size = sizeof(float) if job.k32 != NULL else sizeof(double)
+    cdef Py_ssize_t stride = 0
+    if job.masked or job.dropout != NULL:
+        return 0
+    if n == 1 or (steps == job.T and job.x_b == job.T * job.x_t):
+        stride = job.x_t
+        p_k[0] = steps
+        p_t[0] = 1
+    elif steps == 1 or job.x_t == n * job.x_b:
+        stride = job.x_b
+        p_k[0] = 1
+        p_t[0] = n
+    return stride // size if job.inputs > 0 and stride >= job.inputs * size else 0
+
+
+cdef Py_ssize_t _gather(
+    const Job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t s0, Py_ssize_t s1, Py_ssize_t gate,
+    floating *target,                       # OUT (count, I)
+) noexcept nogil:
+    # Copies the x rows of valid steps, in the order in which they are processed; returns how many.
+    cdef Py_ssize_t s, t, b, count = 0, I = job.inputs
+    cdef const floating *row
+    cdef const floating *factor
+    for s in range(s0, s1):
+        t = job.T - 1 - s if job.reverse else s
+        for b in range(b0, b0 + n):
+            if not _valid(job, b, t):
+                continue
+            row = <const floating *> (job.x + b * job.x_b + t * job.x_t)
+            if job.dropout == NULL:
+                memcpy(target + count * I, row, I * sizeof(floating))
+            else:
+                factor = <const floating *> job.dropout + (gate * job.B + b) * I
+                _multiply(job, I, row, factor, target + count * I)
+            count += 1
+    return count
+
+
+cdef void _run_block(
+    Job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t u0, Py_ssize_t u1, int team,
+    floating *scratch, floating *shared,
+) noexcept nogil:
+    # All steps of rows b0..b0+n. This thread makes the units u0..u1; with team > 1 the others make
+    # theirs of the same rows meanwhile, and meet at the barriers.
+    cdef Py_ssize_t T = job.T, I = job.inputs, H = job.H, row = 3 * H, nu = u1 - u0
+    cdef Py_ssize_t size = sizeof(floating), bytes_u = (u1 - u0) * sizeof(floating)
+    cdef Py_ssize_t s, s0, s1, t, t_first, k, g, b, active, used, ldx, p_k = 0, p_t = 0, chunk
+    cdef bint plain, last
+    cdef floating *p = scratch                              # (chunk, 3H)
+    cdef floating *q = p + n * job.chunk_steps * row        # (n, 3H)
+    cdef floating *work = q + n * row                       # (3H)
+    cdef floating *gathered = work + row                    # (n, H) states of the active rows
+    cdef floating *dropped = gathered + n * H               # (3, n, H) with recurrent dropout
+    cdef floating *z = dropped + (3 * n * H if job.recurrent_dropout != NULL else 0)
+    cdef floating *xs = z + (0 if job.reset_after else n * H)
+    cdef Py_ssize_t *index = <Py_ssize_t *> (<char *> scratch + job.scratch_bytes) - n
+    cdef floating *other = shared                           # (n, H) every second state
+    cdef floating *rk = other + n * H                       # (n, H) reset_after=False
+    cdef floating *final = <floating *> job.state + b0 * H
+    cdef floating *now
+    cdef floating *new
+    cdef const floating *h
+    cdef const floating *a
+    cdef const floating *p_row
+    cdef const floating *bias = <const floating *> job.bias + u0
+    cdef char *y
+
+    now = other if T % 2 else final                         # the last step then writes `final`
+    for k in range(n):
+        if job.h0 == NULL:
+            memset(now + k * H + u0, 0, bytes_u)
+        else:
+            memcpy(now + k * H + u0, <const floating *> job.h0 + (b0 + k) * H + u0, bytes_u)
+        if not job.sequences and (job.masked or T == 0):
+            memset(job.y + (b0 + k) * job.y_b + u0 * size, 0, bytes_u)
+    barrier_wait(&job.barrier, team)
+
+    s0 = 0
+    while s0 < T:
+        s1 = min(s0 + job.chunk_steps, T)
+        chunk = s1 - s0
+        t_first = T - s1 if job.reverse else s0
+        ldx = _direct(job, n, chunk, &p_k, &p_t)
+        if ldx != 0:
+            matmul(
+                &job.w, 0, 3, u0, u1, n * chunk,
+                <const floating *> (job.x + b0 * job.x_b + t_first * job.x_t),
+                ldx, p,
+            )
+        elif job.dropout_gates == 3:
+            for g in range(3):
+                k = _gather(job, b0, n, s0, s1, g, xs)
+                matmul(&job.w, g, g + 1, u0, u1, k, <const floating *> xs, I, p)
+        else:
+            k = _gather(job, b0, n, s0, s1, 0, xs)
+            matmul(&job.w, 0, 3, u0, u1, k, <const floating *> xs, I, p)
+        used = 0
+
+        for s in range(s0, s1):
+            t = T - 1 - s if job.reverse else s
+            last = s == T - 1
+            new = final if now == other else other
+
+            # Which rows take this step, and their states without gaps.
+            active, plain = 0, True
+            for k in range(n):
+                if _valid(job, b0 + k, t):
+                    index[active] = k
+                    active += 1
+                    plain = plain and not _reset(job, b0 + k, t)
+            plain = plain and active == n
+            h = now
+            if not plain:
+                h = gathered
+                for k in range(active):
+                    if _reset(job, b0 + index[k], t):
+                        memset(gathered + k * H, 0, H * size)
+                    else:
+                        memcpy(gathered + k * H, now + index[k] * H, H * size)
+
+            # h.U. k is what the gate of the candidate sees: h, or h with dropout.
+            a = h
+            if job.recurrent_dropout != NULL:
+                for g in range(3):
+                    for k in range(active):
+                        b = b0 + index[k]
+                        _multiply(
+                            job, H, h + k * H,
+                            <const floating *> job.recurrent_dropout + (g * job.B + b) * H,
+                            dropped + (g * n + k) * H,
+                        )
+                    if g < 2 or job.reset_after:
+                        matmul(&job.u, g, g + 1, u0, u1, active,
+                               <const floating *> dropped + g * n * H, H, q)
+                a = dropped + 2 * n * H
+            else:
+                matmul(&job.u, 0, 3 if job.reset_after else 2, u0, u1, active, h, H, q)
+
+            # The gates.
+            for k in range(active):
+                if ldx != 0:
+                    p_row = p + (index[k] * p_k + (t - t_first) * p_t) * row + u0
+                else:
+                    p_row = p + (used + k) * row + u0
+                if job.reset_after:
+                    _after(job, nu, p_row, <const floating *> q + k * row + u0, bias,
+                           h + k * H + u0, new + index[k] * H + u0, work)
+                else:
+                    _before_zr(job, nu, p_row, <const floating *> q + k * row + u0, bias,
+                               a + k * H + u0, z + k * H + u0, rk + k * H + u0, work)
+            if not job.reset_after:
+                barrier_wait(&job.barrier, team)
+                matmul(&job.u, 2, 3, u0, u1, active, <const floating *> rk, H, q)
+                for k in range(active):
+                    if ldx != 0:
+                        p_row = p + (index[k] * p_k + (t - t_first) * p_t) * row + u0
+                    else:
+                        p_row = p + (used + k) * row + u0
+                    _before_h(job, nu, p_row, <const floating *> q + k * row + u0, bias,
+                              <const floating *> z + k * H + u0, h + k * H + u0,
+                              new + index[k] * H + u0, work)
+            used += active
+
+            # States of the other rows, and outputs.
+            for k in range(n):
+                b = b0 + k
+                if active < n and not _valid(job, b, t):
+                    if _reset(job, b, t):
+                        memset(new + k * H + u0, 0, bytes_u)
+                    else:
+                        memcpy(new + k * H + u0, now + k * H + u0, bytes_u)
+                    y = job.y + b * job.y_b + s * job.y_s + u0 * size
+                    if job.zero_masked or (job.sequences and s == 0):
+                        memset(y, 0, bytes_u)
+                    elif job.sequences:
+                        memcpy(y, y - job.y_s, bytes_u)
+                elif job.sequences or job.masked or last:
+                    y = job.y + b * job.y_b + s * job.y_s + u0 * size
+                    memcpy(y, new + k * H + u0, bytes_u)
+                if job.states != NULL:
+                    memcpy(job.states + ((b * T + s) * H + u0) * size, new + k * H + u0, bytes_u)
+            now = new
+            barrier_wait(&job.barrier, team)
+        s0 = s1
+
+
+cdef void _worker(Job *job, floating *tag) noexcept nogil:
+    # One thread of the team; the team may be smaller than was asked for.
+    cdef int rank = team_rank(), team = team_size()
+    cdef Py_ssize_t block = 0, step = 1, u0 = 0, u1 = job.H, n
+    cdef char *mine = job.scratch + rank * job.scratch_bytes
+    cdef char *shared = mine
+    cdef unsigned long long old = denormals_off()
+    if job.shared:
+        # Whole vectors to each: the panels of two threads may meet inside a panel of the matrix.
+        n = ((job.H + team - 1) // team + 15) // 16 * 16
+        u0, u1 = min(rank * n, job.H), min(rank * n + n, job.H)
+        shared = job.scratch + job.threads * job.scratch_bytes
+    else:
+        block, step = rank, team
+        shared = job.scratch + job.threads * job.scratch_bytes + rank * job.shared_bytes
+        team = 1
+    while block < job.blocks:
+        n = min(job.block_rows, job.B - block * job.block_rows)
+        if n > 0:
+            _run_block(job, block * job.block_rows, n, u0, u1, team,
+                       <floating *> mine, <floating *> shared)
+        block += step
+    denormals_restore(old)
+
+
+cdef void _run(Job *job) noexcept nogil:
+    cdef int threads = job.threads
+    if threads == 1:
+        if job.k32 != NULL:
+            _worker(job, <float *> NULL)
+        else:
+            _worker(job, <double *> NULL)
+        return
+    with parallel(num_threads=threads):
+        if job.k32 != NULL:
+            _worker(job, <float *> NULL)
+        else:
+            _worker(job, <double *> NULL)
+
+
+cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
+    # Decides on threads, blocks and chunks, and allocates the scratch.
+    global _pool_owner
+    cdef Py_ssize_t B = job.B, T = job.T, H = job.H, I = job.inputs, per_thread, n, p_k, p_t
+    cdef double step_flops = 6.0 * B * H * H, flops = 6.0 * B * H * (H + I) * T
+    job.shared = False
+    if not FASTGRU_OPENMP or flops < REGION_FLOPS:
+        threads = 1
+    elif threads > 1:
+        if _pool_owner == 0:
+            _pool_owner = process_id()
+        elif _pool_owner != process_id():
+            threads = 1  # libgomp's threads did not survive the fork, and it waits for them
+    if threads > 1 and B < SPLIT_ROWS * threads:
+        if FASTGRU_TEAM_BARRIER and step_flops >= STEP_FLOPS:
+            job.shared = True
+            threads = <int> min(threads, (H + 31) // 32)
+        else:
+            threads = <int> min(threads, B)
+    if threads == 1:
+        job.shared = False
+    job.threads = threads
+    if job.shared:
+        job.blocks = 1
+    else:
+        n = max(BLOCK_BYTES // (8 * H * size), 32)
+        job.blocks = max((B + n - 1) // n, 1)
+        job.blocks = (job.blocks + threads - 1) // threads * threads
+    n = max((B + job.blocks - 1) // job.blocks, 1)
+    job.block_rows = n
+    job.chunk_steps = max(P_BYTES // (3 * H * size), P_ROWS) // n
+    job.chunk_steps = max(min(job.chunk_steps, T), 1)
+    per_thread = n * job.chunk_steps * 3 * H + n * 3 * H + 3 * H + n * H
+    if job.recurrent_dropout != NULL:
+        per_thread += 3 * n * H
+    if not job.reset_after:
+        per_thread += n * H
+    if (
+        _direct(job, n, job.chunk_steps, &p_k, &p_t) == 0
+        or n * job.blocks != B or T % job.chunk_steps
+    ):
+        per_thread += n * job.chunk_steps * I
+    job.scratch_bytes = _padded(per_thread * size + n * <Py_ssize_t> sizeof(Py_ssize_t))
+    job.shared_bytes = _padded(2 * n * H * size)
+    job.scratch = <char *> allocate_aligned(
+        threads * job.scratch_bytes + (1 if job.shared else threads) * job.shared_bytes
+    )
+    if job.scratch == NULL:
+        raise MemoryError(f"scratch of {threads * job.scratch_bytes} bytes")
+    return 0
+
+
+# BLAS threads: ours are around the calls, its own would fight them (OpenBLAS#3187: 10 times slower).
+# The setting is global in OpenBLAS, so callers are counted: the first lowers it, the last restores
+# it. Both hold the GIL.
+
+ctypedef int (*get_threads_type)() noexcept nogil
+ctypedef void (*set_threads_type)(int) noexcept nogil
+cdef get_threads_type _blas_get = NULL
+cdef set_threads_type _blas_set = NULL
+cdef int _blas_callers = 0, _blas_saved = 0
+
+
+def set_blas_functions(uintptr_t get_threads, uintptr_t set_threads):
+    """Take the addresses of ``int get()`` and ``void set(int)`` of the BLAS in use."""
+    global _blas_get, _blas_set
+    _blas_get = <get_threads_type> get_threads
+    _blas_set = <set_threads_type> set_threads
+
+
+cdef inline void _blas_enter() noexcept:
+    global _blas_callers, _blas_saved
+    if _blas_set != NULL:
+        if _blas_callers == 0:
+            _blas_saved = _blas_get()
+            if _blas_saved != 1:
+                _blas_set(1)
+        _blas_callers += 1
+
+
+cdef inline void _blas_exit() noexcept:
+    global _blas_callers
+    if _blas_set != NULL:
+        _blas_callers -= 1
+        if _blas_callers == 0 and _blas_saved != 1:
+            _blas_set(_blas_saved)
+
+
+def set_isa(str name):
+    """Use the instruction set of that name from now on.
+
+    Raises
+    ------
+    ValueError
+        An unknown name, or one that this machine cannot run.
+    """
+    global _isa
+    if name not in ISA_NAMES:
+        raise ValueError(f"FASTGRU_ISA: expected one of {', '.join(ISA_NAMES)}, came {name!r}")
+    cdef int isa = ISA_NAMES.index(name)
+    if not fastgru_isa_supported(isa):
+        raise ValueError(f"FASTGRU_ISA: this machine cannot run {name!r}")
+    _isa = isa
+
+
+def get_isa():
+    """Return the name of the instruction set in use."""
+    return ISA_NAMES[_isa]
+
+
+def supported_isas():
+    """Return the names of the instruction sets that this machine can run, best last."""
+    return [name for i, name in enumerate(ISA_NAMES) if fastgru_isa_supported(i)]
+
+
+def apply_activation(activation, floating[::1] values):
+    """Apply an `Activation` in place, as the gates do: what the tests of accuracy call."""
+    cdef gate_functions f
+    cdef const kernels_f32 *k32 = fastgru_kernels_f32(_isa)
+    cdef const kernels_f64 *k64 = fastgru_kernels_f64(_isa)
+    _functions(activation, &f.activation, f.params)
+    if values.shape[0] == 0:
+        return
+    if floating is float:
+        k32.activations[f.activation](values.shape[0], f.params, &values[0])
+    else:
+        k64.activations[f.activation](values.shape[0], f.params, &values[0])
+
+
+cdef class _Views:
+    # The buffers of one call; released together.
+    cdef Py_buffer views[10]
+    cdef int count
+
+    def __dealloc__(self):
+        for i in range(self.count):
+            PyBuffer_Release(&self.views[i])
+
+    cdef Py_buffer *take(self, array, int flags) except NULL:
+        cdef Py_buffer *view = &self.views[self.count]
+        PyObject_GetBuffer(array, view, flags)
+        self.count += 1
+        return view
+
+    cdef char *packed(self, array, Py_ssize_t size) except NULL:
+        # A C-contiguous aligned copy, or the array itself.
+        cdef Py_buffer *view = self.take(array, PyBUF_STRIDES)
+        cdef Py_ssize_t expected = view.itemsize
+        cdef int i
+        cdef bint good = <uintptr_t> view.buf % size == 0
+        for i in reversed(range(view.ndim)):
+            good = good and (view.shape[i] < 2 or view.strides[i] == expected)
+            expected *= view.shape[i]
+        if not good:
+            view = self.take(np.array(array, order="C"), PyBUF_STRIDES)
+        return <char *> view.buf
+
+
+cdef bint _strided(Py_buffer *view, Py_ssize_t size) noexcept:
+    # Whether the loop can walk it: last axis contiguous, everything aligned.
+    cdef int i, last = view.ndim - 1
+    if <uintptr_t> view.buf % size or (view.shape[last] > 1 and view.strides[last] != size):
+        return False
+    for i in range(last):
+        if view.shape[i] > 1 and view.strides[i] % size:
+            return False
+    return True
+
+
+def forward(Packed packed, problem, int threads, bint save):
+    """Run a `GRUProblem` that `CPUBackend.supports`; return (y, state, states or None).
+
+    Parameters
+    ----------
+    packed : Packed
+        Of the problem's spec and weights.
+    problem : GRUProblem
+    threads : int
+        Upper bound, at least 1.
+    save : bool
+        Also return the states after every step; they may be y itself.
+    """
+    cdef Job job
+    cdef Py_buffer *view
+    cdef _Views views = _Views.__new__(_Views)
+    cdef Py_ssize_t size = packed.size
+    cdef Py_ssize_t H = packed.u.H
+    memset(&job, 0, sizeof(Job))
+    spec = packed.spec
+    dtype = spec.dtype
+    if size == 4:
+        job.k32 = fastgru_kernels_f32(_isa)
+    else:
+        job.k64 = fastgru_kernels_f64(_isa)
+
+    view = views.take(problem.x, PyBUF_STRIDES)
+    if not _strided(view, size):
+        view = views.take(np.array(problem.x, order="C"), PyBUF_STRIDES)
+    job.x = <const char *> view.buf
+    job.B, job.T, job.inputs, job.H = view.shape[0], view.shape[1], view.shape[2], H
+    job.x_b, job.x_t = view.strides[0], view.strides[1]
+    job.w, job.u, job.bias, job.functions = packed.w, packed.u, packed.bias, packed.functions
+    job.reset_after = spec.reset_after
+    job.reverse = problem.reverse
+    job.sequences = problem.return_sequences
+    job.zero_masked = problem.zero_output_for_mask
+
+    value = problem.h0
+    if value is not None:
+        job.h0 = views.packed(value, size)
+    mask = problem.mask
+    value = mask.lengths
+    if value is not None:
+        job.lengths = <const Py_ssize_t *> views.packed(value, sizeof(Py_ssize_t))
+    value = mask.steps
+    if value is not None:
+        job.steps = <const unsigned char *> views.packed(value, 1)
+    job.masked = job.lengths != NULL or job.steps != NULL
+    value = problem.resets
+    if value is not None:
+        job.resets = <const unsigned char *> views.packed(value, 1)
+    value = problem.dropout
+    if value is not None:
+        job.dropout = views.packed(value, size)
+        job.dropout_gates = 3 if value.ndim == 3 else 1
+    value = problem.recurrent_dropout
+    if value is not None:
+        job.recurrent_dropout = views.packed(value, size)
+
+    state = _empty((job.B, H), dtype)
+    view = views.take(state, PyBUF_STRIDES | PyBUF_WRITABLE)
+    job.state = <char *> view.buf
+    out = problem.out
+    y = out
+    if y is None:
+        y = _empty((job.B, job.T, H), dtype) if job.sequences else _empty((job.B, H), dtype)
+    view = views.take(y, PyBUF_STRIDES | PyBUF_WRITABLE)
+    if out is not None and not _strided(view, size):
+        y = _empty(out.shape, dtype)
+        view = views.take(y, PyBUF_STRIDES | PyBUF_WRITABLE)
+    job.y = <char *> view.buf
+    job.y_b = view.strides[0]
+    job.y_s = view.strides[1] if job.sequences else 0
+    states = None
+    if save:
+        if job.sequences and not job.masked and out is None:
+            states = y
+        else:
+            states = _empty((job.B, job.T, H), dtype)
+            view = views.take(states, PyBUF_STRIDES | PyBUF_WRITABLE)
+            job.states = <char *> view.buf
+
+    if job.B > 0:
+        _cut(&job, size, threads)
+        _blas_enter()
+        if job.threads == 1 and 6.0 * job.B * job.T * H * (H + job.inputs) < GIL_FLOPS:
+            _run(&job)
+        else:
+            with nogil:
+                _run(&job)
+        _blas_exit()
+        free_aligned(job.scratch)
+    if out is not None and y is not out:
+        out[...] = y
+        y = out
+    return y, state, states

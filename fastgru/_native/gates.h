@@ -1,0 +1,95 @@
+/* Gate arithmetic of the GRU, one table of functions per instruction set and dtype.
+ *
+ * The code is gates_template.h, compiled by gates.c once for every (ISA, TYPE); fastgru_isa_f32 and
+ * fastgru_isa_f64 list the tables. Nothing here knows of batches, time, masks or BLAS.
+ */
+#ifndef FASTGRU_GATES_H
+#define FASTGRU_GATES_H
+
+#include <stddef.h>
+
+/* What a kernel does not touch may not alias what it writes. */
+#ifdef _MSC_VER
+#    define RESTRICT __restrict
+#else
+#    define RESTRICT restrict
+#endif
+
+/* Built-in elementwise activations; the order is that of fastgru_activation_names. */
+enum {
+    ACT_LINEAR,
+    ACT_TANH,
+    ACT_SIGMOID,
+    ACT_RELU,
+    ACT_RELU6,
+    ACT_LEAKY_RELU,
+    ACT_ELU,
+    ACT_SELU,
+    ACT_CELU,
+    ACT_EXPONENTIAL,
+    ACT_SOFTPLUS,
+    ACT_LOG_SIGMOID,
+    ACT_SOFTSIGN,
+    ACT_SILU,
+    ACT_MISH,
+    ACT_GELU,
+    ACT_GELU_TANH,
+    ACT_SQUAREPLUS,
+    ACT_TANH_SHRINK,
+    ACT_SOFT_SHRINK,
+    ACT_HARD_SHRINK,
+    ACT_THRESHOLD,
+    ACT_HARD_TANH,
+    ACT_HARD_SIGMOID,
+    ACT_HARD_SIGMOID_KERAS2,
+    ACT_HARD_SILU,
+    ACT_SPARSE_PLUS,
+    ACT_SPARSE_SIGMOID,
+    ACT_COUNT
+};
+
+/* Which activations a layer has; parameters as fastgru.activations has them, None as NaN. */
+typedef struct {
+    int activation, recurrent_activation;
+    double params[3], recurrent_params[3];
+} gate_functions;
+
+/* In all of these: one row, n of its H units; H is also the distance between the gates z, r, h.
+ *   p      (3, H) x.W of this row and step, without bias
+ *   q      (3, H) h.U of this row, without bias
+ *   b      (4, H) biases: z, r (input and recurrent summed), h of the input, h of the recurrence
+ *   h      (n)    state before the step; h_new (n) state after it, not the same memory
+ *   work   (3, n) scratch
+ * The arrays may not overlap each other.
+ */
+#define FASTGRU_KERNELS(NAME, TYPE)                                                                \
+    typedef struct {                                                                               \
+        /* h_new of SPEC 5.1, reset_after=True */                                                  \
+        void (*after)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,       \
+                      const TYPE *h, TYPE *h_new, TYPE *work, const gate_functions *f);            \
+        /* reset_after=False, first half: z (n) and rk (n) = r * k, k (n) what r multiplies */     \
+        void (*before_zr)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,   \
+                          const TYPE *k, TYPE *z, TYPE *rk, TYPE *work, const gate_functions *f);  \
+        /* second half: q's last gate is rk.U, z from the first */                                 \
+        void (*before_h)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,    \
+                         const TYPE *z, const TYPE *h, TYPE *h_new, TYPE *work,                    \
+                         const gate_functions *f);                                                 \
+        /* c = a * b */                                                                            \
+        void (*multiply)(ptrdiff_t n, const TYPE *a, const TYPE *b, TYPE *c);                      \
+        /* a (n) in place */                                                                       \
+        void (*activations[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a);                \
+    } NAME;
+
+FASTGRU_KERNELS(kernels_f32, float)
+FASTGRU_KERNELS(kernels_f64, double)
+
+extern const char *const fastgru_activation_names[ACT_COUNT];
+
+/* Instruction sets, best last; fastgru_isa_names ends with NULL. */
+extern const char *const fastgru_isa_names[];
+/* Nonzero when this build has the set and this machine can run it. */
+int fastgru_isa_supported(int isa);
+const kernels_f32 *fastgru_kernels_f32(int isa);
+const kernels_f64 *fastgru_kernels_f64(int isa);
+
+#endif

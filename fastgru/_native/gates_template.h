@@ -1,0 +1,121 @@
+/* Both dtypes for one ISA: gates.c sets ISA and, for all but the baseline, the compiler's target.
+ *
+ * The arithmetic itself is gates_type.h. What differs between the dtypes is here: constants, and
+ * the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 * 2^(mantissa bits)
+ * rounds to an integer and leaves it in the low bits, which vectorises everywhere. Not -ffast-math:
+ * these steps and NaN depend on it being off.
+ *
+ * Polynomials: Remez on [-1/2, 1/2] (float, base 2) and [-ln2/2, ln2/2] (double), relative error
+ * 7.5e-8 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2).
+ */
+#define TYPE float
+#define KERNELS kernels_f32
+#define FN(name) PASTE(name, f32, ISA)
+#define M(name) name##f
+#define C(x) x##f
+
+/* 2^k of the integer in the low bits of t = k + ROUND, -127 <= k <= 127 (k = -127 gives 0). */
+static inline float FN(power)(float t) {
+    uint32_t bits;
+    memcpy(&bits, &t, sizeof bits);
+    bits = (bits + 127) << 23;
+    memcpy(&t, &bits, sizeof bits);
+    return t;
+}
+
+static inline float FN(exp2_poly)(float f) {
+    float e = 0.0013276461329181048374f;
+    e = e * f + 0.0096755527392038695376f;
+    e = e * f + 0.055507133918906890009f;
+    e = e * f + 0.24022119513838595296f;
+    e = e * f + 0.69314696693840478204f;
+    return e * f + 1.0000000716968742056f;
+}
+
+/* e^x for |x| <= 88: overflow and underflow are the caller's; NaN stays NaN. The error of x log2(e)
+ * grows with x: what is left of it in 1 / (1 + e^-x) does not. */
+static inline float FN(exp_core)(float x) {
+    float u = x * 1.44269504088896341f;
+    float t = u + 12582912.0f;
+    return FN(exp2_poly)(u - (t - 12582912.0f)) * FN(power)(t);
+}
+
+/* The same with ln2 in two parts (Cody and Waite), where e^x itself is the result. */
+static inline float FN(exp_exact)(float x) {
+    float t = x * 1.44269504088896341f + 12582912.0f;
+    float k = t - 12582912.0f;
+    float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
+    return FN(exp2_poly)(r * 1.44269504088896341f) * FN(power)(t);
+}
+
+/* e^x - 1 for -88 <= x <= 88, accurate near 0. */
+static inline float FN(expm1_core)(float x) {
+    float u = x * 1.44269504088896341f;
+    float t = u + 12582912.0f;
+    float f = u - (t - 12582912.0f);
+    float s = FN(power)(t);
+    float e = 0.00015403512535316561011f;
+    e = e * f + 0.0013390746904814770137f;
+    e = e * f + 0.0096182375376487200326f;
+    e = e * f + 0.055503574123173626261f;
+    e = e * f + 0.24022649794426708314f;
+    e = e * f + 0.69314718793109446597f;
+    return s * (e * f) + (s - 1.0f);
+}
+
+#define EXP_LIMIT 87.3f /* e^-x is still a normal number */
+#define EXP_OVERFLOW 88.72283935546875f
+#define TANH_LIMIT 10.0f /* tanh rounds to 1 from 9.1 on */
+#include "gates_type.h"
+
+#define TYPE double
+#define KERNELS kernels_f64
+#define FN(name) PASTE(name, f64, ISA)
+#define M(name) name
+#define C(x) x
+
+static inline double FN(power)(double t) {
+    uint64_t bits;
+    memcpy(&bits, &t, sizeof bits);
+    bits = (bits + 1023) << 52;
+    memcpy(&t, &bits, sizeof bits);
+    return t;
+}
+
+/* Cody and Waite: ln2 in two parts, so that r keeps full accuracy. */
+static inline double FN(reduce)(double x, double *t) {
+    *t = x * 1.4426950408889634074 + 6755399441055744.0;
+    double k = *t - 6755399441055744.0;
+    return (x - k * 6.93147180369123816490e-01) - k * 1.90821492927058770002e-10;
+}
+
+static inline double FN(expm1_poly)(double r) {
+    double e = 2.511005120265114307443e-8;
+    e = e * r + 2.762008939339188096563e-7;
+    e = e * r + 0.000002755724233311337118417;
+    e = e * r + 0.00002480152129367699855453;
+    e = e * r + 0.0001984126988659424574082;
+    e = e * r + 0.001388888891721542667184;
+    e = e * r + 0.008333333333322206187151;
+    e = e * r + 0.0416666666666241237669;
+    e = e * r + 0.1666666666666667453068;
+    e = e * r + 0.5000000000000001022267;
+    return e * (r * r) + r;
+}
+
+static inline double FN(exp_core)(double x) {
+    double t, r = FN(reduce)(x, &t);
+    return (FN(expm1_poly)(r) + 1.0) * FN(power)(t);
+}
+
+static inline double FN(exp_exact)(double x) { return FN(exp_core)(x); }
+
+static inline double FN(expm1_core)(double x) {
+    double t, r = FN(reduce)(x, &t), s = FN(power)(t);
+    return s * FN(expm1_poly)(r) + (s - 1.0);
+}
+
+#define EXP_LIMIT 708.0
+#define EXP_OVERFLOW 709.782712893383973096
+#define TANH_LIMIT 20.0
+#include "gates_type.h"

@@ -1,0 +1,244 @@
+/* Activations and gates for one ISA and one TYPE; included by gates_template.h.
+ *
+ * Plain loops over contiguous memory without branches: the compiler vectorises them. Every choice
+ * is written as `a < b ? b : a` with x in the place where NaN survives. The formulas are those of
+ * fastgru/activations.py, whose docstring names the sources.
+ */
+
+static inline TYPE FN(clip)(TYPE x, TYPE low, TYPE high) {
+    x = x < low ? low : x;
+    return x > high ? high : x;
+}
+
+static inline TYPE FN(sigmoid_1)(TYPE x) {
+    /* 1 / (1 + e^-x); at the limits the answer is 1 and (nearly) 0 anyway */
+    return C(1.0) / (C(1.0) + FN(exp_core)(-FN(clip)(x, -EXP_LIMIT, EXP_LIMIT)));
+}
+
+static inline TYPE FN(tanh_1)(TYPE x) {
+    /* odd by construction: e = expm1(-2|x|), tanh|x| = -e / (e + 2) */
+    TYPE a = M(fabs)(x);
+    TYPE e = FN(expm1_core)(C(-2.0) * (a > TANH_LIMIT ? TANH_LIMIT : a));
+    return M(copysign)(-e / (e + C(2.0)), x);
+}
+
+static inline TYPE FN(exp_1)(TYPE x) {
+    /* one factor 2 apart, so that the last octave before overflow is right */
+    TYPE c = FN(clip)(x, -EXP_LIMIT, EXP_OVERFLOW);
+    TYPE y = FN(exp_exact)(c - C(0.69314718055994530942)) * C(2.0);
+    y = x < -EXP_LIMIT ? C(0.0) : y;
+    return x > EXP_OVERFLOW ? (TYPE)INFINITY : y;
+}
+
+static inline TYPE FN(expm1_negative)(TYPE x) {
+    /* expm1(min(x, 0)); -1 to the last bit far below the limit */
+    return FN(expm1_core)(FN(clip)(x, -EXP_LIMIT / 2, C(0.0)));
+}
+
+/* NAME(x): an array function in place. A and B: the first two parameters. */
+#define ACTIVATION(NAME, EXPRESSION)                                                               \
+    static void FN(NAME)(ptrdiff_t n, const double *params, TYPE *a) {                             \
+        const TYPE A = (TYPE)params[0], B = (TYPE)params[1];                                       \
+        (void)A, (void)B;                                                                          \
+        for (ptrdiff_t i = 0; i < n; i++) {                                                        \
+            const TYPE x = a[i];                                                                   \
+            a[i] = EXPRESSION;                                                                     \
+        }                                                                                          \
+    }
+
+#define CLIP(x, low, high) FN(clip)(x, C(low), C(high))
+#define RAMP(x) (C(0.5) * (CLIP(x, -1.0, 1.0) + C(1.0)))
+#define MAX0(x) ((x) < C(0.0) ? C(0.0) : (x))
+#define MIN0(x) ((x) > C(0.0) ? C(0.0) : (x))
+#define SIXTH(x) CLIP((x) / C(6.0) + C(0.5), 0.0, 1.0)
+
+static void FN(linear)(ptrdiff_t n, const double *params, TYPE *a) {
+    (void)n, (void)params, (void)a;
+}
+
+/* relu(negative_slope, max_value or NaN, threshold) */
+static void FN(relu)(ptrdiff_t n, const double *params, TYPE *a) {
+    const TYPE slope = (TYPE)params[0], threshold = (TYPE)params[2];
+    const TYPE top = params[1] != params[1] ? (TYPE)INFINITY : (TYPE)params[1];
+    const TYPE bottom = params[1] != params[1] ? -(TYPE)INFINITY : C(0.0);
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const TYPE x = a[i];
+        const TYPE below = x - threshold;
+        const TYPE y = FN(clip)(x <= threshold ? C(0.0) : x, bottom, top);
+        /* a slope of 0 must not make NaN of -inf */
+        a[i] = y + (slope != C(0.0) ? slope * MIN0(below) : C(0.0));
+    }
+}
+
+ACTIVATION(tanh_, FN(tanh_1)(x))
+ACTIVATION(sigmoid, FN(sigmoid_1)(x))
+ACTIVATION(relu6, CLIP(x, 0.0, 6.0))
+ACTIVATION(leaky_relu, x < C(0.0) ? A * x : x)
+ACTIVATION(elu, x < C(0.0) ? A * FN(expm1_negative)(x) : x)
+ACTIVATION(selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.6732632423543772848) *
+                                                             FN(expm1_negative)(x)
+                                                       : x))
+ACTIVATION(celu, MAX0(x) + A * FN(expm1_negative)(MIN0(x) / A))
+ACTIVATION(exponential, FN(exp_1)(x))
+/* log1p, erf and hypot are libm's, one element at a time: no GRU is known that lives on them */
+ACTIVATION(softplus, MAX0(x) + M(log1p)(FN(exp_1)(-M(fabs)(x))))
+ACTIVATION(log_sigmoid, MIN0(x) - M(log1p)(FN(exp_1)(-M(fabs)(x))))
+ACTIVATION(softsign, x / (C(1.0) + M(fabs)(x)))
+ACTIVATION(silu, x * FN(sigmoid_1)(x))
+ACTIVATION(gelu, x *(C(0.5) * (M(erf)(x * C(0.70710678118654752440)) + C(1.0))))
+ACTIVATION(squareplus, x > C(0.0)
+                           ? C(0.5) * (x + M(hypot)(x, M(sqrt)(A)))
+                           : C(0.5) * A / (M(hypot)(x, M(sqrt)(A)) - x))
+ACTIVATION(tanh_shrink, x - FN(tanh_1)(x))
+ACTIVATION(soft_shrink, x - FN(clip)(x, -A, A))
+ACTIVATION(hard_shrink, M(fabs)(x) <= A ? C(0.0) : x)
+ACTIVATION(threshold, x <= A ? B : x)
+ACTIVATION(hard_tanh, CLIP(x, -1.0, 1.0))
+ACTIVATION(hard_sigmoid, SIXTH(x))
+ACTIVATION(hard_sigmoid_keras2, CLIP(C(0.2) * x + C(0.5), 0.0, 1.0))
+ACTIVATION(hard_silu, x *SIXTH(x))
+ACTIVATION(sparse_plus, x >= C(1.0) ? x : RAMP(x) * RAMP(x))
+ACTIVATION(sparse_sigmoid, RAMP(x))
+
+/* x tanh(softplus(x)) without a logarithm: tanh(log(1 + e)) = w / (w + 2), w = e (e + 2) */
+static void FN(mish)(ptrdiff_t n, const double *params, TYPE *a) {
+    (void)params;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const TYPE x = a[i];
+        const TYPE e = FN(exp_core)(FN(clip)(x, -EXP_LIMIT, C(20.0)));
+        const TYPE w = e * (e + C(2.0));
+        a[i] = x * (w / (w + C(2.0)));
+    }
+}
+
+static void FN(gelu_tanh)(ptrdiff_t n, const double *params, TYPE *a) {
+    (void)params;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const TYPE x = a[i];
+        const TYPE c = CLIP(x, -100.0, 100.0); /* the cube of a large float32 would overflow */
+        const TYPE u = C(0.79788456080286535588) * (c + C(0.044715) * (c * c * c));
+        a[i] = x * (C(0.5) * (C(1.0) + FN(tanh_1)(u)));
+    }
+}
+
+static const KERNELS FN(kernels); /* the table at the end */
+
+/* tanh and sigmoid in one pass: everything stays in registers */
+static void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
+                            const TYPE *RESTRICT q, const TYPE *RESTRICT b, const TYPE *RESTRICT h,
+                            TYPE *RESTRICT h_new) {
+    for (ptrdiff_t j = 0; j < n; j++) {
+        const TYPE z = FN(sigmoid_1)(p[j] + q[j] + b[j]);
+        const TYPE r = FN(sigmoid_1)(p[H + j] + q[H + j] + b[H + j]);
+        const TYPE c = FN(tanh_1)(p[2 * H + j] + b[2 * H + j] + r * (q[2 * H + j] + b[3 * H + j]));
+        h_new[j] = z * h[j] + (C(1.0) - z) * c;
+    }
+}
+
+static void FN(gates_zr)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p, const TYPE *RESTRICT q,
+                         const TYPE *RESTRICT b, TYPE *RESTRICT zr, const gate_functions *f) {
+    for (ptrdiff_t j = 0; j < n; j++) {
+        zr[j] = p[j] + q[j] + b[j];
+        zr[n + j] = p[H + j] + q[H + j] + b[H + j];
+    }
+    FN(kernels).activations[f->recurrent_activation](2 * n, f->recurrent_params, zr);
+}
+
+static void FN(blend)(ptrdiff_t n, const TYPE *RESTRICT z, TYPE *RESTRICT c, const TYPE *RESTRICT h,
+                      TYPE *RESTRICT h_new, const gate_functions *f) {
+    FN(kernels).activations[f->activation](n, f->params, c);
+    for (ptrdiff_t j = 0; j < n; j++)
+        h_new[j] = z[j] * h[j] + (C(1.0) - z[j]) * c[j];
+}
+
+static void FN(after)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p, const TYPE *RESTRICT q,
+                      const TYPE *RESTRICT b, const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
+                      TYPE *RESTRICT work, const gate_functions *f) {
+    if (f->activation == ACT_TANH && f->recurrent_activation == ACT_SIGMOID) {
+        FN(after_fused)(n, H, p, q, b, h, h_new);
+        return;
+    }
+    const TYPE *r = work + n;
+    TYPE *c = work + 2 * n;
+    FN(gates_zr)(n, H, p, q, b, work, f);
+    for (ptrdiff_t j = 0; j < n; j++)
+        c[j] = p[2 * H + j] + b[2 * H + j] + r[j] * (q[2 * H + j] + b[3 * H + j]);
+    FN(blend)(n, work, c, h, h_new, f);
+}
+
+static void FN(before_zr)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p, const TYPE *RESTRICT q,
+                          const TYPE *RESTRICT b, const TYPE *RESTRICT k, TYPE *RESTRICT z,
+                          TYPE *RESTRICT rk, TYPE *RESTRICT work, const gate_functions *f) {
+    FN(gates_zr)(n, H, p, q, b, work, f);
+    for (ptrdiff_t j = 0; j < n; j++) {
+        z[j] = work[j];
+        rk[j] = work[n + j] * k[j];
+    }
+}
+
+static void FN(before_h)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p, const TYPE *RESTRICT q,
+                         const TYPE *RESTRICT b, const TYPE *RESTRICT z, const TYPE *RESTRICT h,
+                         TYPE *RESTRICT h_new, TYPE *RESTRICT work, const gate_functions *f) {
+    for (ptrdiff_t j = 0; j < n; j++)
+        work[j] = p[2 * H + j] + b[2 * H + j] + q[2 * H + j];
+    FN(blend)(n, z, work, h, h_new, f);
+}
+
+static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRICT b,
+                         TYPE *RESTRICT c) {
+    for (ptrdiff_t j = 0; j < n; j++)
+        c[j] = a[j] * b[j];
+}
+
+static const KERNELS FN(kernels) = {
+    .after = FN(after),
+    .before_zr = FN(before_zr),
+    .before_h = FN(before_h),
+    .multiply = FN(multiply),
+    .activations =
+        {
+            [ACT_LINEAR] = FN(linear),
+            [ACT_TANH] = FN(tanh_),
+            [ACT_SIGMOID] = FN(sigmoid),
+            [ACT_RELU] = FN(relu),
+            [ACT_RELU6] = FN(relu6),
+            [ACT_LEAKY_RELU] = FN(leaky_relu),
+            [ACT_ELU] = FN(elu),
+            [ACT_SELU] = FN(selu),
+            [ACT_CELU] = FN(celu),
+            [ACT_EXPONENTIAL] = FN(exponential),
+            [ACT_SOFTPLUS] = FN(softplus),
+            [ACT_LOG_SIGMOID] = FN(log_sigmoid),
+            [ACT_SOFTSIGN] = FN(softsign),
+            [ACT_SILU] = FN(silu),
+            [ACT_MISH] = FN(mish),
+            [ACT_GELU] = FN(gelu),
+            [ACT_GELU_TANH] = FN(gelu_tanh),
+            [ACT_SQUAREPLUS] = FN(squareplus),
+            [ACT_TANH_SHRINK] = FN(tanh_shrink),
+            [ACT_SOFT_SHRINK] = FN(soft_shrink),
+            [ACT_HARD_SHRINK] = FN(hard_shrink),
+            [ACT_THRESHOLD] = FN(threshold),
+            [ACT_HARD_TANH] = FN(hard_tanh),
+            [ACT_HARD_SIGMOID] = FN(hard_sigmoid),
+            [ACT_HARD_SIGMOID_KERAS2] = FN(hard_sigmoid_keras2),
+            [ACT_HARD_SILU] = FN(hard_silu),
+            [ACT_SPARSE_PLUS] = FN(sparse_plus),
+            [ACT_SPARSE_SIGMOID] = FN(sparse_sigmoid),
+        },
+};
+
+#undef ACTIVATION
+#undef CLIP
+#undef RAMP
+#undef MAX0
+#undef MIN0
+#undef SIXTH
+#undef EXP_LIMIT
+#undef EXP_OVERFLOW
+#undef TANH_LIMIT
+#undef TYPE
+#undef KERNELS
+#undef FN
+#undef M
+#undef C

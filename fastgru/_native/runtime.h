@@ -1,0 +1,112 @@
+/* What a loop over threads needs from the compiler and the machine; every piece has a fallback.
+ *
+ * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
+ * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
+ *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
+ *                        against 321 ns) and a sleeping one tens
+ * denormals_off          subnormal numbers become zero until denormals_restore: a state that decays
+ *                        on silence would otherwise cost ~100 cycles an operation
+ */
+#ifndef FASTGRU_RUNTIME_H
+#define FASTGRU_RUNTIME_H
+
+#include <stdlib.h>
+
+#ifdef _OPENMP
+#    include <omp.h>
+#    define FASTGRU_OPENMP 1
+static inline int team_rank(void) { return omp_get_thread_num(); }
+static inline int team_size(void) { return omp_get_num_threads(); }
+static inline int in_team(void) { return omp_in_parallel(); }
+#else
+#    define FASTGRU_OPENMP 0
+static inline int team_rank(void) { return 0; }
+static inline int team_size(void) { return 1; }
+static inline int in_team(void) { return 0; }
+#endif
+
+#ifdef _WIN32
+static inline long process_id(void) { return 0; } /* no fork there */
+#else
+#    include <sched.h>
+#    include <unistd.h>
+static inline long process_id(void) { return (long)getpid(); }
+#endif
+
+#if defined(__SSE2__) || defined(_M_X64)
+#    include <xmmintrin.h>
+static inline unsigned long long denormals_off(void) {
+    unsigned int old = _mm_getcsr();
+    _mm_setcsr(old | 0x8040); /* FTZ, DAZ */
+    return old;
+}
+static inline void denormals_restore(unsigned long long old) { _mm_setcsr((unsigned int)old); }
+#    define SPIN_PAUSE() _mm_pause()
+#elif defined(__aarch64__) && defined(__GNUC__)
+static inline unsigned long long denormals_off(void) {
+    unsigned long long old;
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(old));
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(old | (1ULL << 24)));
+    return old;
+}
+static inline void denormals_restore(unsigned long long old) {
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(old));
+}
+#    define SPIN_PAUSE() __asm__ __volatile__("yield")
+#else
+static inline unsigned long long denormals_off(void) { return 0; }
+static inline void denormals_restore(unsigned long long old) { (void)old; }
+#    define SPIN_PAUSE() ((void)0)
+#endif
+
+/* Zeroed before use. arrived counts to the team's size; round tells the waiters to go on. */
+typedef struct {
+    int arrived;
+    char apart[124]; /* on its own cache line, neighbours' prefetch included */
+    int round;
+    char apart_too[124];
+} team_barrier;
+
+#if defined(__GNUC__) || defined(__clang__)
+#    define FASTGRU_TEAM_BARRIER 1
+static inline void barrier_wait(team_barrier *b, int size) {
+    if (size == 1)
+        return;
+    int round = __atomic_load_n(&b->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&b->arrived, 1, __ATOMIC_ACQ_REL) == size) {
+        __atomic_store_n(&b->arrived, 0, __ATOMIC_RELAXED);
+        __atomic_store_n(&b->round, round + 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int spins = 0; __atomic_load_n(&b->round, __ATOMIC_ACQUIRE) == round; spins++) {
+        if (spins < 2000)
+            SPIN_PAUSE();
+#    ifndef _WIN32
+        else
+            sched_yield();
+#    endif
+    }
+}
+#else
+#    define FASTGRU_TEAM_BARRIER 0 /* then no two threads share a step */
+static inline void barrier_wait(team_barrier *b, int size) { (void)b, (void)size; }
+#endif
+
+/* 64-byte aligned memory that free_aligned gives back; NULL when there is none. */
+static inline void *allocate_aligned(size_t bytes) {
+#ifdef _WIN32
+    return _aligned_malloc(bytes, 64);
+#else
+    void *memory = NULL;
+    return posix_memalign(&memory, 64, bytes) ? NULL : memory;
+#endif
+}
+static inline void free_aligned(void *memory) {
+#ifdef _WIN32
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
+}
+
+#endif

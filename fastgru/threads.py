@@ -1,0 +1,142 @@
+"""How many threads a call may use: SPEC section 3.
+
+The default is what this process may really use: the least of its CPU affinity, its cgroup's CPU
+quota and OMP_NUM_THREADS. In a container the host's CPU count says nothing.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastgru.problem import check_num_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_default: int | None = None  # computed by the first question
+_process: int = 0  # what set_num_threads said; 0: nothing yet
+_block: contextvars.ContextVar[int] = contextvars.ContextVar("fastgru_num_threads", default=0)
+
+
+def get_num_threads() -> int:
+    """Return the number of threads that a call without ``num_threads=`` may use."""
+    return _block.get() or _process or default_num_threads()
+
+
+def set_num_threads(num_threads: int) -> None:
+    """Set the number of threads for the whole process.
+
+    Parameters
+    ----------
+    num_threads : int
+        At least 1; an upper bound, since small work runs on one thread.
+
+    Raises
+    ------
+    TypeError
+        Not an integer.
+    ValueError
+        Less than 1.
+    """
+    global _process
+    _process = _checked(num_threads)
+
+
+@contextmanager
+def num_threads(num_threads: int) -> Iterator[None]:
+    """Set the number of threads inside a ``with`` block, in this Python thread or task alone.
+
+    Blocks nest; the innermost counts, and it goes before `set_num_threads`. Threads started
+    inside the block do not inherit it.
+
+    Parameters
+    ----------
+    num_threads : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `set_num_threads`.
+    """
+    token = _block.set(_checked(num_threads))
+    try:
+        yield
+    finally:
+        _block.reset(token)
+
+
+def _checked(count: Any) -> int:
+    if count is None:
+        raise TypeError("num_threads: expected an integer >= 1, came None")
+    return check_num_threads(count)
+
+
+def default_num_threads() -> int:
+    """Return min(affinity, cgroup quota rounded up, OMP_NUM_THREADS); looked up once."""
+    global _default
+    if _default is None:
+        limits = [_affinity(), _cgroup_limit(Path("/")), _omp_limit()]
+        _default = max(1, min(limit for limit in limits if limit is not None))
+    return _default
+
+
+def _affinity() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _omp_limit() -> int | None:
+    # "4" or, per nesting level, "4,2"; what OpenMP itself would ignore is ignored.
+    first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(first) if first.isdecimal() and int(first) > 0 else None
+
+
+def _cgroup_limit(root: Path) -> int | None:
+    """Return the CPU quota of this process in whole CPUs, rounded up; None without one.
+
+    A quota counts for everything below it, so all groups up to the root are read. In a container
+    the path of /proc may be the host's and not exist here: then the root's own files are it.
+    """
+    quotas = []
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        names = controllers.split(",")
+        if controllers == "":
+            base = root / "sys/fs/cgroup"
+        elif "cpu" in names:
+            base = root / "sys/fs/cgroup" / controllers
+            if not base.is_dir():
+                base = root / "sys/fs/cgroup/cpu"
+        else:
+            continue
+        parts = [part for part in path.split("/") if part and part != ".."]
+        for depth in range(len(parts) + 1):
+            quotas.append(_quota(base.joinpath(*parts[:depth]), version_2=controllers == ""))
+    cpus = [quota for quota in quotas if quota is not None]
+    return max(1, math.ceil(min(cpus))) if cpus else None
+
+
+def _quota(group: Path, version_2: bool) -> float | None:
+    if version_2:
+        words = _read(group / "cpu.max").split()
+    else:
+        words = [_read(group / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+    try:
+        quota, period = (int(word) for word in words)
+    except ValueError:  # no such file, or "max": no quota
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # not Linux, or not mounted
+        return ""

@@ -1,0 +1,79 @@
+"""Builds the extension fastgru._native._cpu; everything else is in pyproject.toml.
+
+FASTGRU_NO_OPENMP=1 builds without OpenMP, as does a compiler that has none.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, CompileError, ExecError, LinkError, PlatformError
+
+NATIVE = Path("fastgru") / "_native"
+
+# No -ffast-math: NaN and the rounding trick of gates_template.h need IEEE arithmetic. gnu11, not
+# c11, which would turn contraction to fused multiply-add off.
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]
+OPENMP = {
+    "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
+    "msvc": [(["/openmp"], [])],
+}
+PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+class BuildExt(build_ext):
+    """Adds the flags of the compiler at hand."""
+
+    def build_extensions(self):
+        msvc = self.compiler.compiler_type == "msvc"
+        compile_flags, link_flags = self.openmp_flags()
+        for extension in self.extensions:
+            extension.extra_compile_args += (["/O2"] if msvc else FLAGS) + compile_flags
+            extension.extra_link_args += link_flags
+        super().build_extensions()
+
+    def openmp_flags(self):
+        """Return (compile, link) flags with which a small OpenMP program builds, or none."""
+        if os.environ.get("FASTGRU_NO_OPENMP", "0") not in ("", "0"):
+            return [], []
+        for compile_flags, link_flags in OPENMP.get(self.compiler.compiler_type, []):
+            with tempfile.TemporaryDirectory() as folder:
+                source = Path(folder, "openmp.c")
+                source.write_text(PROGRAM)
+                try:
+                    objects = self.compiler.compile(
+                        [str(source)], output_dir=folder, extra_postargs=compile_flags
+                    )
+                    self.compiler.link_executable(
+                        objects, "openmp", output_dir=folder, extra_postargs=link_flags
+                    )
+                except (CCompilerError, CompileError, ExecError, LinkError, PlatformError):
+                    continue
+                return compile_flags, link_flags
+        print("fastgru: no OpenMP found; the extension will run on one thread")
+        return [], []
+
+
+setup(
+    ext_modules=cythonize(
+        [
+            Extension(
+                "fastgru._native._cpu",
+                [str(NATIVE / "_cpu.pyx"), str(NATIVE / "gates.c")],
+                include_dirs=[str(NATIVE)],
+                depends=[
+                    str(NATIVE / name)
+                    for name in (
+                        "_blas.pxd", "gates.pxd", "gates.h", "gates_template.h", "gates_type.h",
+                        "runtime.h",
+                    )
+                ],
+            )
+        ],
+        build_dir="build",
+    ),
+    cmdclass={"build_ext": BuildExt},
+)
