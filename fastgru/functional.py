@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgru import dispatch
+from fastgru import activations, dispatch
 from fastgru.masks import plan_mask, plan_resets
 from fastgru.problem import (
     FLOATS,
@@ -17,7 +17,6 @@ from fastgru.problem import (
     check_num_threads,
     check_out,
     check_shape,
-    gate_activation,
 )
 
 
@@ -200,8 +199,8 @@ def _operands(
         inputs,
         units,
         dtype,
-        gate_activation(activation, "activation"),
-        gate_activation(recurrent_activation, "recurrent_activation"),
+        activations.for_gate(activation, "activation"),
+        activations.for_gate(recurrent_activation, "recurrent_activation"),
         bias is not None,
         bool(reset_after),
     )

@@ -102,7 +102,7 @@ def binary_matrix(
     values: Any, batch: int, timesteps: int, time_major: bool, what: str
 ) -> np.ndarray:
     """Validate a mask-like argument and return it as a (B, T) bool array."""
-    array = np.asarray(values)
+    array = _plain_array(values, what)
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"{what}: expected a bool or 0/1 array, came dtype {array.dtype}; "
@@ -135,8 +135,19 @@ def plan_resets(
     return np.ascontiguousarray(resets) if resets.any() else None
 
 
+def _plain_array(values: Any, what: str) -> np.ndarray:
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(
+            f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .filled(0)"
+        )
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # ragged lists
+        raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
+
+
 def _check_lengths(lengths: Any, batch: int, timesteps: int) -> np.ndarray:
-    array = np.asarray(lengths)
+    array = _plain_array(lengths, "lengths")
     if array.dtype.kind not in "iu" and not (array.size == 0 and array.ndim == 1):
         raise TypeError(
             f"lengths: expected integers, came dtype {array.dtype}; "

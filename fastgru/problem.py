@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgru import activations
 from fastgru.masks import MaskPlan
 
 FLOATS: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
@@ -181,7 +180,7 @@ def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
         name = np.dtype(name).name
     if name is None:
         name = "float32"
-    if name not in FLOATS:
+    if not isinstance(name, str) or name not in FLOATS:
         raise ValueError(f"{what}: expected 'float32' or 'float64', came {dtype!r}")
     return FLOATS[name]
 
@@ -220,8 +219,16 @@ def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
     kind = array.dtype.kind
     if kind == "c":
         raise TypeError(f"{what}: expected real numbers, came {array.dtype}; pass .real or .imag")
-    if kind in "biu" or (kind == "f" and _is_python_data(value)):
+    if kind in "biu":
         return array.astype(dtype)
+    if kind == "f" and _is_python_data(value):  # Python floats never widen a layer
+        with np.errstate(over="ignore"):
+            narrow = array.astype(dtype)
+        if np.isinf(narrow).any() and not np.isinf(array).any():
+            raise ValueError(
+                f"{what}: expected numbers that {dtype.name} can hold, came larger ones"
+            )
+        return narrow
     if kind in "OSUMmT" or array.dtype.names:
         raise TypeError(f"{what}: expected numbers, came dtype {array.dtype}")
     if np.can_cast(array.dtype, dtype, "safe"):
@@ -234,11 +241,9 @@ def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
 
 
 def _is_python_data(value: Any) -> bool:
-    """Say whether the leaves of nested lists are Python numbers (which never widen)."""
-    while isinstance(value, (list, tuple)):
-        if not value:
-            return True
-        value = value[0]
+    """Say whether all leaves of nested lists are Python numbers."""
+    if isinstance(value, (list, tuple)):
+        return all(_is_python_data(part) for part in value)
     return isinstance(value, (int, float)) and not isinstance(value, np.generic)
 
 
@@ -252,20 +257,9 @@ def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hin
     raise ValueError(f"{what}: expected shape {hint} = {wanted}, came {array.shape}")
 
 
-def gate_activation(identifier: Any, what: str) -> Any:
-    """Return the activation of a gate, which must keep the shape."""
-    activation = activations.get(identifier)
-    if not getattr(activation, "shape_preserving", True):
-        raise ValueError(
-            f"{what}: expected one that keeps the shape, came {activation.name!r}, which halves "
-            "the last axis"
-        )
-    return activation
-
-
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str) -> np.ndarray:
     """Validate an ``out=`` argument and return it."""
-    if not isinstance(out, np.ndarray):
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out: expected a NumPy array, came {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"out: expected dtype {dtype.name}, came {out.dtype}")

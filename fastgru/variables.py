@@ -147,10 +147,10 @@ class Variable(NDArrayOperatorsMixin):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._value.setflags(write=False)  # pickle and deepcopy give writeable arrays
+        self._value = _frozen_copy(self._value)  # pickle and deepcopy give writeable arrays
 
 
 def _frozen_copy(array: np.ndarray) -> np.ndarray:
     array = np.array(array, order="C")
     array.setflags(write=False)
-    return array
+    return array.view()  # a view of read-only memory cannot be made writeable again

@@ -204,15 +204,15 @@ class _Step:
         k = [self.recurrent_input(h, g) for g in range(3)]
         a_z = x_part[..., 0, :, :] + (k[0] @ self.u[0] + self.c[0])
         a_r = x_part[..., 1, :, :] + (k[1] @ self.u[1] + self.c[1])
-        z = spec.recurrent_activation(a_z)
-        r = spec.recurrent_activation(a_r)
+        z = activate(spec.recurrent_activation, a_z)
+        r = activate(spec.recurrent_activation, a_r)
         if spec.reset_after:
             q = k[2] @ self.u[2] + self.c[2]
             a_n = x_part[..., 2, :, :] + r * q
         else:
             q = r
             a_n = x_part[..., 2, :, :] + (r * k[2]) @ self.u[2]
-        return z, r, spec.activation(a_n), a_z, a_r, a_n, q
+        return z, r, activate(spec.activation, a_n), a_z, a_r, a_n, q
 
     @staticmethod
     def blend(h: np.ndarray, z: np.ndarray, r: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -220,11 +220,21 @@ class _Step:
         return z * h + (1 - z) * n
 
 
+def activate(activation: Any, x: np.ndarray) -> np.ndarray:
+    """Return act(x); a custom function may neither widen the dtype nor change the shape."""
+    y = np.asarray(activation(x))
+    if y.shape != x.shape:
+        raise ValueError(
+            f"activation {activation!r}: expected it to keep the shape {x.shape}, came {y.shape}"
+        )
+    return y.astype(x.dtype, copy=False)
+
+
 def vjp(activation: Any, x: np.ndarray, y: np.ndarray, dy: np.ndarray) -> np.ndarray:
     """Return the gradient at x of an activation y = act(x), given the gradient at y."""
     if hasattr(activation, "vjp"):
         return activation.vjp(x, y, dy)
-    return dy * activation.gradient(x, y)
+    return (dy * activation.gradient(x, y)).astype(dy.dtype, copy=False)
 
 
 def _in_processing_order(

@@ -83,8 +83,15 @@ class Layer:
         trainable = {id(v) for v in self.trainable_weights}
         return [v for v in self.weights if id(v) not in trainable]
 
-    variables = weights
-    trainable_variables = trainable_weights
+    @property
+    def variables(self) -> list[Variable]:
+        """The same as ``weights``."""
+        return self.weights
+
+    @property
+    def trainable_variables(self) -> list[Variable]:
+        """The same as ``trainable_weights``."""
+        return self.trainable_weights
 
     def get_weights(self) -> list[np.ndarray]:
         """Return copies of all weights, in the order of ``weights``."""
@@ -102,6 +109,11 @@ class Layer:
         if not self.built:
             raise ValueError(
                 f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
+            )
+        if isinstance(weights, (str, bytes, dict)) or not hasattr(weights, "__iter__"):
+            raise TypeError(
+                f"{self.name}: expected a list of arrays as get_weights() gives, came "
+                f"{type(weights).__name__}"
             )
         values = list(weights)
         if len(values) != len(variables):
@@ -173,9 +185,9 @@ class Layer:
 class SequenceLayer(Layer):
     """What is called on sequences: a call is validated whole, then run.
 
-    Subclasses give ``prepare`` (all validation, no other work but building), ``complete`` and
-    ``forward_prepared`` (all work, no validation), and ``feed``, by which `Sequential` puts what
-    one layer returned into the next one's prepared call.
+    Subclasses give ``prepare`` (all validation, no other work), ``start`` (building, drawing of
+    dropout masks), ``complete`` and ``forward_prepared`` (the work), and ``feed``, by which
+    `Sequential` puts what one layer returned into the next one's prepared call.
     """
 
     def __call__(
@@ -223,11 +235,11 @@ class SequenceLayer(Layer):
         ValueError, TypeError
             Before any work; states, weights and ``out`` are unchanged.
         """
-        return self.complete(
-            self.prepare(
-                sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-            )
+        call = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
+        self.start(call)
+        return self.complete(call)
 
     def forward(
         self,
@@ -251,15 +263,19 @@ class SequenceLayer(Layer):
         tape : Tape
             Good for one `backward`, as long as the weights stay the same.
         """
-        return self.forward_prepared(
-            self.prepare(
-                sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-            )
+        call = self.prepare(
+            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
+        self.start(call)
+        return self.forward_prepared(call)
 
     def prepare(self, *arguments: Any) -> Any:
         """Validate a call's arguments, as `__call__` names them in order."""
         raise TypeError(f"{type(self).__name__} does not say how a call is validated")
+
+    def start(self, call: Any) -> None:
+        """Build what is not built, and draw the dropout masks of a prepared call."""
+        raise TypeError(f"{type(self).__name__} does not say how a call is started")
 
     def complete(self, call: Any) -> Any:
         """Run a prepared call and return what the user gets."""

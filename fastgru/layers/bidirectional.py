@@ -13,7 +13,7 @@ from fastgru.layers.call import Call, check_states, flatten
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
 from fastgru.layers.stacked import cell_output_size
-from fastgru.layers.tape import Gradients, Tape, gradient_array
+from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array
 from fastgru.problem import check_out
 from fastgru.variables import Variable
 
@@ -76,15 +76,20 @@ class Bidirectional(SequenceLayer):
             self.backward_layer.go_backwards = not layer.go_backwards
         else:
             self.backward_layer = backward_layer
-        for half in (self.forward_layer, self.backward_layer):
-            half.use_cudnn = layer.use_cudnn
-            half.zero_output_for_mask = half.return_sequences
-        self._check_halves()
         self.merge_mode = merge_mode
         self.trainable = bool(trainable)
+        self._check_halves()
+        for half in self.halves:
+            half.use_cudnn = layer.use_cudnn
+            half.zero_output_for_mask = half.return_sequences
         if weights is not None:
             values = list(weights)
             half_count = len(values) // 2
+            if len(values) % 2 or not half_count:
+                raise ValueError(
+                    "weights: expected a list of as many arrays for the forward layer as for the "
+                    f"backward layer, came {len(values)}"
+                )
             self.forward_layer._initial_weights = values[:half_count]
             self.backward_layer._initial_weights = values[half_count:]
 
@@ -99,6 +104,12 @@ class Bidirectional(SequenceLayer):
             a, b = getattr(first, name), getattr(second, name)
             if a != b:
                 raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, came {b!r}")
+        sizes = [cell_output_size(half.cell) for half in self.halves]
+        if self.merge_mode not in ("concat", None) and sizes[0] != sizes[1]:
+            raise ValueError(
+                f"backward_layer: merge_mode={self.merge_mode!r} expects as many units as the "
+                f"layer's {sizes[0]}, came {sizes[1]}"
+            )
         if self.dtype != first.dtype:
             raise ValueError(f"dtype: expected the layer's {first.dtype}, came {self.dtype}")
 
@@ -191,13 +202,13 @@ class Bidirectional(SequenceLayer):
 
     def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
         """Return the shape of the outputs, and with return_state of the states."""
-        shapes = self.forward_layer.compute_output_shape(sequences_shape)
-        y, states = (shapes[0], shapes[1:]) if self.return_state else (shapes, ())
-        if self.merge_mode == "concat":
-            y = (*y[:-1], 2 * y[-1])
+        shapes = [half.compute_output_shape(sequences_shape) for half in self.halves]
+        (y, *states), (y_rev, *states_rev) = shapes if self.return_state else [(s,) for s in shapes]
         if self.merge_mode is None:
-            return (y, y, *states, *states) if self.return_state else [y, y]
-        return (y, *states, *states) if self.return_state else y
+            return (y, y_rev, *states, *states_rev) if self.return_state else [y, y_rev]
+        if self.merge_mode == "concat":
+            y = (*y[:-1], y[-1] + y_rev[-1])
+        return (y, *states, *states_rev) if self.return_state else y
 
     def compute_mask(self, inputs: Any = None, mask: Any = None) -> Any:
         """Return the mask of the outputs: ``mask`` itself for sequences, else None."""
@@ -233,12 +244,12 @@ class Bidirectional(SequenceLayer):
             tapes.append(tape)
         result, pair = self._merge(outputs, call.out)
         factors = [y.copy() for y in pair] if self.merge_mode == "mul" else None
-        return result, Tape(self, tapes=tapes, factors=factors, shape=pair[0].shape)
+        shapes = [y.shape for y in pair]
+        return result, Tape(self, tapes=tapes, factors=factors, shapes=shapes)
 
     def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> BothCalls:
         """Validate a call for both halves before either does any work."""
         *middle, out, num_threads = arguments
-        target = self._check_out(sequences, out)
         starts: list[Any] = [None, None]
         if initial_state is not None:
             count = len(self.forward_layer.state_size)
@@ -252,16 +263,23 @@ class Bidirectional(SequenceLayer):
             half.prepare(sequences, start, *middle, None, num_threads)
             for half, start in zip(self.halves, starts, strict=True)
         ]
-        self.built = True
-        return BothCalls(parts, target)
+        return BothCalls(parts, self._check_out(parts[0].shape, out))
 
-    def _check_out(self, sequences: Any, out: Any) -> np.ndarray | None:
+    def start(self, call: BothCalls) -> None:
+        """Build what is not built, and draw the dropout masks of a prepared call."""
+        for half, part in zip(self.halves, call.parts, strict=True):
+            half.start(part)
+        self.built = True
+
+    def _check_out(self, shape: tuple[int, ...], out: Any) -> np.ndarray | None:
         if out is None:
             return None
         if self.merge_mode is None:
             raise ValueError("out: merge_mode=None gives two outputs; out= takes one, so leave it")
-        shape = self.compute_output_shape(np.shape(sequences))
-        return check_out(out, shape[0] if self.return_state else shape, self._dtype, "the output's")
+        merged: Any = self.compute_output_shape(shape)
+        return check_out(
+            out, merged[0] if self.return_state else merged, self._dtype, "the output's"
+        )
 
     def _merge(
         self, outputs: list[Any], out: np.ndarray | None
@@ -313,7 +331,7 @@ class Bidirectional(SequenceLayer):
             count = len(self.forward_layer.state_size)
             if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
                 raise ValueError(f"state_gradients: expected a list of {2 * count}")
-            batch = kept["shape"][1 if self.time_major and self.return_sequences else 0]
+            batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
             for half, given in zip(self.halves, dstates, strict=True):
                 check_states(half, given, batch, "state_gradients")
@@ -332,25 +350,29 @@ class Bidirectional(SequenceLayer):
 
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""
-        tape.check(self)
+        check_tape(tape, self)
         for half, part in zip(self.halves, tape.kept["tapes"], strict=True):
             half.check_tape(part)
 
     def _split(self, kept: dict[str, Any], gradients: Any) -> tuple[Any, Any]:
         """Return the gradients of the two outputs, in input order of time."""
-        shape = kept["shape"]
+        shapes = kept["shapes"]
         if self.merge_mode is None:
             if gradients is None:
                 return None, None
             if not isinstance(gradients, (list, tuple)) or len(gradients) != 2:
-                raise ValueError("output_gradients: merge_mode=None expects a list of two")
+                raise ValueError(
+                    "output_gradients: merge_mode=None expects a list of two, one for each output"
+                )
             first, second = (
                 gradient_array(g, shape, self._dtype, f"output_gradients[{i}]", "the output's")
-                for i, g in enumerate(gradients)
+                for i, (g, shape) in enumerate(zip(gradients, shapes, strict=True))
             )
             return first, second
-        units = cell_output_size(self.forward_layer.cell)
-        wanted = (*shape[:-1], 2 * units) if self.merge_mode == "concat" else shape
+        units = shapes[0][-1]
+        wanted = shapes[0]
+        if self.merge_mode == "concat":
+            wanted = (*wanted[:-1], units + shapes[1][-1])
         d = gradient_array(gradients, wanted, self._dtype, "output_gradients", "the output's")
         if d is None:
             return None, None
@@ -379,7 +401,7 @@ class Bidirectional(SequenceLayer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> Bidirectional:
         """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
-        config = keras_config(copy.deepcopy(config), custom_objects)
+        config = keras_config(copy.deepcopy(config), custom_objects, needs="layer")
         config["layer"] = deserialize_layer(config["layer"], custom_objects)
         if config.get("backward_layer") is not None:
             config["backward_layer"] = deserialize_layer(config["backward_layer"], custom_objects)

@@ -1,4 +1,10 @@
-"""A call of an RNN, validated: what the user passed becomes batch-major arrays and problems."""
+"""A call of an RNN, validated: what the user passed becomes batch-major arrays and problems.
+
+A call goes through three phases, which `Bidirectional` and `Sequential` take for all their layers
+before the next one begins. Making a `Call` validates everything and chooses the backends: a call
+that raises has changed nothing. `start` builds what is not built and draws dropout masks. Then the
+problems run.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +41,9 @@ class Call:
         Batch-major view to write y into.
     out_copy : ndarray or None
         The user's out= when it overlaps an input, so that y is copied there at the end.
+    problems : list of (GRUCell, GRUProblem, Backend)
+        One per GRU cell, in order; all but the first still lack their x, and none has its
+        dropout masks yet. Empty for custom cells.
     """
 
     __slots__ = (
@@ -42,6 +51,7 @@ class Call:
         "num_threads",
         "out",
         "out_copy",
+        "problems",
         "resets",
         "shape",
         "states",
@@ -87,15 +97,25 @@ class Call:
         self.out_copy: np.ndarray | None = None
         if out is not None:
             self._place_output(layer, out, mask, reset_mask)
-        if not layer.built or (layer.stateful and layer.states is None):
-            with build_lock:  # two first calls at once must not make two sets of weights
-                layer.build(self.shape)
-            if layer.stateful and self.states is None:
-                self.states = start_states(layer, None, batch)
         if layer.time_major and layer.return_sequences and self.out is None:
             # The user's (T, B, H) array is contiguous, whatever order a backend works in.
             y = np.empty((steps, batch, cell_output_size(layer.cell)), dtype)
             self.out = y.transpose(1, 0, 2)
+        self.problems = self._problems(layer) if cells else []
+        if layer.use_cudnn is True:
+            self._refuse_cudnn(layer)
+
+    def start(self, layer: RNN) -> None:
+        """Build what is not built, and draw the dropout masks."""
+        if not layer.built or (layer.stateful and layer.states is None):
+            with build_lock:  # two first calls at once must not make two sets of weights
+                layer.build(self.shape)
+        if self.training:
+            for cell, problem, _ in self.problems:
+                shape = (self.x.shape[0], problem.spec.input_dim)
+                problem.dropout, problem.recurrent_dropout = cell.draw(shape)
+                cell.reset_dropout_mask()
+                cell.reset_recurrent_dropout_mask()
 
     def _place_output(self, layer: RNN, out: Any, *inputs: Any) -> None:
         batch, steps, _ = self.x.shape
@@ -117,22 +137,16 @@ class Call:
     def keep_inputs(self) -> None:
         """Copy the inputs: the user may write to them between forward and backward."""
         self.x = self.x.copy()
-        if self.mask.steps is not None:
-            steps = self.mask.steps.copy()
-            self.mask = MaskPlan(self.mask.kind, steps=steps, any_empty=self.mask.any_empty)
-        if self.resets is not None:
-            self.resets = self.resets.copy()
-        if self.states is not None:
-            self.states = map_nested(np.copy, self.states)
+        for _, problem, _ in self.problems:
+            if problem.mask.steps is not None:
+                steps = problem.mask.steps.copy()
+                problem.mask = MaskPlan(
+                    problem.mask.kind, steps=steps, any_empty=problem.mask.any_empty
+                )
+            problem.resets = None if problem.resets is None else problem.resets.copy()
+            problem.h0 = None if problem.h0 is None else problem.h0.copy()
 
-    def problems(self, layer: RNN) -> list[tuple[GRUCell, GRUProblem, Backend]]:
-        """Return each GRU cell with its problem and backend; all but the first lack their x.
-
-        Raises
-        ------
-        ValueError
-            A backend that was asked for cannot serve; nothing is drawn or run before.
-        """
+    def _problems(self, layer: RNN) -> list[tuple[GRUCell, GRUProblem, Backend]]:
         cells = layer._gru_cells
         assert cells is not None
         states = [None] * len(cells) if self.states is None else flatten(self.states)
@@ -141,9 +155,8 @@ class Call:
         result = []
         for cell, state in zip(cells, states, strict=True):
             last = cell is cells[-1]
-            assert cell.spec is not None
             problem = GRUProblem(
-                cell.spec,
+                cell.spec_for(inputs),
                 self.x,
                 state,
                 mask,
@@ -158,23 +171,23 @@ class Call:
             )
             if self.training:
                 problem.dropout, problem.recurrent_dropout = cell.placeholders((batch, inputs))
-            if layer.use_cudnn is True:
-                refuse_cudnn(layer, dispatch.cudnn_reasons(problem, layer.unroll))
             result.append((cell, problem, dispatch.choose(problem)))
             if reverse and not last:  # what comes out is in processing order already
                 mask = mask.reversed(steps)
                 resets = None if resets is None else np.ascontiguousarray(resets[:, ::-1])
                 reverse = False
             inputs = cell.units
-        if self.training:
-            # Only now, when nothing can be refused any more, are masks drawn.
-            for cell, problem, _ in result:
-                assert cell.spec is not None
-                shape = (batch, cell.spec.input_dim)
-                problem.dropout, problem.recurrent_dropout = cell.draw(shape)
-                cell.reset_dropout_mask()
-                cell.reset_recurrent_dropout_mask()
         return result
+
+    def _refuse_cudnn(self, layer: RNN) -> None:
+        """Raise the error of use_cudnn=True: no cuDNN backend is in the list."""
+        reasons = ["the cell is not a GRUCell"]
+        for _, problem, _ in self.problems:
+            reasons = dispatch.cudnn_reasons(problem, layer.unroll)
+        raise ValueError(
+            f"{layer.name}: use_cudnn=True was asked for, and cuDNN cannot serve this call: "
+            f"{'; '.join(reasons)}; use_cudnn='auto' takes what can"
+        )
 
 
 def start_states(layer: RNN, initial: Any, batch: int) -> list[Any] | None:
@@ -220,14 +233,6 @@ def check_states(layer: RNN, initial: Any, batch: int, what: str) -> list[Any]:
     if len(sizes) == 1:
         return [one(initial[0], sizes[0], what)]
     return [one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))]
-
-
-def refuse_cudnn(layer: RNN, reasons: list[str]) -> None:
-    """Raise the error of use_cudnn=True."""
-    raise ValueError(
-        f"{layer.name}: use_cudnn=True was asked for, and cuDNN cannot serve this call: "
-        f"{'; '.join(reasons)}; use_cudnn='auto' takes what can"
-    )
 
 
 def flatten(nested: Any) -> list[Any]:

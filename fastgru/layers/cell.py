@@ -18,7 +18,6 @@ from fastgru.problem import (
     GRUWeights,
     as_array,
     check_shape,
-    gate_activation,
 )
 from fastgru.variables import Variable
 
@@ -95,8 +94,10 @@ class GRUCell(Layer):
         if implementation not in (1, 2):
             raise ValueError(f"implementation: expected 1 or 2, came {implementation!r}")
         super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.activation = gate_activation(activation, "activation")
-        self.recurrent_activation = gate_activation(recurrent_activation, "recurrent_activation")
+        self.activation = activations.for_gate(activation, "activation")
+        self.recurrent_activation = activations.for_gate(
+            recurrent_activation, "recurrent_activation"
+        )
         self.use_bias = bool(use_bias)
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.recurrent_initializer = initializers.get(recurrent_initializer)
@@ -137,10 +138,18 @@ class GRUCell(Layer):
             return
         columns = 3 * self.units
         bias_shape = (2, columns) if self.reset_after else (columns,)
-        self.kernel = self._weight("kernel", (inputs, columns))
-        self.recurrent_kernel = self._weight("recurrent", (self.units, columns))
-        self.bias = self._weight("bias", bias_shape) if self.use_bias else None
-        self.spec = GRUSpec(
+        # All three before the first is kept: an initializer may raise.
+        kernel = self._weight("kernel", (inputs, columns))
+        recurrent_kernel = self._weight("recurrent", (self.units, columns))
+        bias = self._weight("bias", bias_shape) if self.use_bias else None
+        self.kernel, self.recurrent_kernel, self.bias = kernel, recurrent_kernel, bias
+        self.spec = self.spec_for(inputs)
+        self._refresh()
+        self.built = True
+
+    def spec_for(self, inputs: int) -> GRUSpec:
+        """Return the spec of this cell, built or not, for I = ``inputs`` features."""
+        return self.spec or GRUSpec(
             inputs,
             self.units,
             self._dtype,
@@ -149,8 +158,6 @@ class GRUCell(Layer):
             self.use_bias,
             self.reset_after,
         )
-        self._refresh()
-        self.built = True
 
     def forget(self) -> None:
         """Go back to before build, with a fresh sequence of dropout masks."""
@@ -161,7 +168,10 @@ class GRUCell(Layer):
 
     def _weight(self, role: str, shape: tuple[int, ...]) -> Variable:
         name = "recurrent_kernel" if role == "recurrent" else role
-        value = getattr(self, f"{role}_initializer")(shape, dtype=self.dtype)
+        initializer = getattr(self, f"{role}_initializer")
+        if initializer is None:  # as Keras 3 does
+            initializer = initializers.get("glorot_uniform")
+        value = initializer(shape, dtype=self.dtype)
         array = as_array(value, self._dtype, f"{name} from {role}_initializer")
         check_shape(array, shape, f"{name} from {role}_initializer", "asked for")
         return Variable(
@@ -233,6 +243,8 @@ class GRUCell(Layer):
             problem.dropout, problem.recurrent_dropout = self.placeholders(x.shape)
         backend = dispatch.choose(problem)
         if training:
+            self.get_dropout_mask(x)  # the same masks at every step, until they are reset
+            self.get_recurrent_dropout_mask(h0)
             problem.dropout, problem.recurrent_dropout = self.draw(x.shape)
         y = backend.forward(problem, self.snapshot()).y
         return y, ([y] if nested else y)
@@ -260,21 +272,46 @@ class GRUCell(Layer):
         """
         drop, recurrent = None, None
         if 0.0 < self.dropout < 1.0:
-            drop = _stacked(self._input_mask(input_shape))
+            drop = self._take(INPUT, input_shape, self._dropout_mask)
         if 0.0 < self.recurrent_dropout < 1.0:
-            recurrent = _stacked(self._recurrent_mask((input_shape[0], self.units)))
+            state_shape = (input_shape[0], self.units)
+            recurrent = self._take(RECURRENT, state_shape, self._recurrent_dropout_mask)
         return drop, recurrent
+
+    def _take(self, stream: int, shape: tuple[int, ...], kept: Any) -> np.ndarray:
+        """Return the masks that were drawn before, else new ones, which are not kept."""
+        if kept is None:
+            masks = self._draw(stream, shape)
+        else:
+            masks = np.asarray(kept)[None] if isinstance(kept, np.ndarray) else np.stack(kept)
+        if masks.shape[1:] != shape:
+            raise ValueError(
+                f"{self.name}: its dropout mask was drawn for shape {masks.shape[1:]}, and the "
+                f"call needs {shape}; call reset_dropout_mask() and "
+                "reset_recurrent_dropout_mask() between batches"
+            )
+        return masks if len(masks) == 3 else masks[0]
+
+    def _draw(self, stream: int, shape: tuple[int, ...]) -> np.ndarray:
+        rate = self.dropout if stream == INPUT else self.recurrent_dropout
+        count = 3 if stream == RECURRENT or self.implementation == 1 else 1
+        return self.seed_generator.draw(stream, shape, rate, self._dtype, count)
 
     def get_dropout_mask(self, step_input: Any) -> Any:
         """Return the input mask of this call, drawn at the first asking; None without dropout.
 
         An array (B, I) with implementation 2, a list of three with implementation 1.
         """
-        return self._input_mask(np.shape(step_input)) if self.dropout else None
+        if self._dropout_mask is None and self.dropout:
+            masks = self._draw(INPUT, np.shape(step_input))
+            self._dropout_mask = list(masks) if len(masks) == 3 else masks[0]
+        return self._dropout_mask
 
     def get_recurrent_dropout_mask(self, step_input: Any) -> Any:
         """Return the three masks (B, H) of the state; None without recurrent_dropout."""
-        return self._recurrent_mask(np.shape(step_input)) if self.recurrent_dropout else None
+        if self._recurrent_dropout_mask is None and self.recurrent_dropout:
+            self._recurrent_dropout_mask = list(self._draw(RECURRENT, np.shape(step_input)))
+        return self._recurrent_dropout_mask
 
     def reset_dropout_mask(self) -> None:
         """Forget the input mask, so that the next call draws another."""
@@ -283,22 +320,6 @@ class GRUCell(Layer):
     def reset_recurrent_dropout_mask(self) -> None:
         """Forget the recurrent masks, so that the next call draws others."""
         self._recurrent_dropout_mask = None
-
-    def _input_mask(self, shape: tuple[int, ...]) -> Any:
-        if self._dropout_mask is None:
-            count = 3 if self.implementation == 1 else 1
-            masks = self.seed_generator.draw(INPUT, shape, self.dropout, self._dtype, count)
-            self._dropout_mask = list(masks) if count == 3 else masks[0]
-        return self._dropout_mask
-
-    def _recurrent_mask(self, shape: tuple[int, ...]) -> Any:
-        if self._recurrent_dropout_mask is None:
-            self._recurrent_dropout_mask = list(
-                self.seed_generator.draw(
-                    RECURRENT, shape, self.recurrent_dropout, self._dtype, count=3
-                )
-            )
-        return self._recurrent_dropout_mask
 
     # -- config ----------------------------------------------------------------------------
 
@@ -331,22 +352,20 @@ class GRUCell(Layer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> GRUCell:
         """Build a cell from a config of this library, of Keras 3 or of Keras 2."""
-        return cls(**keras_config(config, custom_objects))
+        return cls(**keras_config(config, custom_objects, needs="units"))
 
 
 def input_dim(shape: Any) -> int:
     """Return I of an input shape (..., I)."""
     try:
-        size = tuple(shape)[-1]
-        return size.__index__()
+        size = int(tuple(shape)[-1].__index__())
     except (TypeError, IndexError, AttributeError):
+        size = -1
+    if size < 0:
         raise ValueError(
             f"input_shape: expected a tuple that ends in the number of features, came {shape!r}"
-        ) from None
-
-
-def _stacked(mask: Any) -> np.ndarray:
-    return np.stack(mask) if isinstance(mask, (list, tuple)) else np.asarray(mask)
+        )
+    return size
 
 
 def _positive_integer(value: Any, what: str) -> int:

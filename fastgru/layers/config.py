@@ -33,14 +33,28 @@ def is_keras2(config: dict[str, Any]) -> bool:
 
 
 def keras_config(
-    config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    config: dict[str, Any], custom_objects: dict[str, Any] | None = None, needs: str = ""
 ) -> dict[str, Any]:
     """Return a copy of ``config`` as constructor arguments.
 
     Dtype policies become names, activations become objects (a Keras 2 ``hard_sigmoid`` keeps its
     slope of 0.2, SPEC 5.10), and a Keras 2 config without ``reset_after`` means False, its default
     before there was a choice.
+
+    Raises
+    ------
+    TypeError
+        ``config`` is not a dict.
+    ValueError
+        It lacks the key ``needs``.
     """
+    if not isinstance(config, dict):
+        raise TypeError(f"config: expected a dict, as get_config() gives, came {config!r}")
+    if needs and needs not in config:
+        raise ValueError(
+            f"config: expected the key {needs!r}, as get_config() gives, came the keys "
+            f"{sorted(config)}"
+        )
     result = {key: value for key, value in config.items() if key not in _IGNORED}
     keras2 = is_keras2(config)
     if "dtype" in result:

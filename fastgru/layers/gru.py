@@ -125,7 +125,6 @@ class GRU(RNN):
             implementation=implementation,
             dtype=dtype,
             name="gru_cell",
-            trainable=trainable,
         )
         super().__init__(
             cell,
@@ -185,7 +184,7 @@ class GRU(RNN):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> Any:
         """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
-        return cls(**keras_config(config, custom_objects))
+        return cls(**keras_config(config, custom_objects, needs="units"))
 
 
 def _of_cell(name: str) -> property:

@@ -16,7 +16,7 @@ from fastgru.layers.base import (
     serialize_layer,
     write_together,
 )
-from fastgru.layers.call import Call, check_states, flatten, map_nested, refuse_cudnn
+from fastgru.layers.call import Call, check_states, flatten, map_nested
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.stacked import (
@@ -33,10 +33,10 @@ from fastgru.layers.tape import (
     activity_gradient,
     backward_through,
     check_differentiable,
+    check_tape,
     gradient_array,
     trainable_gradients,
 )
-from fastgru.problem import GRUProblem
 from fastgru.variables import Variable
 
 
@@ -90,7 +90,7 @@ class RNN(SequenceLayer):
         check_cell(cell)
         gru_cells = _gru_cells(cell)
         if dtype is None:
-            dtype = gru_cells[0].dtype if gru_cells else getattr(cell, "dtype", "float32")
+            dtype = gru_cells[0].dtype if gru_cells else getattr(cell, "dtype", None)
         super().__init__(name=name, dtype=dtype, trainable=trainable)
         for inner in gru_cells or ():
             if inner.dtype != self.dtype:
@@ -136,16 +136,21 @@ class RNN(SequenceLayer):
 
         A stateful layer also creates its states, for which B must be known.
         """
+        if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3:
+            raise ValueError(f"input_shape: expected (B, T, I), came {input_shape!r}")
         shape = tuple(input_shape)
-        if len(shape) != 3:
-            raise ValueError(f"input_shape: expected (B, T, I), came {shape}")
         batch = shape[1] if self.time_major else shape[0]
-        build_cell(self.cell, (batch, shape[2]))
-        if self._initial_weights is not None:
-            values, self._initial_weights = self._initial_weights, None
-            self.built = True
-            self.set_weights(values)
-        self.built = True
+        was_built, self.built = self.built, True
+        try:
+            build_cell(self.cell, (batch, shape[2]))
+            if self._initial_weights is not None:
+                self.set_weights(self._initial_weights)
+                self._initial_weights = None
+        except (TypeError, ValueError):
+            self.built = was_built
+            for cell in () if was_built else self._gru_cells or ():
+                cell.forget()
+            raise
         if self.stateful and self.states is None and batch is not None:
             self._create_states(batch)
 
@@ -260,21 +265,23 @@ class RNN(SequenceLayer):
         )
 
     def prepare(self, *arguments: Any) -> Call:
-        """Validate a call's arguments, as `__call__` names them in order; build if not built."""
+        """Validate a call's arguments, as `__call__` names them in order."""
         return Call(self, *arguments)
+
+    def start(self, call: Call) -> None:
+        """Build what is not built, and draw the dropout masks of a prepared call."""
+        call.start(self)
 
     def run(self, call: Call, save: bool = False) -> tuple[np.ndarray, list[Any], Any]:
         """Run a prepared call: y batch-major, the new states, and what backward needs."""
         if self._gru_cells is None:
-            if self.use_cudnn is True:
-                refuse_cudnn(self, ["the cell is not a GRUCell"])
             return step_loop.run(self, call)
         x = call.x
         records: list[Record] = []
         states: list[Any] = []
         # Cell after cell over the whole sequence equals step after step: a masked step changes
         # no cell's state, and the next cell does not read there.
-        for cell, problem, backend in call.problems(self):
+        for cell, problem, backend in call.problems:
             problem.x = x
             weights = cell.snapshot()
             output = backend.forward(problem, weights, save)
@@ -322,21 +329,14 @@ class RNN(SequenceLayer):
     ) -> dispatch.Explanation:
         """Say which backend would serve the call, and why not the ones before it.
 
-        Takes what the call takes and runs nothing; the layer is built if it is not.
+        Takes what the call takes; nothing is run, built or drawn.
         """
         call = self.prepare(
             sequences, initial_state, mask, training, lengths, reset_mask, None, None
         )
-        if self._gru_cells is None:
+        if not call.problems:
             return dispatch.Explanation.of_custom_cell(self.name)
-        cell = self._gru_cells[0]
-        assert cell.spec is not None
-        problem = GRUProblem(cell.spec, call.x, None, call.mask, call.resets)
-        problem.reverse = self.go_backwards
-        if call.training:
-            masks = cell.placeholders((call.x.shape[0], call.x.shape[2]))
-            problem.dropout, problem.recurrent_dropout = masks
-        return dispatch.Explanation(problem, self.unroll)
+        return dispatch.Explanation(call.problems[0][1], self.unroll)
 
     # -- backward --------------------------------------------------------------------------
 
@@ -374,7 +374,7 @@ class RNN(SequenceLayer):
 
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""
-        tape.check(self)
+        check_tape(tape, self)
         if self._gru_cells is None:
             raise ValueError(
                 f"{self.name}: backward needs the derivative of the cell, and a custom cell has "
@@ -447,7 +447,7 @@ class RNN(SequenceLayer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> Any:
         """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
-        config = keras_config(config, custom_objects)
+        config = keras_config(config, custom_objects, needs="cell")
         config["cell"] = deserialize_layer(config["cell"], custom_objects)
         return cls(**config)
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
-from fastgru.layers.bidirectional import Bidirectional
+from fastgru.layers.bidirectional import Bidirectional, BothCalls
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
-from fastgru.layers.tape import Gradients, Tape
+from fastgru.layers.tape import Gradients, Tape, check_tape
 from fastgru.variables import Variable
 
 
@@ -138,10 +138,18 @@ class Sequential(SequenceLayer):
             target = out if layer is self.layers[-1] else None
             calls.append(layer.prepare(x, start, *middle, target, num_threads))
             # What the next layer will see is not there yet; its shape is, and is checked.
-            shape = _first(layer, layer.compute_output_shape(np.shape(x)))
-            x = np.broadcast_to(np.zeros((), self.dtype), shape)
-        self.built = True
+            if layer is not self.layers[-1]:
+                call = calls[-1]
+                came = call.parts[0].shape if isinstance(call, BothCalls) else call.shape
+                shape = _first(layer, layer.compute_output_shape(came))
+                x = np.broadcast_to(np.zeros((), self.dtype), shape)
         return calls
+
+    def start(self, calls: list[Any]) -> None:
+        """Build what is not built, and draw the dropout masks of the layers' prepared calls."""
+        for layer, call in zip(self.layers, calls, strict=True):
+            layer.start(call)
+        self.built = True
 
     def complete(self, calls: list[Any]) -> Any:
         """Run the layers' prepared calls in order; return what the last one returns."""
@@ -165,7 +173,7 @@ class Sequential(SequenceLayer):
 
     def backward(self, tape: Tape, output_gradients: Any, state_gradients: Any = None) -> Gradients:
         """Return the gradients; ``initial_state`` has one entry per layer. See `RNN.backward`."""
-        tape.check(self)
+        check_tape(tape, self)
         tapes = tape.kept["tapes"]
         for layer, part in zip(self.layers, tapes, strict=True):
             layer.check_tape(part)
@@ -198,12 +206,13 @@ class Sequential(SequenceLayer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> Sequential:
         """Build a model from a config of this library or of Keras, recurrent layers only."""
+        config = keras_config(config, custom_objects, needs="layers")
         layers = [
             deserialize_layer(c, custom_objects)
             for c in config["layers"]
-            if c.get("class_name") != "InputLayer"
+            if not (isinstance(c, dict) and c.get("class_name") == "InputLayer")
         ]
-        kept = keras_config({k: v for k, v in config.items() if k in ("name", "trainable")})
+        kept = {key: config[key] for key in ("name", "trainable") if key in config}
         return cls(layers, **kept)
 
 

@@ -26,7 +26,7 @@ class StackedRNNCells(Layer):
         cells: Any,
         *,
         name: str | None = None,
-        dtype: Any = "float32",
+        dtype: Any = None,
         trainable: bool = True,
     ) -> None:
         cells = list(cells)
@@ -34,7 +34,18 @@ class StackedRNNCells(Layer):
             raise ValueError("cells: expected at least one cell, came an empty list")
         for cell in cells:
             check_cell(cell)
+        if len({id(cell) for cell in cells}) != len(cells):
+            raise ValueError("cells: expected different cells, came one of them twice")
+        ours = [cell for cell in cells if isinstance(cell, Layer)]
+        if dtype is None:
+            dtype = ours[0].dtype if ours else getattr(cells[0], "dtype", None)
         super().__init__(name=name, dtype=dtype, trainable=trainable)
+        for cell in ours:
+            if cell.dtype != self.dtype:
+                raise ValueError(
+                    f"cells: expected all to have dtype {self.dtype}, came {cell.dtype} for "
+                    f"{cell.name}"
+                )
         self.cells = cells
 
     @property
@@ -108,8 +119,8 @@ class StackedRNNCells(Layer):
         cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
     ) -> StackedRNNCells:
         """Build the stack from a config of this library, of Keras 3 or of Keras 2."""
-        config = keras_config(config, custom_objects)
-        config["cells"] = [deserialize_layer(c, custom_objects) for c in config["cells"]]
+        config = keras_config(config, custom_objects, needs="cells")
+        config["cells"] = [deserialize_layer(c, custom_objects) for c in config.pop("cells")]
         return cls(**config)
 
 

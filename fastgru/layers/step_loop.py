@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.layers.call import map_nested
 from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
+from fastgru.problem import as_array, check_shape
 
 if TYPE_CHECKING:
     from fastgru.layers.call import Call
@@ -35,10 +37,9 @@ def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:
     for s, t in enumerate(order):
         if call.resets is not None:
             states = select(call.resets[:, t], None, states)
-        output, new_states = call_cell(cell, x[:, t], states, call.training)
-        output = np.asarray(output).astype(dtype, copy=False)
-        if not isinstance(new_states, (list, tuple)):
-            new_states = [new_states]
+        output, new_states = _checked(
+            cell, call_cell(cell, x[:, t], states, call.training), previous, states
+        )
         if valid is None:
             states, previous = list(new_states), output
         else:
@@ -55,7 +56,30 @@ def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:
     if call.out is not None:
         call.out[...] = result
         result = call.out
-    return result, states, None
+    return result, map_nested(np.array, states), None  # the cell may have kept these arrays
+
+
+def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
+    """Return a cell's output and new states in the layer's dtype, or say what is wrong."""
+    name = type(cell).__name__
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise ValueError(f"{name}: expected it to return (output, new_states), came {returned!r}")
+    output = as_array(returned[0], like.dtype, f"output of {name}")
+    check_shape(output, like.shape, f"output of {name}", "(B, output_size)")
+    new_states = returned[1] if isinstance(returned[1], (list, tuple)) else [returned[1]]
+
+    def matched(new: Any, old: Any) -> Any:
+        if isinstance(old, (list, tuple)):
+            if not isinstance(new, (list, tuple)) or len(new) != len(old):
+                raise ValueError(
+                    f"{name}: expected {len(old)} new states, as its state_size says, came {new!r}"
+                )
+            return [matched(n, o) for n, o in zip(new, old, strict=True)]
+        array = as_array(new, like.dtype, f"state of {name}")
+        check_shape(array, np.shape(old), f"state of {name}", "as before the step")
+        return array
+
+    return output, matched(new_states, states)
 
 
 def select(rows: np.ndarray, chosen: Any, other: Any) -> Any:

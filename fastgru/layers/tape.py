@@ -49,25 +49,28 @@ class Tape:
         self.kept = kept
         self.used = False
 
-    def check(self, layer: Any) -> None:
-        """Raise ValueError unless this is a fresh tape of ``layer``."""
-        if not isinstance(self, Tape):
-            raise TypeError(
-                f"tape: expected the one from {layer.name}.forward(...), came {type(self).__name__}"
-            )
-        if self.layer is not layer:
-            raise ValueError(
-                f"tape: expected one from {layer.name}.forward(...), came one of {self.layer.name}"
-            )
-        if self.used:
-            raise ValueError(
-                "tape: it has been used already; run forward(...) again for another backward"
-            )
-
     def spend(self) -> None:
         """Mark the tape used and let go of what it kept."""
         self.used = True
         self.kept = {}
+
+
+def check_tape(tape: Any, layer: Any) -> Tape:
+    """Return ``tape``, or raise unless it is a fresh one of ``layer``."""
+    if not isinstance(tape, Tape):
+        raise TypeError(
+            f"tape: expected the one that {layer.name}.forward(...) returned, came "
+            f"{type(tape).__name__}"
+        )
+    if tape.layer is not layer:
+        raise ValueError(
+            f"tape: expected one from {layer.name}.forward(...), came one of {tape.layer.name}"
+        )
+    if tape.used:
+        raise ValueError(
+            "tape: it has been used already; run forward(...) again for another backward"
+        )
+    return tape
 
 
 def backward_through(
