@@ -114,10 +114,13 @@ def loaded_by(*statements):
     return set(done.stdout.split())
 
 
-def test_import_brings_nothing_along():
+@pytest.mark.parametrize(
+    "first_call", [(), ("fastgru.GRU(2)([[[0.5], [1.0]]])",)], ids=["import", "first call"]
+)
+def test_nothing_is_brought_along(first_call):
     """No optional package, and no module at all that NumPy and SciPy's BLAS have not loaded."""
     below = loaded_by("import numpy", "import scipy.linalg.cython_blas")
-    ours = loaded_by("import fastgru")
+    ours = loaded_by("import fastgru", *first_call)
     roots = {name.partition(".")[0] for name in ours}
     assert "fastgru" in roots
     assert not roots & OPTIONAL
