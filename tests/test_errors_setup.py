@@ -288,7 +288,7 @@ def test_a_failing_initializer_leaves_the_layer_unbuilt(role, value):
     assert not layer.cell.built
 
 
-@pytest.mark.parametrize("values", [[np.zeros((3, 15), "f4")] * 6, GOOD, GOOD[:1]])
+@pytest.mark.parametrize("values", [[np.zeros((3, 15), "f4")] * 6, GOOD[:2] * 2, GOOD * 4])
 def test_initial_weights_of_bidirectional_that_do_not_fit(values):
     layer = Bidirectional(GRU(H), weights=values)
     for _ in range(2):  # and again, not silently without them
@@ -296,6 +296,8 @@ def test_initial_weights_of_bidirectional_that_do_not_fit(values):
             layer(sequences("float32"))
         assert not layer.built
         assert layer.weights == []
+    with pytest.raises(ValueError, match=r"weights: expected a list of as many arrays for the"):
+        Bidirectional(GRU(H), weights=values[1:])
 
 
 # -- states --------------------------------------------------------------------------------------
