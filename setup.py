@@ -67,7 +67,11 @@ setup(
                 depends=[
                     str(NATIVE / name)
                     for name in (
-                        "_blas.pxd", "gates.pxd", "gates.h", "gates_template.h", "gates_type.h",
+                        "_blas.pxd",
+                        "gates.pxd",
+                        "gates.h",
+                        "gates_template.h",
+                        "gates_type.h",
                         "runtime.h",
                     )
                 ],

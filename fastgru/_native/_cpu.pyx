@@ -56,6 +56,8 @@ cdef enum:
     P_BYTES = 1 << 20         # x.W of one time chunk, per thread: stays in L2
     P_ROWS = 128              # ... but at least so many rows, or W is read too often
     BLOCK_BYTES = 1 << 19     # states, x.W and h.U of one block of rows and one step
+    BLOCK_ROWS = 128          # ... but so many rows, if they are at most
+    BLOCK_BYTES_MAX = 1 << 22  # ... this: a large U is read once for all of them
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
     # Work that pays for a parallel region (1 to 2 us) and, per step, for a barrier (~0.4 us).
     REGION_FLOPS = 500000
@@ -500,7 +502,8 @@ cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
     if job.shared:
         job.blocks = 1
     else:
-        n = max(BLOCK_BYTES // (8 * H * size), 32)
+        n = BLOCK_BYTES // (8 * H * size)
+        n = max(n, min(<Py_ssize_t> BLOCK_ROWS, BLOCK_BYTES_MAX // (8 * H * size)), 1)
         job.blocks = max((B + n - 1) // n, 1)
         job.blocks = (job.blocks + threads - 1) // threads * threads
     n = max((B + job.blocks - 1) // job.blocks, 1)

@@ -40,12 +40,13 @@ static inline float FN(exp_core)(float x) {
     return FN(exp2_poly)(u - (t - 12582912.0f)) * FN(power)(t);
 }
 
-/* The same with ln2 in two parts (Cody and Waite), where e^x itself is the result. */
-static inline float FN(exp_exact)(float x) {
+/* e^x / 2, with ln2 in two parts (Cody and Waite): for where e^x itself is the result. Half, so that
+ * the last octave before overflow has a 2^k too. */
+static inline float FN(half_exp)(float x) {
     float t = x * 1.44269504088896341f + 12582912.0f;
     float k = t - 12582912.0f;
     float r = (x - k * 0.693359375f) - k * -2.12194440e-4f;
-    return FN(exp2_poly)(r * 1.44269504088896341f) * FN(power)(t);
+    return FN(exp2_poly)(r * 1.44269504088896341f) * FN(power)(t - 1.0f);
 }
 
 /* e^x - 1 for -88 <= x <= 88, accurate near 0. */
@@ -108,7 +109,10 @@ static inline double FN(exp_core)(double x) {
     return (FN(expm1_poly)(r) + 1.0) * FN(power)(t);
 }
 
-static inline double FN(exp_exact)(double x) { return FN(exp_core)(x); }
+static inline double FN(half_exp)(double x) {
+    double t, r = FN(reduce)(x, &t);
+    return (FN(expm1_poly)(r) + 1.0) * FN(power)(t - 1.0);
+}
 
 static inline double FN(expm1_core)(double x) {
     double t, r = FN(reduce)(x, &t), s = FN(power)(t);

@@ -23,9 +23,7 @@ static inline TYPE FN(tanh_1)(TYPE x) {
 }
 
 static inline TYPE FN(exp_1)(TYPE x) {
-    /* one factor 2 apart, so that the last octave before overflow is right */
-    TYPE c = FN(clip)(x, -EXP_LIMIT, EXP_OVERFLOW);
-    TYPE y = FN(exp_exact)(c - C(0.69314718055994530942)) * C(2.0);
+    TYPE y = FN(half_exp)(FN(clip)(x, -EXP_LIMIT, EXP_OVERFLOW)) * C(2.0);
     y = x < -EXP_LIMIT ? C(0.0) : y;
     return x > EXP_OVERFLOW ? (TYPE)INFINITY : y;
 }

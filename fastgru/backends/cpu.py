@@ -10,11 +10,13 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fastgru.activations import Activation
-from fastgru.problem import GRUOutput, GRUProblem, GRUSpec, GRUWeights
+from fastgru.problem import GRUOutput, GRUProblem, GRUWeights
 from fastgru.threads import get_num_threads
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    import numpy as np
 
 # Cores for which OpenBLAS has kernels that multiply small matrices where they lie; Zen 4 and 5
 # count as Cooperlake there. The panels of _native/_blas.pxd are for these.
@@ -100,15 +102,24 @@ class CPUBackend:
         """Run the layer; with ``save`` also return the state after every step."""
         native = _native or _load()
         if native is None:
-            raise RuntimeError(_missing)
+            raise BackendError(_missing)
         packed = weights.packed.get("cpu")
-        if packed is None or (
-            packed.spec is not problem.spec and packed.spec != problem.spec
-        ):
+        if packed is None or (packed.spec is not problem.spec and packed.spec != problem.spec):
             packed = native.Packed(problem.spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
             weights.packed["cpu"] = packed
         threads = problem.num_threads or get_num_threads()
         return GRUOutput(*native.forward(packed, problem, threads, save))
+
+    def backward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        states: np.ndarray,
+        dy: np.ndarray | None,
+        dstate: np.ndarray | None,
+    ) -> GRUGrads:
+        """Raise: `supports_backward` says so beforehand, and the next backend serves it."""
+        raise BackendError(self.supports_backward(problem))
 
 
 def build_info() -> dict[str, Any]:

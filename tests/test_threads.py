@@ -1,0 +1,152 @@
+"""Thread counts: SPEC section 3."""
+
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from fastgru import threads
+
+
+def default_in_a_new_process(code="", **environment):
+    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            f"{code}\nfrom fastgru import threads\nprint(threads.get_num_threads())",
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return int(result.stdout)
+
+
+@pytest.fixture(autouse=True)
+def process_setting_is_restored(monkeypatch):
+    monkeypatch.setattr(threads, "_process", 0)
+
+
+def test_default_is_bounded_by_omp_num_threads():
+    plain = default_in_a_new_process()
+    assert default_in_a_new_process(OMP_NUM_THREADS="1") == 1
+    assert default_in_a_new_process(OMP_NUM_THREADS=" 1,4 ") == 1
+    assert default_in_a_new_process(OMP_NUM_THREADS="100000") == plain
+    for ignored in ("", "0", "-3", "many"):
+        assert default_in_a_new_process(OMP_NUM_THREADS=ignored) == plain
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+def test_default_is_bounded_by_affinity():
+    code = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])"
+    assert default_in_a_new_process(code) == 1
+    assert 1 <= default_in_a_new_process() <= len(os.sched_getaffinity(0))
+
+
+def write(root, files):
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, None),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "20000 100000\n"}, 1),
+        # The parent's quota counts too.
+        (
+            {
+                "proc/self/cgroup": "0::/a/b\n",
+                "sys/fs/cgroup/a/cpu.max": "200000 100000\n",
+                "sys/fs/cgroup/a/b/cpu.max": "400000 100000\n",
+            },
+            2,
+        ),
+        # The host's path, not visible in the container.
+        ({"proc/self/cgroup": "0::/docker/x\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "12:memory:/x\n4:cpu,cpuacct:/x\n",
+                "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "350000\n",
+                "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/x\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            2,
+        ),
+        (
+            {
+                "proc/self/cgroup": "4:cpu:/\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+        ({"proc/self/cgroup": "nonsense\n", "sys/fs/cgroup/cpu.max": "nonsense\n"}, None),
+    ],
+    ids=str,
+)
+def test_cgroup_quota(tmp_path, files, expected):
+    write(tmp_path, files)
+    assert threads._cgroup_limit(tmp_path) == expected
+
+
+def test_set_and_get():
+    default = threads.get_num_threads()
+    threads.set_num_threads(7)
+    assert threads.get_num_threads() == 7
+    assert default >= 1
+
+
+def test_blocks_nest_and_go_before_the_process_setting():
+    threads.set_num_threads(7)
+    with threads.num_threads(3):
+        assert threads.get_num_threads() == 3
+        with threads.num_threads(2):
+            assert threads.get_num_threads() == 2
+        assert threads.get_num_threads() == 3
+        with pytest.raises(RuntimeError, match="inside"), threads.num_threads(5):
+            raise RuntimeError("inside")
+        assert threads.get_num_threads() == 3
+    assert threads.get_num_threads() == 7
+
+
+def test_a_block_is_this_threads_alone():
+    threads.set_num_threads(7)
+    with ThreadPoolExecutor(1) as pool, threads.num_threads(3):
+        assert pool.submit(threads.get_num_threads).result() == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (0, ValueError, "num_threads: expected an integer >= 1, came 0"),
+        (-2, ValueError, "came -2"),
+        (1.0, TypeError, r"came 1\.0"),
+        (True, TypeError, "came True"),
+        ("2", TypeError, "came '2'"),
+        (None, TypeError, "came None"),
+    ],
+)
+def test_errors_change_nothing(value, error, message):
+    threads.set_num_threads(4)
+    with pytest.raises(error, match=message):
+        threads.set_num_threads(value)
+    with pytest.raises(error, match=message), threads.num_threads(value):
+        pass
+    assert threads.get_num_threads() == 4
