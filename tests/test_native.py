@@ -17,8 +17,8 @@ from fastgru.problem import GRUProblem, GRUSpec, GRUWeights
 cpu = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
 BACKEND, REFERENCE = CPUBackend(), ReferenceBackend()
 
-# Absolute up to size 1, relative above, against the reference in float64: sums of size ~1 of a few hundred products, and states
-# that pass rounding differences on from step to step.
+# Absolute up to size 1, relative above, against the reference in float64: sums of size ~1 of a few
+# hundred products, and states that pass rounding differences on from step to step.
 TOLERANCE = {"float32": 5e-6, "float64": 1e-13}
 
 ELEMENTWISE = [

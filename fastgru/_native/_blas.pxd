@@ -66,8 +66,9 @@ cdef inline void matmul(
     # Only those columns of C are written.
     #
     # With panels, each product is small enough for OpenBLAS's kernels that read the operands where
-    # they lie; its ordinary path packs B anew in every call. Measured, one Cascade Lake core, GFLOP/s
-    # panels | plain: K=256 M=8 108 | 17, M=32 113 | 46, M=128 119 | 88; K=512 M=8 67 | 14, M=32 100 | 44.
+    # they lie; its ordinary path packs B anew in every call. GFLOP/s measured on one Cascade Lake
+    # core, panels | plain: K=256 M=8 108 | 17, M=32 113 | 46, M=128 119 | 88; K=512 M=8 67 | 14,
+    # M=32 100 | 44.
     cdef Py_ssize_t ldc = 3 * B.H, K = B.K
     cdef Py_ssize_t g, i, j, k, low, high, width, rows, depth
     cdef const floating *data = <const floating *> B.data
@@ -116,4 +117,6 @@ cdef inline void matmul_columns(
         for i in range(M):
             gemv(N, <int> B.K, A + i * lda, columns, <int> ld, C + i * ld + low)
     else:
-        gemm(<int> M, N, <int> B.K, A, <int> lda, columns, <int> ld, <floating> 0, C + low, <int> ld)
+        gemm(
+            <int> M, N, <int> B.K, A, <int> lda, columns, <int> ld, <floating> 0, C + low, <int> ld,
+        )

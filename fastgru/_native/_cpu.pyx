@@ -530,9 +530,9 @@ cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
     return 0
 
 
-# BLAS threads: ours are around the calls, its own would fight them (OpenBLAS#3187: 10 times slower).
-# The setting is global in OpenBLAS, so callers are counted: the first lowers it, the last restores
-# it. Both hold the GIL.
+# BLAS threads: ours are around the calls, its own would fight them (OpenBLAS#3187: 10 times
+# slower). The setting is global in OpenBLAS, so callers are counted: the first lowers it, the last
+# restores it. Both hold the GIL.
 
 ctypedef int (*get_threads_type)() noexcept nogil
 ctypedef void (*set_threads_type)(int) noexcept nogil

@@ -10,7 +10,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fastgru.activations import Activation
-from fastgru.problem import GRUOutput, GRUProblem, GRUWeights
+from fastgru.problem import BackendError, GRUGrads, GRUOutput, GRUProblem, GRUWeights
 from fastgru.threads import get_num_threads
 
 if TYPE_CHECKING:
