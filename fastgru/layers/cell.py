@@ -254,16 +254,35 @@ class GRUCell(Layer):
     def placeholders(
         self, input_shape: tuple[int, ...]
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return what `draw` would, as ones without memory: for asking backends, not computing."""
+        """Return what `draw` would, as ones without memory: for asking backends, not computing.
+
+        Raises
+        ------
+        ValueError
+            Masks that were drawn before and not reset do not fit this call.
+        """
         one = np.ones((), self._dtype)
         drop, recurrent = None, None
         if 0.0 < self.dropout < 1.0:
+            self._check_kept(self._dropout_mask, input_shape)
             drop = np.broadcast_to(
                 one, (3, *input_shape) if self.implementation == 1 else input_shape
             )
         if 0.0 < self.recurrent_dropout < 1.0:
-            recurrent = np.broadcast_to(one, (3, input_shape[0], self.units))
+            state_shape = (input_shape[0], self.units)
+            self._check_kept(self._recurrent_dropout_mask, state_shape)
+            recurrent = np.broadcast_to(one, (3, *state_shape))
         return drop, recurrent
+
+    def _check_kept(self, kept: Any, shape: tuple[int, ...]) -> None:
+        """Raise ValueError when masks drawn before were drawn for another shape."""
+        drawn = shape if kept is None else np.shape(kept)[-2:]
+        if drawn != shape:
+            raise ValueError(
+                f"{self.name}: its dropout mask was drawn for shape {drawn}, and the call needs "
+                f"{shape}; call reset_dropout_mask() and reset_recurrent_dropout_mask() between "
+                "batches"
+            )
 
     def draw(self, input_shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return the masks of one training call: dropout (B, I) or (3, B, I), recurrent (3, B, H).
@@ -280,16 +299,9 @@ class GRUCell(Layer):
 
     def _take(self, stream: int, shape: tuple[int, ...], kept: Any) -> np.ndarray:
         """Return the masks that were drawn before, else new ones, which are not kept."""
-        if kept is None:
-            masks = self._draw(stream, shape)
-        else:
-            masks = np.asarray(kept)[None] if isinstance(kept, np.ndarray) else np.stack(kept)
-        if masks.shape[1:] != shape:
-            raise ValueError(
-                f"{self.name}: its dropout mask was drawn for shape {masks.shape[1:]}, and the "
-                f"call needs {shape}; call reset_dropout_mask() and "
-                "reset_recurrent_dropout_mask() between batches"
-            )
+        if kept is not None:
+            return np.asarray(kept) if isinstance(kept, np.ndarray) else np.stack(kept)
+        masks = self._draw(stream, shape)
         return masks if len(masks) == 3 else masks[0]
 
     def _draw(self, stream: int, shape: tuple[int, ...]) -> np.ndarray:
