@@ -35,10 +35,11 @@ from keras.src.backend.common import dtypes as _keras_dtypes  # noqa: E402
 _keras_dtypes.BIT64_TO_BIT32_DTYPE["float64"] = "float64"
 
 ATOL = {"float64": 1e-12, "float32": 2e-6}  # the bounds, absolute
-# Losses are sums over all weights or outputs, of which some are squares of next to nothing.
+# Losses are sums over all weights or outputs, of which some are squares of next to nothing: twice
+# the relative error of the outputs, and outputs of 0.04 may be off by 2e-6.
 LOSS_TOLERANCE = {
     "float64": {"rtol": 1e-12, "atol": 1e-15},
-    "float32": {"rtol": 2e-5, "atol": 1e-8},
+    "float32": {"rtol": 1e-4, "atol": 1e-8},
 }
 
 
