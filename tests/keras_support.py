@@ -260,16 +260,27 @@ def assert_same_losses(ours, theirs, dtype):
 # ---- the check -----------------------------------------------------------------------------------
 
 
-def check(case):
-    """Run a case on Keras and on each of our backends; AssertionError where they differ."""
+def check(case, judge_dtype=None):
+    """Run a case on Keras and on each of our backends; AssertionError where they differ.
+
+    ``judge_dtype`` lets Keras compute in another dtype, from the same numbers.
+    """
     cells = [{**cell, "seed": case.seed + i} for i, cell in enumerate(case.cells)]
     case = replace(case, cells=tuple(cells))
     weights, calls = make_data(case)
-    theirs, judged = run_keras(case, weights, calls)
+    judge = replace(case, dtype=judge_dtype or case.dtype)
+    theirs, judged = run_keras(judge, _cast(weights, judge.dtype), _cast(calls, judge.dtype))
     for context in backends():
         with context():
             ours = build_ours(case, theirs)
             _run_ours(ours, case, weights, calls, judged)
+
+
+def _cast(nested, dtype):
+    """Cast the float arrays among the leaves of nested lists and tuples."""
+    if isinstance(nested, (list, tuple)):
+        return [_cast(part, dtype) for part in nested]
+    return nested if nested is None or nested.dtype == bool else nested.astype(dtype)
 
 
 def make_data(case):

@@ -9,6 +9,7 @@ beyond what an absolute bound can mean; there the weights are scaled down, see `
 """
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -68,13 +69,14 @@ def draw_case(choose):
         "zero_output_for_mask": choose([False, True]),
         "activity_regularizer": choose([None, None, None, BIAS_REGULARIZERS[2]]),
     }
+    dtype = choose(["float64", "float32"])
     case = Case(
         kind=kind,
         cells=cells,
         layer=layer,
         merge_mode=choose(["concat", "sum", "mul", "ave", "none"]) if bidirectional else None,
         batch=choose([1, 2, 3, 7]),
-        steps=choose([1, 2, 3, 5, 8, 13, 21, 50]),
+        steps=choose(_lengths(cells, dtype)),
         inputs=inputs,
         mask=choose(["none", "right", "left", "holes", "empty", "full"]),
         mask_as=choose(["bool", "int64", "float32"]),
@@ -83,14 +85,14 @@ def draw_case(choose):
         calls=choose([1, 1, 2, 3]) if layer["stateful"] else choose([1, 1, 1, 2]),
         reset=layer["stateful"] and choose([False, True]),
         time_major=choose([False, True]),
-        dtype=choose(["float64", "float32"]),
+        dtype=dtype,
         scale=_scale(cells),
         seed=choose(range(100_000)),
     )
     changes = {"via": _draw_route(choose, case)}
     if case.mask == "right" and choose([False, True]):
         changes["mask_as"] = "lengths"
-    return Case(**{**vars(case), **changes})
+    return replace(case, **changes)
 
 
 def _draw_cell(choose, inputs, shared):
@@ -133,10 +135,22 @@ AVERAGING = {"sigmoid", "hard_sigmoid", "sparse_sigmoid", "softmax", "sparsemax"
 BOUNDED = AVERAGING | {"tanh", "softsign", "hard_tanh"}
 
 
+# These are 1 at 0, so that the state forgets nothing, rounding errors included: after 50 steps of
+# them Keras' float32 may be 2.7e-6 from its float64. test_keras_grid has 50 steps of them too.
+AROUND_ONE = ("exponential", "squareplus")
+
+
+def _lengths(cells, dtype):
+    """Numbers of steps to choose from."""
+    around_one = {cell["recurrent_activation"] for cell in cells} & {*AROUND_ONE}
+    long = [21] if around_one and dtype == "float32" else [21, 50, 50]
+    return [1, 2, 3, 5, 8, 13, *long]
+
+
 def _scale(cells):
     """Bound of the weights: smaller where an activation lets the state grow without end."""
     gates = {cell["recurrent_activation"] for cell in cells}
-    if gates & {"exponential", "squareplus"}:  # 1 at 0: as often beyond 1 as not
+    if gates & {*AROUND_ONE}:
         return 0.01
     if not gates <= AVERAGING:
         return 0.05
