@@ -68,6 +68,7 @@ setup(
                     str(NATIVE / name)
                     for name in (
                         "_blas.pxd",
+                        "_loop.pxd",
                         "gates.pxd",
                         "gates.h",
                         "gates_template.h",
