@@ -56,7 +56,8 @@ def layers_of(library):
         backward_layer=library.GRU(3, reset_after=False, go_backwards=True, **options),
         dtype="float64",
     )
-    rolled = {**LAYER, "unroll": False}  # see keras_support
+    # Not unrolled: see keras_support. Trainable: to an outer layer of Keras all variables are.
+    rolled = {**LAYER, "unroll": False, "trainable": True}
     twins = library.Bidirectional(
         library.RNN(library.StackedRNNCells(cells, dtype="float64"), **rolled),
         merge_mode=None,
