@@ -37,9 +37,9 @@ class Layer:
     Subclasses give ``weights`` and, where they have them, ``activity_losses``.
     """
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
+    def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__.startswith("fastgru."):
+        if cls.__module__.startswith("fastgru.") and not abstract:
             LAYERS[cls.__name__] = cls
 
     def __init__(
@@ -105,11 +105,14 @@ class Layer:
         weights : list of array_like
             In the order and shapes of ``weights``; not wider than the layer's dtype.
         """
-        variables = self.weights
         if not self.built:
             raise ValueError(
                 f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
             )
+        self._replace_weights(weights)
+
+    def _replace_weights(self, weights: Any) -> None:
+        variables = self.weights
         if isinstance(weights, (str, bytes, dict)) or not hasattr(weights, "__iter__"):
             raise TypeError(
                 f"{self.name}: expected a list of arrays as get_weights() gives, came "
@@ -182,7 +185,7 @@ class Layer:
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
 
 
-class SequenceLayer(Layer):
+class SequenceLayer(Layer, abstract=True):
     """What is called on sequences: a call is validated whole, then run.
 
     Subclasses give ``prepare`` (all validation, no other work), ``start`` (building, drawing of

@@ -90,6 +90,8 @@ class Call:
         self.x: np.ndarray = x
         self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major)
         self.resets = plan_resets(reset_mask, batch, steps, layer.time_major)
+        if not (training is None or isinstance(training, (bool, int, np.bool_))):
+            raise TypeError(f"training: expected True or False, came {training!r}")
         self.training = bool(training)
         self.num_threads = check_num_threads(num_threads)
         self.states = start_states(layer, initial_state, batch)

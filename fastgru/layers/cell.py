@@ -9,7 +9,7 @@ import numpy as np
 
 from fastgru import activations, constraints, dispatch, initializers, regularizers
 from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
-from fastgru.layers.base import Layer
+from fastgru.layers.base import Layer, build_lock
 from fastgru.layers.config import keras_config
 from fastgru.masks import NO_MASK
 from fastgru.problem import (
@@ -122,6 +122,7 @@ class GRUCell(Layer):
         self._weights: GRUWeights | None = None
         self._dropout_mask: Any = None
         self._recurrent_dropout_mask: Any = None
+        self.masks_for_cell: dict[int, np.ndarray] = {}  # what TF 2.x's members of GRU drew
 
     # -- weights ---------------------------------------------------------------------------
 
@@ -165,6 +166,7 @@ class GRUCell(Layer):
         self.built = False
         self.seed_generator = DropoutGenerator(self.seed)
         self._dropout_mask = self._recurrent_dropout_mask = None
+        self.masks_for_cell = {}
 
     def _weight(self, role: str, shape: tuple[int, ...]) -> Variable:
         name = "recurrent_kernel" if role == "recurrent" else role
@@ -209,8 +211,8 @@ class GRUCell(Layer):
 
     def get_initial_state(self, batch_size: int | None = None) -> list[np.ndarray]:
         """Return [zeros (batch_size, H)]."""
-        if batch_size is None:
-            raise ValueError("get_initial_state: expected a batch size, came None")
+        if batch_size is None or batch_size < 0:
+            raise ValueError(f"batch_size: expected an integer of at least 0, came {batch_size!r}")
         return [np.zeros((batch_size, self.units), self._dtype)]
 
     def __call__(self, inputs: Any, states: Any, training: bool = False) -> tuple[np.ndarray, Any]:
@@ -236,7 +238,8 @@ class GRUCell(Layer):
         h0 = as_array(states[0] if nested else states, self._dtype, "states")
         check_shape(h0, (x.shape[0], self.units), "states", "(B, H)")
         if not self.built:
-            self.build(x.shape)
+            with build_lock:
+                self.build(x.shape)
         assert self.spec is not None
         problem = GRUProblem(self.spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
         if training:
@@ -328,10 +331,12 @@ class GRUCell(Layer):
     def reset_dropout_mask(self) -> None:
         """Forget the input mask, so that the next call draws another."""
         self._dropout_mask = None
+        self.masks_for_cell.pop(INPUT, None)
 
     def reset_recurrent_dropout_mask(self) -> None:
         """Forget the recurrent masks, so that the next call draws others."""
         self._recurrent_dropout_mask = None
+        self.masks_for_cell.pop(RECURRENT, None)
 
     # -- config ----------------------------------------------------------------------------
 

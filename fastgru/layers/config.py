@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastgru import activations
+from fastgru import activations, constraints, initializers, regularizers
 from fastgru.problem import float_dtype
 
 # Where Keras writes things that say nothing about the layer's arithmetic.
@@ -62,6 +62,11 @@ def keras_config(
     for key in _ACTIVATIONS:
         if key in result:
             result[key] = activations.get(result[key], custom_objects, keras2=keras2)
+    for module in (initializers, regularizers, constraints):
+        suffix = "_" + module.__name__.rpartition(".")[2][:-1]
+        for key in result:
+            if key.endswith(suffix):
+                result[key] = module.get(result[key], custom_objects)
     if keras2 and "units" in result:
         result.setdefault("reset_after", False)
     return result

@@ -149,7 +149,7 @@ class GRU(RNN):
         Returns
         -------
         None without dropout; else an array, or with ``count`` > 1 a list of them: ones when not
-        ``training``.
+        ``training``. They stay the same until the cell's masks are reset.
         """
         return self._masks_for_cell(INPUT, self.cell.dropout, inputs, training, count)
 
@@ -165,10 +165,12 @@ class GRU(RNN):
         if not rate:
             return None
         shape = np.shape(inputs)
-        if training:
-            masks = self.cell.seed_generator.draw(stream, shape, rate, self._dtype, count)
-        else:
+        masks = self.cell.masks_for_cell.get(stream)
+        if not training:
             masks = np.ones((count, *shape), self._dtype)
+        elif masks is None or masks.shape != (count, *shape):
+            masks = self.cell.seed_generator.draw(stream, shape, rate, self._dtype, count)
+            self.cell.masks_for_cell[stream] = masks
         return list(masks) if count > 1 else masks[0]
 
     def get_config(self) -> dict[str, Any]:

@@ -140,23 +140,24 @@ class RNN(SequenceLayer):
             raise ValueError(f"input_shape: expected (B, T, I), came {input_shape!r}")
         shape = tuple(input_shape)
         batch = shape[1] if self.time_major else shape[0]
-        was_built, self.built = self.built, True
         try:
             build_cell(self.cell, (batch, shape[2]))
             if self._initial_weights is not None:
-                self.set_weights(self._initial_weights)
+                self._replace_weights(self._initial_weights)
                 self._initial_weights = None
         except (TypeError, ValueError):
-            self.built = was_built
-            for cell in () if was_built else self._gru_cells or ():
+            for cell in () if self.built else self._gru_cells or ():
                 cell.forget()
             raise
         if self.stateful and self.states is None and batch is not None:
             self._create_states(batch)
+        self.built = True  # last: another thread may be waiting to use what it says is there
 
     def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
         """Return the shape of y, and with return_state of the states, for a sequences' shape."""
-        first, second = tuple(sequences_shape)[:2]
+        if not isinstance(sequences_shape, (tuple, list)) or len(sequences_shape) != 3:
+            raise ValueError(f"sequences_shape: expected (B, T, I), came {sequences_shape!r}")
+        first, second = sequences_shape[:2]
         batch = second if self.time_major else first
         units = cell_output_size(self.cell)
         shape: Any = (first, second, units) if self.return_sequences else (batch, units)

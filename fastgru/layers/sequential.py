@@ -112,13 +112,16 @@ class Sequential(SequenceLayer):
     def reset_state(self) -> None:
         """Set the states of the stateful layers to zero."""
         for layer in self.layers:
-            if layer.stateful:
+            if layer.stateful and layer.states is not None:
                 layer.reset_state()
 
     def reset_states(self) -> None:
         """Set the states of the stateful layers to zero; AttributeError if there is none."""
         if not any(layer.stateful for layer in self.layers):
             raise AttributeError(f"{self.name}: none of its layers is stateful")
+        for layer in self.layers:
+            if layer.stateful and layer.states is None:
+                layer.reset_states()  # raises: the batch size is not known yet
         self.reset_state()
 
     def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> list[Any]:

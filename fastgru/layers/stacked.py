@@ -80,7 +80,15 @@ class StackedRNNCells(Layer):
 
     def get_initial_state(self, batch_size: int | None = None) -> list[Any]:
         """Return each cell's initial state."""
-        return [initial_state(cell, batch_size, self._dtype) for cell in self.cells]
+        # As in Keras 3: what the cell gives, a list for GRUCell; else zeros, bare if there is one.
+        states = []
+        for cell in self.cells:
+            state = initial_state(cell, batch_size, self._dtype)
+            bare = not hasattr(cell, "get_initial_state") and not isinstance(
+                cell.state_size, (list, tuple)
+            )
+            states.append(state[0] if bare else state)
+        return states
 
     def __call__(
         self, inputs: Any, states: Any, training: bool = False
@@ -164,11 +172,18 @@ def _takes_training(cell: Any) -> bool:
 
 def initial_state(cell: Any, batch_size: int | None, dtype: np.dtype) -> list[Any]:
     """Return a cell's initial state as a list."""
+    check_batch_size(batch_size)
     if hasattr(cell, "get_initial_state"):
         state = cell.get_initial_state(batch_size=batch_size)
         return list(state) if isinstance(state, (list, tuple)) else [state]
     sizes = cell.state_size if isinstance(cell.state_size, (list, tuple)) else [cell.state_size]
     return [np.zeros((batch_size, size), dtype) for size in sizes]
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise ValueError unless it is an integer of at least 0."""
+    if not hasattr(batch_size, "__index__") or batch_size.__index__() < 0:
+        raise ValueError(f"batch_size: expected an integer of at least 0, came {batch_size!r}")
 
 
 def cell_output_size(cell: Any) -> int:
