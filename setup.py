@@ -1,4 +1,4 @@
-"""Builds the extension fastgru._native._cpu; everything else is in pyproject.toml.
+"""Builds the extensions of fastgru._native; everything else is in pyproject.toml.
 
 FASTGRU_NO_OPENMP=1 builds without OpenMP, as does a compiler that has none.
 """
@@ -16,7 +16,7 @@ NATIVE = Path("fastgru") / "_native"
 
 # No -ffast-math: NaN and the rounding trick of gates_template.h need IEEE arithmetic. gnu11, not
 # c11, which would turn contraction to fused multiply-add off.
-FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]
+FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11", "-g0"]
 OPENMP = {
     "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
     "msvc": [(["/openmp"], [])],
@@ -57,28 +57,20 @@ class BuildExt(build_ext):
         return [], []
 
 
+HEADERS = [str(path) for pattern in ("*.h", "*.pxd") for path in sorted(NATIVE.glob(pattern))]
+
+
+def extension(name, *sources):
+    """Return the extension fastgru._native.NAME."""
+    return Extension(
+        f"fastgru._native.{name}",
+        [str(NATIVE / source) for source in (f"{name}.pyx", *sources)],
+        include_dirs=[str(NATIVE)],
+        depends=HEADERS,
+    )
+
+
 setup(
-    ext_modules=cythonize(
-        [
-            Extension(
-                "fastgru._native._cpu",
-                [str(NATIVE / "_cpu.pyx"), str(NATIVE / "gates.c")],
-                include_dirs=[str(NATIVE)],
-                depends=[
-                    str(NATIVE / name)
-                    for name in (
-                        "_blas.pxd",
-                        "_loop.pxd",
-                        "gates.pxd",
-                        "gates.h",
-                        "gates_template.h",
-                        "gates_type.h",
-                        "runtime.h",
-                    )
-                ],
-            )
-        ],
-        build_dir="build",
-    ),
+    ext_modules=cythonize([extension("_cpu", "gates.c"), extension("_fused")], build_dir="build"),
     cmdclass={"build_ext": BuildExt},
 )

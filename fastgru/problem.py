@@ -153,11 +153,13 @@ class GRUOutput(NamedTuple):
     state : (B, H), the state after the last step; never the same memory as y, x or h0.
     states : (B, T, H), the state after each processed step, when ``save`` was asked; else None.
         It may share memory with y: who hands y to a user copies one of them.
+    workspace : whatever the backend's own ``backward`` wants to have back; None is always allowed.
     """
 
     y: np.ndarray
     state: np.ndarray
     states: np.ndarray | None
+    workspace: Any = None
 
 
 class GRUGrads(NamedTuple):

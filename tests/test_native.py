@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from fastgru import activations
+from fastgru.backends import cpu as cpu_backend
 from fastgru.backends.cpu import CPUBackend, build_info
 from fastgru.backends.reference import ReferenceBackend
 from fastgru.masks import NO_MASK, plan_mask, plan_resets
 from fastgru.problem import GRUProblem, GRUSpec, GRUWeights
 
 cpu = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
+fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
 BACKEND, REFERENCE = CPUBackend(), ReferenceBackend()
 
 # Absolute up to size 1, relative above, against the reference in float64: sums of size ~1 of a few
@@ -64,6 +66,16 @@ def make_weights(rng, spec):
     return GRUWeights(draw(spec.input_dim, 3 * units), draw(units, 3 * units), bias)
 
 
+@pytest.fixture(autouse=True, params=["fused", "blas"])
+def kernel(request, monkeypatch):
+    """Every test here runs on both kernels of the backend."""
+    cpu_backend._load()
+    if request.param == "fused" and not fused.lanes(4):
+        pytest.skip("this compiler has no vector types, which the fused kernel needs")
+    monkeypatch.setattr(cpu_backend, "_forced_kernel", request.param)
+    return request.param
+
+
 def widened(problem, weights):
     """Return the same problem in float64, for the reference."""
 
@@ -92,7 +104,7 @@ def assert_agrees(problem, weights, save=True):
     expected = REFERENCE.forward(*widened(problem, weights), save=save)
     out = BACKEND.forward(problem, weights, save=save)
     tolerance = TOLERANCE[problem.spec.dtype.name]
-    for name, got, want in zip(out._fields, out, expected, strict=True):
+    for name, got, want in zip(("y", "state", "states"), out, expected, strict=False):
         if want is None:
             assert got is None
             continue
@@ -201,8 +213,9 @@ def test_threads_agree(shape, reset_after, dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("panels", [True, False])
-def test_both_matrix_layouts(dtype, panels):
+def test_both_matrix_layouts(dtype, panels, monkeypatch):
     """Panels for OpenBLAS with small-matrix kernels, plain matrices (and gemv) for the others."""
+    monkeypatch.setattr(cpu_backend, "_forced_kernel", "blas")
     rng = np.random.default_rng(2)
     for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
         spec = make_spec(600, 150, dtype)
@@ -458,8 +471,8 @@ def test_nan_at_masked_steps_changes_no_bit(reverse):
             )
             for a in (x, dirty)
         )
-        for a, b in zip(clean_out, dirty_out, strict=True):
-            np.testing.assert_array_equal(a, b)
+        for name in ("y", "state", "states"):
+            np.testing.assert_array_equal(getattr(clean_out, name), getattr(dirty_out, name))
 
 
 def test_decaying_state_keeps_its_speed_and_the_floating_point_mode():
@@ -478,7 +491,7 @@ def test_decaying_state_keeps_its_speed_and_the_floating_point_mode():
     assert (smallest * np.float32(1.0) > 0).all()
 
 
-def test_supports():
+def test_supports(kernel):
     x = np.zeros((1, 2, 3), "float32")
 
     def reason(**changes):
@@ -487,23 +500,25 @@ def test_supports():
     assert reason() is None
     assert reason(activation=activations.softmax) == "activation 'softmax' is not elementwise"
     assert "custom Python code" in reason(recurrent_activation=np.tanh)
-    assert "backward" in BACKEND.supports_backward(GRUProblem(make_spec(3, 4), x, None, NO_MASK))
+    backward = BACKEND.supports_backward(GRUProblem(make_spec(3, 4), x, None, NO_MASK))
+    assert backward == (None if kernel == "fused" else "the BLAS kernel has no backward")
     for activation in ELEMENTWISE:
         assert reason(activation=activation) is None, activation
 
 
-def test_packed_copies_follow_the_spec():
+def test_packed_copies_follow_the_spec(kernel):
+    key = {"fused": "cpu-fused", "blas": "cpu"}[kernel]
     spec = make_spec(3, 4)
     rng = np.random.default_rng(10)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((1, 2, 3)).astype("float32")
     assert_agrees(GRUProblem(spec, x, None, NO_MASK), weights)
-    packed = weights.packed["cpu"]
+    packed = weights.packed[key]
     assert_agrees(GRUProblem(make_spec(3, 4), x, None, NO_MASK), weights)
-    assert weights.packed["cpu"] is packed  # an equal spec
+    assert weights.packed[key] is packed  # an equal spec
     other = spec._replace(activation=activations.relu)
     assert_agrees(GRUProblem(other, x, None, NO_MASK), weights)
-    assert weights.packed["cpu"] is not packed
+    assert weights.packed[key] is not packed
 
 
 def test_build_info():
@@ -514,7 +529,7 @@ def test_build_info():
     assert info["num_threads"] >= 1
 
 
-def test_blas_threads_are_restored():
+def test_blas_threads_are_restored(kernel):
     code = """
         import ctypes
         from scipy.linalg import cython_blas

@@ -172,19 +172,32 @@ cdef void _run(Job *job) noexcept nogil:
             _worker(job, <double *> NULL)
 
 
+cdef int _team_limit(int threads, double flops) noexcept:
+    # How many threads a call of so much work may start.
+    global _pool_owner
+    if not FASTGRU_OPENMP or flops < REGION_FLOPS or threads == 1:
+        return 1
+    if _pool_owner == 0:
+        _pool_owner = process_id()
+    elif _pool_owner != process_id():
+        return 1  # libgomp's threads did not survive the fork, and it waits for them
+    return threads
+
+
+cdef const kernels_f32 *_kernels_f32() noexcept:
+    return fastgru_kernels_f32(_isa)
+
+
+cdef const kernels_f64 *_kernels_f64() noexcept:
+    return fastgru_kernels_f64(_isa)
+
+
 cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
     # Decides on threads, blocks and chunks, and allocates the scratch.
-    global _pool_owner
     cdef Py_ssize_t B = job.B, T = job.T, H = job.H, I = job.inputs, per_thread, n, p_k, p_t
     cdef double step_flops = 6.0 * B * H * H, flops = 6.0 * B * H * (H + I) * T
     job.shared = False
-    if not FASTGRU_OPENMP or flops < REGION_FLOPS:
-        threads = 1
-    elif threads > 1:
-        if _pool_owner == 0:
-            _pool_owner = process_id()
-        elif _pool_owner != process_id():
-            threads = 1  # libgomp's threads did not survive the fork, and it waits for them
+    threads = _team_limit(threads, flops)
     if threads > 1 and B < SPLIT_ROWS * threads:
         if FASTGRU_TEAM_BARRIER and step_flops >= STEP_FLOPS:
             job.shared = True
@@ -243,7 +256,7 @@ def set_blas_functions(uintptr_t get_threads, uintptr_t set_threads):
     _blas_set = <set_threads_type> set_threads
 
 
-cdef inline void _blas_enter() noexcept:
+cdef void _blas_enter() noexcept:
     global _blas_callers, _blas_saved
     if _blas_set != NULL:
         if _blas_callers == 0:
@@ -253,7 +266,7 @@ cdef inline void _blas_enter() noexcept:
         _blas_callers += 1
 
 
-cdef inline void _blas_exit() noexcept:
+cdef void _blas_exit() noexcept:
     global _blas_callers
     if _blas_set != NULL:
         _blas_callers -= 1
@@ -304,8 +317,6 @@ def apply_activation(activation, floating[::1] values):
 
 cdef class _Views:
     # The buffers of one call; released together.
-    cdef Py_buffer views[10]
-    cdef int count
 
     def __dealloc__(self):
         for i in range(self.count):

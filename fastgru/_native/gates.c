@@ -5,6 +5,7 @@
  * MSVC) there is "base" alone.
  */
 #include "gates.h"
+#include "loop.h"
 
 #include <math.h>
 #include <stdint.h>
@@ -23,6 +24,20 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
     "hard_sigmoid_keras2", "hard_silu", "sparse_plus", "sparse_sigmoid",
 };
 
+/* The fused loop wants vectors of a known width and unrolled tiles: gcc and clang have them. */
+#if defined(__clang__)
+#    define UNROLL _Pragma("clang loop unroll(full)")
+#    define VECTOR_BYTES 16
+#elif defined(__GNUC__)
+#    define UNROLL _Pragma("GCC unroll 16")
+#    define VECTOR_BYTES 16
+#endif
+#ifdef __aarch64__
+#    define VECTOR_REGISTERS 32
+#else
+#    define VECTOR_REGISTERS 16
+#endif
+
 #define ISA base
 #include "gates_template.h"
 #undef ISA
@@ -36,6 +51,8 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #        pragma GCC push_options
 #        pragma GCC target("avx2,fma")
 #    endif
+#    undef VECTOR_BYTES
+#    define VECTOR_BYTES 32
 #    define ISA avx2
 #    include "gates_template.h"
 #    undef ISA
@@ -49,6 +66,10 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #        pragma GCC push_options
 #        pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #    endif
+#    undef VECTOR_BYTES
+#    undef VECTOR_REGISTERS
+#    define VECTOR_BYTES 64
+#    define VECTOR_REGISTERS 32
 #    define ISA avx512
 #    include "gates_template.h"
 #    undef ISA

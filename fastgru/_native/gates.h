@@ -78,7 +78,24 @@ typedef struct {
         void (*multiply)(ptrdiff_t n, const TYPE *a, const TYPE *b, TYPE *c);                      \
         /* a (n) in place */                                                                       \
         void (*activations[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a);                \
+        /* from what forward kept, a: y its value (in place of a) and d its derivative */          \
+        void (*derivatives[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a, TYPE *d);       \
+        /* The fused loop, see loop.h: units in a panel (0: this compiler has no vectors), then    \
+         * the whole time loop, forward and back, of some rows and panels, and its scratch. */     \
+        ptrdiff_t lanes;                                                                           \
+        void (*run)(const struct gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,        \
+                    ptrdiff_t panel1, int team, char *scratch);                                    \
+        ptrdiff_t (*run_scratch)(const struct gru_job *job, ptrdiff_t n, ptrdiff_t panels);        \
+        void (*back)(const struct gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,  \
+                     ptrdiff_t panel1, int team, char *scratch);                                   \
+        ptrdiff_t (*back_scratch)(const struct gru_back_job *job, ptrdiff_t n);                    \
     } NAME;
+
+/* Whether the derivative is a function of the value: then backward needs no argument. */
+#define KEEPS_VALUE(act) ((act) == ACT_TANH || (act) == ACT_SIGMOID || (act) == ACT_LINEAR)
+
+struct gru_job;
+struct gru_back_job;
 
 FASTGRU_KERNELS(kernels_f32, float)
 FASTGRU_KERNELS(kernels_f64, double)

@@ -2,10 +2,93 @@
 
 cdef extern from "gates.h" nogil:
     enum: ACT_COUNT
+    bint KEEPS_VALUE(int act)
     ctypedef struct gate_functions:
         int activation, recurrent_activation
         double params[3]
         double recurrent_params[3]
+
+cdef extern from "runtime.h" nogil:
+    bint FASTGRU_OPENMP
+    bint FASTGRU_TEAM_BARRIER
+    ctypedef struct team_barrier:
+        pass
+    int team_rank()
+    int team_size()
+    long process_id()
+    unsigned long long denormals_off()
+    void denormals_restore(unsigned long long old)
+    void barrier_wait(team_barrier *b, int size)
+    void *allocate_aligned(size_t bytes)
+    void free_aligned(void *memory)
+
+
+cdef extern from "loop.h" nogil:
+    ctypedef struct gru_job:
+        Py_ssize_t B, T
+        Py_ssize_t inputs
+        Py_ssize_t H
+        int reset_after, reverse, sequences, zero_masked
+        const char *x
+        Py_ssize_t x_b, x_t
+        char *y
+        Py_ssize_t y_b, y_s
+        char *states
+        char *state
+        const char *h0
+        char *alternate
+        char *reset_state
+        const unsigned char *steps
+        const Py_ssize_t *lengths
+        const unsigned char *resets
+        const char *dropout
+        Py_ssize_t dropout_gates
+        const char *recurrent_dropout
+        const char *w
+        const char *u
+        const char *uh
+        const char *bias
+        char *gates
+        const Py_ssize_t *slots
+        gate_functions functions
+        Py_ssize_t chunk_rows
+        team_barrier *barrier
+    ctypedef struct gru_back_job:
+        Py_ssize_t B, T, H
+        int reset_after, reverse, sequences, zero_masked
+        const char *gates
+        const char *states
+        const char *h0
+        const char *dy
+        Py_ssize_t dy_b, dy_s
+        char *carry
+        char *pending
+        char *d
+        const unsigned char *steps
+        const Py_ssize_t *lengths
+        const unsigned char *resets
+        const Py_ssize_t *slots
+        const char *recurrent_dropout
+        const char *ut
+        gate_functions functions
+        team_barrier *barrier
+
+
+ctypedef void (*run_type)(
+    const gru_job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t panel0, Py_ssize_t panel1,
+    int team, char *scratch,
+) noexcept nogil
+ctypedef Py_ssize_t (*run_scratch_type)(
+    const gru_job *job, Py_ssize_t n, Py_ssize_t panels,
+) noexcept nogil
+ctypedef void (*back_type)(
+    const gru_back_job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t panel0,
+    Py_ssize_t panel1, int team, char *scratch,
+) noexcept nogil
+ctypedef Py_ssize_t (*back_scratch_type)(const gru_back_job *job, Py_ssize_t n) noexcept nogil
+
+
+cdef extern from "gates.h" nogil:
     ctypedef struct kernels_f32:
         void (*after)(
             Py_ssize_t n, Py_ssize_t H, const float *p, const float *q, const float *b,
@@ -21,6 +104,14 @@ cdef extern from "gates.h" nogil:
         ) noexcept nogil
         void (*multiply)(Py_ssize_t n, const float *a, const float *b, float *c) noexcept nogil
         void (*activations[ACT_COUNT])(Py_ssize_t n, const double *params, float *a) noexcept nogil
+        void (*derivatives[ACT_COUNT])(
+            Py_ssize_t n, const double *params, float *a, float *d,
+        ) noexcept nogil
+        Py_ssize_t lanes
+        run_type run
+        run_scratch_type run_scratch
+        back_type back
+        back_scratch_type back_scratch
     ctypedef struct kernels_f64:
         void (*after)(
             Py_ssize_t n, Py_ssize_t H, const double *p, const double *q, const double *b,
@@ -37,23 +128,16 @@ cdef extern from "gates.h" nogil:
         ) noexcept nogil
         void (*multiply)(Py_ssize_t n, const double *a, const double *b, double *c) noexcept nogil
         void (*activations[ACT_COUNT])(Py_ssize_t n, const double *params, double *a) noexcept nogil
+        void (*derivatives[ACT_COUNT])(
+            Py_ssize_t n, const double *params, double *a, double *d,
+        ) noexcept nogil
+        Py_ssize_t lanes
+        run_type run
+        run_scratch_type run_scratch
+        back_type back
+        back_scratch_type back_scratch
     const char *fastgru_activation_names[]
     const char *fastgru_isa_names[]
     bint fastgru_isa_supported(int isa)
     const kernels_f32 *fastgru_kernels_f32(int isa)
     const kernels_f64 *fastgru_kernels_f64(int isa)
-
-
-cdef extern from "runtime.h" nogil:
-    bint FASTGRU_OPENMP
-    bint FASTGRU_TEAM_BARRIER
-    ctypedef struct team_barrier:
-        pass
-    int team_rank()
-    int team_size()
-    long process_id()
-    unsigned long long denormals_off()
-    void denormals_restore(unsigned long long old)
-    void barrier_wait(team_barrier *b, int size)
-    void *allocate_aligned(size_t bytes)
-    void free_aligned(void *memory)

@@ -119,6 +119,93 @@ static void FN(gelu_tanh)(ptrdiff_t n, const double *params, TYPE *a) {
     }
 }
 
+/* Value and derivative from what forward kept: for backward. y is made by the activation itself. */
+#define DERIVATIVE(NAME, EXPRESSION)                                                               \
+    static void FN(d_##NAME)(ptrdiff_t n, const double *params, TYPE *RESTRICT a,                  \
+                             TYPE *RESTRICT d) {                                                   \
+        const TYPE A = (TYPE)params[0], B = (TYPE)params[1];                                       \
+        (void)A, (void)B;                                                                          \
+        for (ptrdiff_t i = 0; i < n; i++) {                                                        \
+            const TYPE x = a[i];                                                                   \
+            d[i] = EXPRESSION;                                                                     \
+        }                                                                                          \
+    }
+#define DERIVATIVE_THEN(NAME, FUNCTION, EXPRESSION)                                                \
+    DERIVATIVE(NAME##_only, EXPRESSION)                                                            \
+    static void FN(d_##NAME)(ptrdiff_t n, const double *params, TYPE *RESTRICT a,                  \
+                             TYPE *RESTRICT d) {                                                   \
+        FN(d_##NAME##_only)(n, params, a, d);                                                      \
+        FN(FUNCTION)(n, params, a);                                                                \
+    }
+
+static inline TYPE FN(gelu_slope)(TYPE x) {
+    const TYPE c = CLIP(x, -100.0, 100.0);
+    return C(0.5) * (C(1.0) + M(erf)(x * C(0.70710678118654752440))) +
+           c * FN(half_exp)(FN(clip)(C(-0.5) * c * c, -EXP_LIMIT, C(0.0))) * C(0.79788456080286535588);
+}
+
+static inline TYPE FN(gelu_tanh_slope)(TYPE x) {
+    const TYPE c = CLIP(x, -100.0, 100.0);
+    const TYPE u = C(0.79788456080286535588) * (c + C(0.044715) * (c * c * c));
+    const TYPE p = C(0.5) * (C(1.0) + FN(tanh_1)(u));
+    return p + c * (C(2.0) * p * (C(1.0) - p)) * C(0.79788456080286535588) *
+                   (C(1.0) + C(0.134145) * c * c);
+}
+
+static inline TYPE FN(mish_slope)(TYPE x) {
+    const TYPE e = FN(exp_core)(FN(clip)(x, -EXP_LIMIT, C(20.0)));
+    const TYPE w = e * (e + C(2.0)), t = w / (w + C(2.0));
+    return t + x * FN(sigmoid_1)(x) * (C(1.0) - t * t);
+}
+
+static inline TYPE FN(silu_slope)(TYPE x) {
+    const TYPE s = FN(sigmoid_1)(x);
+    return s + x * s * (C(1.0) - s);
+}
+
+static void FN(d_relu)(ptrdiff_t n, const double *params, TYPE *RESTRICT a, TYPE *RESTRICT d) {
+    const TYPE slope = (TYPE)params[0], threshold = (TYPE)params[2];
+    const int bounded = params[1] == params[1];
+    const TYPE top = bounded ? (TYPE)params[1] : (TYPE)INFINITY;
+    const TYPE bottom = bounded ? C(0.0) : -(TYPE)INFINITY;
+    for (ptrdiff_t i = 0; i < n; i++) {
+        const TYPE x = a[i];
+        d[i] = x > threshold ? (x > bottom && x < top ? C(1.0) : C(0.0)) : slope;
+    }
+    FN(relu)(n, params, a);
+}
+
+DERIVATIVE(linear, C(1.0) + C(0.0) * x)
+DERIVATIVE(tanh_, C(1.0) - x * x)
+DERIVATIVE(sigmoid, x *(C(1.0) - x))
+DERIVATIVE_THEN(relu6, relu6, x > C(0.0) && x < C(6.0) ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(leaky_relu, leaky_relu, x > C(0.0) ? C(1.0) : A)
+DERIVATIVE_THEN(elu, elu, x < C(0.0) ? A * FN(exp_1)(x) : C(1.0))
+DERIVATIVE_THEN(selu, selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.6732632423543772848) *
+                                                                        FN(exp_1)(x)
+                                                                  : C(1.0)))
+DERIVATIVE_THEN(celu, celu, FN(exp_1)(MIN0(x) / A))
+DERIVATIVE_THEN(exponential, exponential, FN(exp_1)(x))
+DERIVATIVE_THEN(softplus, softplus, FN(sigmoid_1)(x))
+DERIVATIVE_THEN(log_sigmoid, log_sigmoid, FN(sigmoid_1)(-x))
+DERIVATIVE_THEN(softsign, softsign, C(1.0) / ((C(1.0) + M(fabs)(x)) * (C(1.0) + M(fabs)(x))))
+DERIVATIVE_THEN(silu, silu, FN(silu_slope)(x))
+DERIVATIVE_THEN(mish, mish, FN(mish_slope)(x))
+DERIVATIVE_THEN(gelu, gelu, FN(gelu_slope)(x))
+DERIVATIVE_THEN(gelu_tanh, gelu_tanh, FN(gelu_tanh_slope)(x))
+DERIVATIVE_THEN(squareplus, squareplus, C(0.5) * (C(1.0) + x / M(hypot)(x, M(sqrt)(A))))
+DERIVATIVE_THEN(tanh_shrink, tanh_shrink, FN(tanh_1)(x) * FN(tanh_1)(x))
+DERIVATIVE_THEN(soft_shrink, soft_shrink, M(fabs)(x) > A ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(hard_shrink, hard_shrink, M(fabs)(x) > A ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(threshold, threshold, x > A ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(hard_tanh, hard_tanh, M(fabs)(x) < C(1.0) ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(hard_sigmoid, hard_sigmoid, M(fabs)(x) < C(3.0) ? C(1.0) / C(6.0) : C(0.0))
+DERIVATIVE_THEN(hard_sigmoid_keras2, hard_sigmoid_keras2, M(fabs)(x) < C(2.5) ? C(0.2) : C(0.0))
+DERIVATIVE_THEN(hard_silu, hard_silu, M(fabs)(x) < C(3.0) ? x / C(3.0) + C(0.5)
+                                                        : x > C(0.0) ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(sparse_plus, sparse_plus, RAMP(x))
+DERIVATIVE_THEN(sparse_sigmoid, sparse_sigmoid, M(fabs)(x) < C(1.0) ? C(0.5) : C(0.0))
+
 static const KERNELS FN(kernels); /* the table at the end */
 
 /* tanh and sigmoid in one pass: everything stays in registers */
@@ -188,11 +275,23 @@ static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRI
         c[j] = a[j] * b[j];
 }
 
+#ifdef VECTOR_BYTES
+#    include "loop_type.h"
+#    include "loop_back_type.h"
+#    define FUSED                                                                                  \
+        .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run_block),                                \
+        .run_scratch = FN(scratch_bytes), .back = FN(run_back),                                    \
+        .back_scratch = FN(back_scratch_bytes)
+#else
+#    define FUSED .lanes = 0
+#endif
+
 static const KERNELS FN(kernels) = {
     .after = FN(after),
     .before_zr = FN(before_zr),
     .before_h = FN(before_h),
     .multiply = FN(multiply),
+    FUSED,
     .activations =
         {
             [ACT_LINEAR] = FN(linear),
@@ -224,9 +323,43 @@ static const KERNELS FN(kernels) = {
             [ACT_SPARSE_PLUS] = FN(sparse_plus),
             [ACT_SPARSE_SIGMOID] = FN(sparse_sigmoid),
         },
+    .derivatives =
+        {
+            [ACT_LINEAR] = FN(d_linear),
+            [ACT_TANH] = FN(d_tanh_),
+            [ACT_SIGMOID] = FN(d_sigmoid),
+            [ACT_RELU] = FN(d_relu),
+            [ACT_RELU6] = FN(d_relu6),
+            [ACT_LEAKY_RELU] = FN(d_leaky_relu),
+            [ACT_ELU] = FN(d_elu),
+            [ACT_SELU] = FN(d_selu),
+            [ACT_CELU] = FN(d_celu),
+            [ACT_EXPONENTIAL] = FN(d_exponential),
+            [ACT_SOFTPLUS] = FN(d_softplus),
+            [ACT_LOG_SIGMOID] = FN(d_log_sigmoid),
+            [ACT_SOFTSIGN] = FN(d_softsign),
+            [ACT_SILU] = FN(d_silu),
+            [ACT_MISH] = FN(d_mish),
+            [ACT_GELU] = FN(d_gelu),
+            [ACT_GELU_TANH] = FN(d_gelu_tanh),
+            [ACT_SQUAREPLUS] = FN(d_squareplus),
+            [ACT_TANH_SHRINK] = FN(d_tanh_shrink),
+            [ACT_SOFT_SHRINK] = FN(d_soft_shrink),
+            [ACT_HARD_SHRINK] = FN(d_hard_shrink),
+            [ACT_THRESHOLD] = FN(d_threshold),
+            [ACT_HARD_TANH] = FN(d_hard_tanh),
+            [ACT_HARD_SIGMOID] = FN(d_hard_sigmoid),
+            [ACT_HARD_SIGMOID_KERAS2] = FN(d_hard_sigmoid_keras2),
+            [ACT_HARD_SILU] = FN(d_hard_silu),
+            [ACT_SPARSE_PLUS] = FN(d_sparse_plus),
+            [ACT_SPARSE_SIGMOID] = FN(d_sparse_sigmoid),
+        },
 };
 
 #undef ACTIVATION
+#undef DERIVATIVE
+#undef DERIVATIVE_THEN
+#undef FUSED
 #undef CLIP
 #undef RAMP
 #undef MAX0

@@ -6,7 +6,7 @@ It holds no state of its own beyond packed copies of weights, which live in `GRU
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,9 +34,11 @@ class Backend(Protocol):
         states: np.ndarray,
         dy: np.ndarray | None,
         dstate: np.ndarray | None,
+        workspace: Any = None,
     ) -> GRUGrads:
         """Return the gradient of <y, dy> + <state, dstate>.
 
         ``states`` is what any backend's ``forward(save=True)`` gave for the same problem and
-        weights; dy has y's shape, dstate is (B, H); None means zeros.
+        weights, and ``workspace`` what this backend's gave, or None; dy has y's shape, dstate is
+        (B, H); None means zeros.
         """

@@ -14,8 +14,6 @@ from fastgru.problem import BackendError, GRUGrads, GRUOutput, GRUProblem, GRUWe
 from fastgru.threads import get_num_threads
 
 if TYPE_CHECKING:
-    from types import ModuleType
-
     import numpy as np
 
 # Cores for which OpenBLAS has kernels that multiply small matrices where they lie; Zen 4 and 5
@@ -30,27 +28,37 @@ _THREAD_FUNCTIONS = (
     ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
 )
 
-_native: ModuleType | None = None
+_native: Any = None  # the extensions, once they are imported
+_fused: Any = None
+_forced_kernel: str | None = None
 _missing: str | None = None  # why there is no extension
 _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
 
 
-def _load() -> ModuleType | None:
+def _load() -> Any:
     """Import the extension and set it up, once; None when it is not there."""
-    global _native, _missing
+    global _native, _fused, _missing, _forced_kernel
     if _native is None and _missing is None:
         try:
             from fastgru._native import _cpu
+            from fastgru._native import _fused as fused
         except ImportError as error:
             _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
             return None
         _cpu.set_isa(os.environ.get("FASTGRU_ISA") or _cpu.supported_isas()[-1])
         _find_blas(_cpu)
-        _native = _cpu
+        _forced_kernel = os.environ.get("FASTGRU_KERNEL") or None
+        if _forced_kernel not in (None, "fused", "blas"):
+            raise ValueError(
+                f"FASTGRU_KERNEL: expected 'fused' or 'blas', came {_forced_kernel!r}"
+            )
+        if _forced_kernel == "fused" and not fused.lanes(4):
+            raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
+        _fused, _native = fused, _cpu
     return _native
 
 
-def _find_blas(native: ModuleType) -> None:
+def _find_blas(native: Any) -> None:
     """Find the thread setting of the BLAS that scipy.linalg.cython_blas is linked to.
 
     A look-up through the handle of that module searches the libraries it depends on. A BLAS that
@@ -95,20 +103,25 @@ class CPUBackend:
         return None
 
     def supports_backward(self, problem: GRUProblem) -> str | None:
-        """Return the reason why there is no backward."""
-        return "the CPU backend of this version has no backward of its own"
+        """Return None when `backward` can serve the problem, else the reason it cannot."""
+        reason = self.supports(problem)
+        if reason is None and _kernel(problem.spec) != "fused":
+            reason = "the BLAS kernel has no backward"
+        return reason
 
     def forward(self, problem: GRUProblem, weights: GRUWeights, save: bool = False) -> GRUOutput:
-        """Run the layer; with ``save`` also return the state after every step."""
-        native = _native or _load()
-        if native is None:
+        """Run the layer; with ``save`` also return what `backward` needs."""
+        if _native is None and _load() is None:
             raise BackendError(_missing)
+        threads = problem.num_threads or get_num_threads()
+        if _kernel(problem.spec) == "fused":
+            packed = _packed_panels(problem.spec, weights)
+            return GRUOutput(*_fused.forward(packed, problem, threads, save))
         packed = weights.packed.get("cpu")
         if packed is None or (packed.spec is not problem.spec and packed.spec != problem.spec):
-            packed = native.Packed(problem.spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
+            packed = _native.Packed(problem.spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
             weights.packed["cpu"] = packed
-        threads = problem.num_threads or get_num_threads()
-        return GRUOutput(*native.forward(packed, problem, threads, save))
+        return GRUOutput(*_native.forward(packed, problem, threads, save))
 
     def backward(
         self,
@@ -117,9 +130,35 @@ class CPUBackend:
         states: np.ndarray,
         dy: np.ndarray | None,
         dstate: np.ndarray | None,
+        workspace: Any = None,
     ) -> GRUGrads:
-        """Raise: `supports_backward` says so beforehand, and the next backend serves it."""
-        raise BackendError(self.supports_backward(problem))
+        """Return the gradient of <y, dy> + <state, dstate>; without a workspace, forward again."""
+        if _native is None and _load() is None:
+            raise BackendError(_missing)
+        packed = _packed_panels(problem.spec, weights)
+        threads = problem.num_threads or get_num_threads()
+        if workspace is None:
+            workspace = _fused.forward(packed, problem, threads, True)[3]
+        dx, dh0, dkernel, drecurrent, dbias = _fused.backward(
+            packed, problem, workspace, states, dy, dstate, threads
+        )
+        return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)
+
+
+def _kernel(spec: GRUSpec) -> str:
+    """Return which of the two kernels runs: "fused", or "blas" where the first is not there."""
+    if _forced_kernel is not None:
+        return _forced_kernel
+    return "fused" if _fused.lanes(spec.dtype.itemsize) else "blas"
+
+
+def _packed_panels(spec: GRUSpec, weights: GRUWeights) -> Any:
+    lanes = _fused.lanes(spec.dtype.itemsize)
+    packed = weights.packed.get("cpu-fused")
+    if packed is None or packed.lanes != lanes or (packed.spec is not spec and packed.spec != spec):
+        packed = _fused.Fused(spec, weights)
+        weights.packed["cpu-fused"] = packed
+    return packed
 
 
 def build_info() -> dict[str, Any]:
@@ -132,6 +171,7 @@ def build_info() -> dict[str, Any]:
         "extension": "built",
         "openmp": native.OPENMP,
         "isa": native.get_isa(),
+        "kernel": _forced_kernel or ("fused" if _fused.lanes(4) else "blas"),
         "isa_supported": native.supported_isas(),
         "blas": blas,
         "blas_threads": _blas["threads"],

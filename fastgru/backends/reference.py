@@ -76,6 +76,7 @@ class ReferenceBackend:
         states: np.ndarray,
         dy: np.ndarray | None,
         dstate: np.ndarray | None,
+        workspace: Any = None,
     ) -> GRUGrads:
         """Return the gradients; the gates are computed again from the saved states.
 

@@ -291,7 +291,7 @@ class RNN(SequenceLayer):
                 assert saved is not None
                 if np.may_share_memory(saved, output.y):
                     saved = saved.copy()  # y is the user's to write to
-                records.append(Record(problem, weights, saved))
+                records.append(Record(problem, weights, saved, backend.name, output.workspace))
             x = output.y
             states.append(output.state)
         if len(states) > 1:  # Keras 3 gives the states of stacked cells as a list each

@@ -34,11 +34,16 @@ class Gradients(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What one GRU cell kept: ``states`` (B, T, H) after every step, in processing order."""
+    """What one GRU cell kept: ``states`` (B, T, H) after every step, in processing order.
+
+    ``workspace`` is what ``backend`` wants to have back in its own backward.
+    """
 
     problem: GRUProblem
     weights: GRUWeights
     states: np.ndarray
+    backend: str
+    workspace: Any
 
 
 class Tape:
@@ -90,7 +95,10 @@ def backward_through(
     dh0: list[np.ndarray] = []
     for record, dstate in zip(reversed(records), reversed(dstates), strict=True):
         backend = dispatch.choose_backward(record.problem)
-        grads = backend.backward(record.problem, record.weights, record.states, dy, dstate)
+        workspace = record.workspace if record.backend == backend.name else None
+        grads = backend.backward(
+            record.problem, record.weights, record.states, dy, dstate, workspace
+        )
         biases = [] if grads.bias is None else [grads.bias]
         weights = [grads.kernel, grads.recurrent_kernel, *biases, *weights]
         dh0.insert(0, grads.h0)

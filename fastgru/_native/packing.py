@@ -1,0 +1,71 @@
+"""Weights in the order in which the fused loop reads them: panels of a few vectors of units.
+
+A panel is [k][gate][lane]: for each k the weights of one vector of units, gate after gate. The
+last panel is padded with zeros. loop.h says which matrix is packed how.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastgru.problem import GRUSpec, GRUWeights
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return zeros at a 64-byte boundary, so that a vector never crosses a cache line."""
+    size = int(np.prod(shape)) * dtype.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def panels(matrix: np.ndarray, gates: int, lanes: int) -> np.ndarray:
+    """Pack a (K, gates * H) matrix: (panels, K, gates, lanes)."""
+    depth, columns = matrix.shape
+    units = columns // gates
+    count = -(-units // lanes)
+    packed = aligned((count, depth, gates, lanes), matrix.dtype)
+    by_gate = matrix.reshape(depth, gates, units)
+    full = units // lanes
+    rest = by_gate[:, :, : full * lanes].reshape(depth, gates, full, lanes)
+    packed[:full] = rest.transpose(2, 0, 1, 3)
+    if full < count:
+        packed[full, :, :, : units - full * lanes] = by_gate[:, :, full * lanes :]
+    return packed
+
+
+def biases(spec: GRUSpec, weights: GRUWeights, lanes: int) -> np.ndarray:
+    """Pack the biases: (panels, 4, lanes) of z, r, h of the input, h of the recurrence."""
+    units = spec.units
+    rows = np.zeros((4, units), spec.dtype)
+    if weights.bias is not None:
+        given = np.atleast_2d(weights.bias)
+        rows[:3] = given[0].reshape(3, units)
+        if spec.reset_after:
+            rows[:2] += given[1, : 2 * units].reshape(2, units)
+            rows[3] = given[1, 2 * units :]
+    return panels(rows.reshape(1, 4 * units), 4, lanes)[:, 0]
+
+
+def forward_panels(
+    spec: GRUSpec, weights: GRUWeights, lanes: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return w, u, uh (None with reset_after) and the biases, packed."""
+    w = panels(weights.kernel, 3, lanes)
+    u, uh = weights.recurrent_kernel, None
+    if not spec.reset_after:
+        uh = panels(u[:, 2 * spec.units :], 1, lanes)
+        u = u[:, : 2 * spec.units]
+    gates = 3 if spec.reset_after else 2
+    return w, panels(np.ascontiguousarray(u), gates, lanes), uh, biases(spec, weights, lanes)
+
+
+def backward_panels(
+    spec: GRUSpec, weights: GRUWeights, lanes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return U^T packed for the carry, and W^T (3H, I) with its rows in the order h, z, r."""
+    units = spec.units
+    ut = weights.recurrent_kernel.reshape(units, 3, units).transpose(1, 2, 0)
+    by_gate = weights.kernel.reshape(spec.input_dim, 3, units)[:, [2, 0, 1]]
+    wt = np.ascontiguousarray(by_gate.reshape(spec.input_dim, 3 * units).T)
+    return panels(ut.reshape(3 * units, units), 1, 2 * lanes), wt

@@ -1,0 +1,197 @@
+"""The fused kernels: backward against the reference, and SPEC 5.12 bit for bit, on every ISA."""
+
+import numpy as np
+import pytest
+from test_native import (
+    ELEMENTWISE,
+    REFERENCE,
+    draw_problem,
+    make_spec,
+    make_weights,
+    widened,
+)
+
+from fastgru.backends import cpu as cpu_backend
+from fastgru.masks import NO_MASK, plan_mask
+from fastgru.problem import GRUProblem, GRUWeights
+
+native = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
+fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+pytestmark = pytest.mark.skipif(
+    not fused.lanes(4), reason="this compiler has no vector types, which the fused kernel needs"
+)
+BACKEND = cpu_backend.CPUBackend()
+DTYPES = ["float32", "float64"]
+
+# Relative to the largest element: sums over all rows and steps of products that carry the rounding
+# of a few hundred others.
+TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
+
+
+@pytest.fixture(params=native.supported_isas())
+def isa(request, monkeypatch):
+    cpu_backend._load()
+    monkeypatch.setattr(cpu_backend, "_forced_kernel", "fused")
+    before = native.get_isa()
+    native.set_isa(request.param)
+    yield request.param
+    native.set_isa(before)
+
+
+def forward(*arguments, save=False, **keywords):
+    problem, weights = arguments
+    for name, value in keywords.items():
+        setattr(problem, name, value)
+    return BACKEND.forward(problem, weights, save=save)
+
+
+def assert_gradients_agree(problem, weights, seed=0, keep_workspace=True):
+    rng = np.random.default_rng(seed)
+    wide, wide_weights = widened(problem, weights)
+    expected = REFERENCE.forward(wide, wide_weights, save=True)
+    dtype = problem.spec.dtype
+    dy = rng.standard_normal(expected.y.shape).astype(dtype) if seed % 5 else None
+    dstate = rng.standard_normal(expected.state.shape).astype(dtype) if seed % 3 else None
+    assert BACKEND.supports_backward(problem) is None
+    out = BACKEND.forward(problem, weights, save=True)
+    got = BACKEND.backward(
+        problem, weights, out.states, dy, dstate, out.workspace if keep_workspace else None
+    )
+    want = REFERENCE.backward(
+        wide,
+        wide_weights,
+        expected.states,
+        None if dy is None else dy.astype(np.float64),
+        None if dstate is None else dstate.astype(np.float64),
+    )
+    for name, g, w in zip(got._fields, got, want, strict=True):
+        if w is None:
+            assert g is None
+            continue
+        assert g.dtype == dtype
+        assert g.shape == w.shape
+        scale = max(1.0, np.abs(w).max(initial=0))
+        np.testing.assert_allclose(
+            g / scale, w / scale, rtol=0, atol=TOLERANCE[dtype.name], err_msg=name
+        )
+
+
+@pytest.mark.parametrize("seeds", [range(k, k + 25) for k in range(1000, 1150, 25)], ids=str)
+def test_random_configurations(isa, seeds):
+    for seed in seeds:
+        problem, weights = draw_problem(seed)
+        wide = REFERENCE.forward(*widened(problem, weights), save=True)
+        out = BACKEND.forward(problem, weights, save=True)
+        for name in ("y", "state", "states"):
+            np.testing.assert_allclose(
+                getattr(out, name),
+                getattr(wide, name),
+                rtol=0,
+                atol={"float32": 5e-6, "float64": 1e-13}[problem.spec.dtype.name],
+                err_msg=f"{seed} {name}",
+            )
+        assert_gradients_agree(problem, weights, seed)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("activation", ELEMENTWISE, ids=repr)
+def test_gradient_of_every_activation(activation, reset_after):
+    """In float64, as the activation of the candidate and of the gates."""
+    rng = np.random.default_rng(3)
+    for role in ("activation", "recurrent_activation"):
+        spec = make_spec(5, 19, "float64", reset_after=reset_after, **{role: activation})
+        weights = make_weights(rng, spec)
+        # Small, since a gate without bounds makes the state grow at every step.
+        weights = GRUWeights(
+            weights.kernel * 0.3, weights.recurrent_kernel * 0.3, weights.bias * 0.3
+        )
+        x = rng.standard_normal((3, 4, 5)) * 0.5
+        assert_gradients_agree(GRUProblem(spec, x, None, NO_MASK), weights, seed=1)
+
+
+def test_backward_without_the_workspace():
+    problem, weights = draw_problem(7)
+    assert_gradients_agree(problem, weights, 7, keep_workspace=False)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 0, 3, 5), (2, 4, 0, 5)], ids=str)
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_gradients_of_empty_axes(shape, reset_after):
+    batch, steps, inputs, units = shape
+    rng = np.random.default_rng(4)
+    spec = make_spec(inputs, units, reset_after=reset_after)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal((batch, steps, inputs)).astype("float32")
+    assert_gradients_agree(GRUProblem(spec, x, None, NO_MASK), weights, seed=1)
+
+
+def draw(dtype, reset_after, batch=64, steps=7, inputs=37, units=75):
+    rng = np.random.default_rng(11)
+    spec = make_spec(inputs, units, dtype, reset_after=reset_after)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal((batch, steps, inputs)).astype(dtype)
+    h0 = rng.standard_normal((batch, units)).astype(dtype)
+    return spec, weights, x, h0, rng
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reset_after", [True, False])
+class TestBitForBit:
+    """SPEC 5.12."""
+
+    def test_5_12_batch_of_one_equals_batch_of_64(self, isa, dtype, reset_after):
+        spec, weights, x, h0, _ = draw(dtype, reset_after)
+        whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        for size in (1, 2, 3, 5, 7, 9, 13):
+            part = forward(GRUProblem(spec, x[:size], h0[:size], NO_MASK), weights)
+            np.testing.assert_array_equal(part.y, whole.y[:size])
+            np.testing.assert_array_equal(part.state, whole.state[:size])
+
+    def test_5_12_permuted_rows(self, isa, dtype, reset_after):
+        spec, weights, x, h0, rng = draw(dtype, reset_after)
+        lengths = rng.integers(0, 8, 64)
+        order = rng.permutation(64)
+        first = forward(GRUProblem(spec, x, h0, plan_mask(None, lengths, 64, 7)), weights)
+        mask = plan_mask(None, lengths[order], 64, 7)
+        second = forward(GRUProblem(spec, x[order], h0[order], mask), weights)
+        np.testing.assert_array_equal(second.y, first.y[order])
+
+    def test_5_12_threads(self, isa, dtype, reset_after):
+        for batch, steps in ((64, 7), (3, 60), (2, 7)):
+            spec, weights, x, h0, _ = draw(dtype, reset_after, batch, steps, units=150)
+            ys = [
+                forward(GRUProblem(spec, x, h0, NO_MASK, num_threads=n), weights).y
+                for n in (1, 2, 3)
+            ]
+            np.testing.assert_array_equal(ys[1], ys[0])
+            np.testing.assert_array_equal(ys[2], ys[0])
+
+    def test_5_12_pieces(self, isa, dtype, reset_after):
+        spec, weights, x, h0, _ = draw(dtype, reset_after, steps=29)
+        whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        pieces, state = [], h0
+        for low, high in ((0, 1), (1, 4), (4, 20), (20, 29)):
+            out = forward(GRUProblem(spec, x[:, low:high], state, NO_MASK), weights)
+            pieces.append(out.y)
+            state = out.state
+        np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole.y)
+        np.testing.assert_array_equal(state, whole.state)
+
+    def test_5_12_masked_rows_change_nothing_in_others(self, isa, dtype, reset_after):
+        spec, weights, x, h0, rng = draw(dtype, reset_after)
+        alone = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        mask = rng.random((64, 7)) < 0.5
+        mask[::3] = True
+        mixed = forward(GRUProblem(spec, x, h0, plan_mask(mask, None, 64, 7)), weights)
+        np.testing.assert_array_equal(mixed.y[::3], alone.y[::3])
+
+    def test_5_12_saving_for_backward_changes_no_output(self, isa, dtype, reset_after):
+        spec, weights, x, h0, _ = draw(dtype, reset_after)
+        plain = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        saved = forward(GRUProblem(spec, x, h0, NO_MASK), weights, save=True)
+        np.testing.assert_array_equal(saved.y, plain.y)
+
+
+def test_the_forced_isa_has_its_lanes(isa):
+    size = {"base": 16, "avx2": 32, "avx512": 64}[isa]
+    assert (fused.lanes(4), fused.lanes(8)) == (size // 4, size // 8)
