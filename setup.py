@@ -71,6 +71,9 @@ def extension(name, *sources):
 
 
 setup(
-    ext_modules=cythonize([extension("_cpu", "gates.c"), extension("_fused")], build_dir="build"),
+    ext_modules=cythonize(
+        [extension("_cpu", "gates.c"), extension("_fused"), extension("_backward")],
+        build_dir="build",
+    ),
     cmdclass={"build_ext": BuildExt},
 )

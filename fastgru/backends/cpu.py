@@ -1,4 +1,4 @@
-"""The CPU backend: the compiled loop of `fastgru._native._cpu`.
+"""The CPU backend: the compiled loops of `fastgru._native`.
 
 Float32 and float64, every built-in elementwise activation, every mask. The extension is imported
 by the first call, since it brings scipy.linalg with it.
@@ -10,7 +10,14 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from fastgru.activations import Activation
-from fastgru.problem import BackendError, GRUGrads, GRUOutput, GRUProblem, GRUWeights
+from fastgru.problem import (
+    BackendError,
+    GRUGrads,
+    GRUOutput,
+    GRUProblem,
+    GRUSpec,
+    GRUWeights,
+)
 from fastgru.threads import get_num_threads
 
 if TYPE_CHECKING:
@@ -30,6 +37,7 @@ _THREAD_FUNCTIONS = (
 
 _native: Any = None  # the extensions, once they are imported
 _fused: Any = None
+_products: Any = None
 _forced_kernel: str | None = None
 _missing: str | None = None  # why there is no extension
 _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
@@ -37,10 +45,10 @@ _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
 
 def _load() -> Any:
     """Import the extension and set it up, once; None when it is not there."""
-    global _native, _fused, _missing, _forced_kernel
+    global _native, _fused, _products, _missing, _forced_kernel
     if _native is None and _missing is None:
         try:
-            from fastgru._native import _cpu
+            from fastgru._native import _backward, _cpu
             from fastgru._native import _fused as fused
         except ImportError as error:
             _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
@@ -49,12 +57,10 @@ def _load() -> Any:
         _find_blas(_cpu)
         _forced_kernel = os.environ.get("FASTGRU_KERNEL") or None
         if _forced_kernel not in (None, "fused", "blas"):
-            raise ValueError(
-                f"FASTGRU_KERNEL: expected 'fused' or 'blas', came {_forced_kernel!r}"
-            )
+            raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', came {_forced_kernel!r}")
         if _forced_kernel == "fused" and not fused.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
-        _fused, _native = fused, _cpu
+        _fused, _products, _native = fused, _backward, _cpu
     return _native
 
 
@@ -139,7 +145,7 @@ class CPUBackend:
         threads = problem.num_threads or get_num_threads()
         if workspace is None:
             workspace = _fused.forward(packed, problem, threads, True)[3]
-        dx, dh0, dkernel, drecurrent, dbias = _fused.backward(
+        dx, dh0, dkernel, drecurrent, dbias = _products.backward(
             packed, problem, workspace, states, dy, dstate, threads
         )
         return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)

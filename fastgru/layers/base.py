@@ -238,6 +238,18 @@ class SequenceLayer(Layer, abstract=True):
         ValueError, TypeError
             Before any work; states, weights and ``out`` are unchanged.
         """
+        if (
+            (training is False or training is None)
+            and initial_state is None
+            and mask is None
+            and lengths is None
+            and reset_mask is None
+            and out is None
+            and num_threads is None
+        ):
+            result = self.quick(sequences)
+            if result is not None:
+                return result
         call = self.prepare(
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
@@ -271,6 +283,10 @@ class SequenceLayer(Layer, abstract=True):
         )
         self.start(call)
         return self.forward_prepared(call)
+
+    def quick(self, sequences: Any) -> Any:
+        """Return what a call with nothing but sequences returns, or None to go the whole way."""
+        return None
 
     def prepare(self, *arguments: Any) -> Any:
         """Validate a call's arguments, as `__call__` names them in order."""

@@ -37,6 +37,8 @@ from fastgru.layers.tape import (
     gradient_array,
     trainable_gradients,
 )
+from fastgru.masks import NO_MASK
+from fastgru.problem import GRUProblem
 from fastgru.variables import Variable
 
 
@@ -243,6 +245,43 @@ class RNN(SequenceLayer):
         )
 
     # -- the call --------------------------------------------------------------------------
+
+    def quick(self, sequences: Any) -> Any:
+        """Serve a plain inference call without a `Call`; None where something is out of the plain.
+
+        Measured at (1,1,64,128): 6 us of 17 less on a 2.5 GHz server core.
+        """
+        if (
+            type(sequences) is not np.ndarray
+            or sequences.dtype is not self._dtype
+            or sequences.ndim != 3
+            or self._gru_cells is None
+            or len(self._gru_cells) != 1
+            or not self.built
+            or self.stateful
+            or self.time_major
+            or self.activity_regularizer is not None
+            or self.use_cudnn is True
+        ):
+            return None
+        cell = self._gru_cells[0]
+        spec = cell.spec
+        if spec is None or sequences.shape[2] != spec.input_dim:
+            return None
+        problem = GRUProblem(
+            spec,
+            sequences,
+            None,
+            NO_MASK,
+            None,
+            None,
+            None,
+            self.go_backwards,
+            self.return_sequences,
+            self.zero_output_for_mask,
+        )
+        output = dispatch.choose(problem).forward(problem, cell.snapshot())
+        return (output.y, output.state) if self.return_state else output.y
 
     def complete(self, call: Call) -> Any:
         """Run a prepared call and return what the user gets."""

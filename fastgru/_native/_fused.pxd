@@ -1,0 +1,36 @@
+# What forward and backward share.
+
+from fastgru._native._cpu cimport _Views
+from fastgru._native.gates cimport gate_functions
+
+# How a call is cut: either each thread runs rows of its own, or all run the same rows and each owns
+# a range of panels (shared).
+cdef struct Cut:
+    int threads
+    bint shared
+    Py_ssize_t rows           # per thread
+
+cdef class Fused:
+    cdef readonly object spec
+    cdef object weights, kept, transposed
+    cdef const char *w
+    cdef const char *u
+    cdef const char *uh
+    cdef const char *bias
+    cdef gate_functions functions
+    cdef readonly Py_ssize_t lanes
+    cdef Py_ssize_t size, panels
+    cdef object backward_panels(self)
+
+cdef Cut _cut(
+    int threads, Py_ssize_t B, Py_ssize_t panels, Py_ssize_t H, Py_ssize_t size, double flops,
+    double step_flops,
+) noexcept
+cdef void _part(
+    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int rank, int team,
+    Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
+) noexcept nogil
+cdef int _set_masks(
+    _Views views, problem, const Py_ssize_t **lengths, const unsigned char **steps,
+    const unsigned char **resets,
+) except -1

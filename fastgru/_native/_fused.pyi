@@ -1,0 +1,20 @@
+from typing import Any
+
+import numpy as np
+
+from fastgru.problem import GRUProblem, GRUSpec, GRUWeights
+
+class Fused:
+    spec: GRUSpec
+    lanes: int
+    def __init__(self, spec: GRUSpec, weights: GRUWeights) -> None: ...
+
+class Workspace:
+    gates: np.ndarray
+    rows: int
+    slots: np.ndarray | None
+
+def lanes(itemsize: int) -> int: ...
+def forward(
+    packed: Fused, problem: GRUProblem, threads: int, save: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Workspace | None]: ...
