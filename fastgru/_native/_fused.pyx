@@ -39,7 +39,9 @@ cdef enum:
     P_BYTES = 1 << 18         # x.W of one time chunk, per thread: stays in L2 beside the weights
     P_ROWS = 32               # ... but at least so many rows, or W is read too often
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
-    STEP_FLOPS = 400000       # of a step, from which a barrier and half the work beat all the work
+    # Work of a step from which half of it and a barrier beat all of it: on two cores 1.6 times at
+    # B=1 H=128, 2.1 at H=256, 2.9 at H=320, where half of U then fits L2.
+    STEP_FLOPS = 60000
     SPLIT_ROWS = 6            # rows a thread needs to be as fast as with all rows
     L2_BYTES = 1 << 20        # a U beyond it is better shared out than read by each thread
 
