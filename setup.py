@@ -72,7 +72,12 @@ def extension(name, *sources):
 
 setup(
     ext_modules=cythonize(
-        [extension("_cpu", "gates.c"), extension("_fused"), extension("_backward")],
+        [
+            extension("_cpu", "gates.c"),
+            extension("_fused"),
+            extension("_backward"),
+            extension("_stream"),
+        ],
         build_dir="build",
     ),
     cmdclass={"build_ext": BuildExt},

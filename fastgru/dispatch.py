@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastgru.backends.cpu import CPUBackend
 from fastgru.backends.reference import ReferenceBackend
@@ -18,11 +18,14 @@ from fastgru.problem import BackendError, GRUProblem
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import numpy as np
+
     from fastgru.backends.base import Backend
 
 NAMES = ("cudnn", "cuda", "cpu", "reference")
 
-_BACKENDS: tuple[Backend, ...] = (CPUBackend(), ReferenceBackend())
+_CPU = CPUBackend()
+_BACKENDS: tuple[Backend, ...] = (_CPU, ReferenceBackend())
 _BY_NAME = {backend.name: backend for backend in _BACKENDS}
 NO_GPU = "this version of fastgru has no GPU backend"
 
@@ -124,6 +127,20 @@ def cudnn_reasons(problem: GRUProblem, unroll: bool = False) -> list[str]:
 
 def _name(activation: object) -> str:
     return getattr(activation, "name", "") or getattr(activation, "__name__", "")
+
+
+def steppers(states: list[Any], outputs: list[Any]) -> list[Any] | None:
+    """Return what `step` works on: one native stepper per cell; None where there is none."""
+    return _CPU.steppers(states, outputs)
+
+
+def step(
+    steppers: list[Any] | None, cells: list[Any], x: np.ndarray, rows: np.ndarray | None
+) -> np.ndarray | None:
+    """Advance a stream natively and return its output; None where the backends' forward must."""
+    if steppers is None or _forced.get() not in (None, "cpu"):
+        return None
+    return _CPU.step(steppers, cells, x, rows)
 
 
 class Explanation:

@@ -1,16 +1,12 @@
 """Imports run one way, and `import fastgru` brings nothing along beyond NumPy and SciPy's BLAS."""
 
 import ast
-import os
 import re
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
-
-import fastgru
+import subprocesses
 
 SOURCE = Path(__file__).parents[1] / "fastgru"
 
@@ -103,15 +99,7 @@ def test_no_module_needs_itself_to_be_imported():
 def loaded_by(*statements):
     """Names in sys.modules after the statements, in a process of its own."""
     code = "; ".join(["import sys", *statements, "print(*sys.modules)"])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(Path(fastgru.__file__).parents[1])},
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=120,
-    )
-    return set(done.stdout.split())
+    return set(subprocesses.run_python(code).split())
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,13 @@
 They run in a pytest of their own, because `keras_behind_fastgru` changes keras for good.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import subprocesses
 
 keras = pytest.importorskip("keras", reason="its own tests are run; pip install fastgru[test]")
 
@@ -36,10 +36,9 @@ def session(tmp_path_factory):
     config = folder / "pytest.ini"
     config.write_text("[pytest]\n")
     environment = {
-        **os.environ,
+        **subprocesses.environment(HERE),
         "KERAS_BACKEND": "numpy",
         "FASTGRU_CALLS_FILE": str(folder / "calls"),
-        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), *sys.path]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "keras_behind_fastgru"]
     command += ["-p", "no:cacheprovider", "--import-mode=importlib", "-c", str(config)]

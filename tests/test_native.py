@@ -1,12 +1,11 @@
 """The CPU backend against the reference: every mask, flag, layout and thread count."""
 
 import os
-import subprocess
-import sys
-import textwrap
+from pathlib import Path
 
 import numpy as np
 import pytest
+from subprocesses import environment, run_python
 
 from fastgru import activations
 from fastgru.backends import cpu as cpu_backend
@@ -337,19 +336,6 @@ def test_unknown_isa_is_an_error():
         cpu.set_isa("avx1024")
 
 
-def run_python(code, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
-
-
 def layouts(x):
     """Yield (name, view) with the values of x and every kind of memory."""
     batch, steps, inputs = x.shape
@@ -539,20 +525,19 @@ def test_blas_threads_are_restored(kernel):
             print("other")
         else:
             library.scipy_openblas_set_num_threads(2)
-            import sys; sys.path.insert(0, "tests")
             import test_native as t
             t.test_threads_agree((64, 5, 30, 96), True, "float32")
             print(get())
     """
-    assert run_python(code, OPENBLAS_NUM_THREADS="2").strip() in ("2", "other")
+    env = environment(Path(__file__).parent, OPENBLAS_NUM_THREADS="2", FASTGRU_KERNEL=kernel)
+    assert run_python(code, env).strip() in ("2", "other")
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_child_of_fork_does_not_hang():
+def test_child_of_fork_does_not_hang(kernel):
     code = """
         import os, sys, signal
-        sys.path.insert(0, "tests")
         import test_native as t
         args = (64, 5, 30, 96), True, "float32"
         t.test_threads_agree(*args)
@@ -563,7 +548,8 @@ def test_child_of_fork_does_not_hang():
             os._exit(0)
         print(os.waitpid(child, 0)[1])
     """
-    assert run_python(code).strip() == "0"
+    env = environment(Path(__file__).parent, FASTGRU_KERNEL=kernel)
+    assert run_python(code, env).strip() == "0"
 
 
 def test_concurrent_callers():

@@ -1,30 +1,18 @@
 """Thread counts: SPEC section 3."""
 
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import subprocesses
 
 from fastgru import threads
 
 
 def default_in_a_new_process(code="", **environment):
-    env = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | environment
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            f"{code}\nfrom fastgru import threads\nprint(threads.get_num_threads())",
-        ],
-        env=env,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return int(result.stdout)
+    env = {k: v for k, v in subprocesses.environment().items() if k != "OMP_NUM_THREADS"}
+    code = f"{code}\nfrom fastgru import threads\nprint(threads.get_num_threads())"
+    return int(subprocesses.run_python(code, env, **environment))
 
 
 @pytest.fixture(autouse=True)

@@ -53,7 +53,7 @@ cdef enum:
     BLOCK_BYTES_MAX = 1 << 22  # ... this: a large U is read once for all of them
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
     # Work that pays for a parallel region (1 to 2 us) and, per step, for a barrier (~0.4 us).
-    REGION_FLOPS = 500000
+    REGION_FLOPS = 1500000
     STEP_FLOPS = 60000
     SPLIT_ROWS = 4            # rows a thread needs before h.U is about as fast as with all rows
 

@@ -1,7 +1,7 @@
 # What forward and backward share.
 
 from fastgru._native._cpu cimport _Views
-from fastgru._native.gates cimport gate_functions
+from fastgru._native.gates cimport gate_functions, gru_job, run_type
 
 # How a call is cut: either each thread runs rows of its own, or all run the same rows and each owns
 # a range of panels (shared).
@@ -29,6 +29,10 @@ cdef Cut _cut(
 cdef void _part(
     const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int rank, int team,
     Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
+) noexcept nogil
+cdef void _run_forward(
+    gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run, char *scratch,
+    Py_ssize_t scratch_bytes,
 ) noexcept nogil
 cdef int _set_masks(
     _Views views, problem, const Py_ssize_t **lengths, const unsigned char **steps,

@@ -82,10 +82,7 @@ cdef class Fused:
 
     cdef object backward_panels(self):
         if self.transposed is None:
-            from fastgru.problem import GRUWeights
-
-            weights = GRUWeights(*self.weights, None)
-            self.transposed = packing.backward_panels(self.spec, weights, self.lanes)
+            self.transposed = packing.backward_panels(self.spec, *self.weights, self.lanes)
         return self.transposed
 
 

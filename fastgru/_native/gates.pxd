@@ -36,6 +36,7 @@ cdef extern from "loop.h" nogil:
         char *states
         char *state
         const char *h0
+        const Py_ssize_t *rows
         char *alternate
         char *reset_state
         const unsigned char *steps

@@ -18,8 +18,9 @@ typedef struct gru_job {
     char *y;
     ptrdiff_t y_b, y_s;
     char *states;      /* (B, T, H), the state after every step; NULL: not wanted */
-    char *state;       /* (B, H), the last state */
+    char *state;       /* (B, H), the last state; it may be h0 itself */
     const char *h0;    /* (B, H); NULL: zeros */
+    const ptrdiff_t *rows; /* which rows of h0 and state are this call's; NULL: 0..B */
     char *alternate;   /* (2, B, H) scratch; NULL with sequences or states */
     char *reset_state; /* (B, H) scratch, r * h of reset_after=False; NULL with reset_after */
     /* Masks in input order: (B, T), (B), (B, T). NULL: none. */

@@ -336,7 +336,8 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
 
     memset(zeros, 0, (size_t)H * sizeof(TYPE));
     for (ptrdiff_t k = 0; k < n; k++) {
-        current[k] = job->h0 ? (const TYPE *)job->h0 + (b0 + k) * H : zeros;
+        const ptrdiff_t b = job->rows ? job->rows[b0 + k] : b0 + k;
+        current[k] = job->h0 ? (const TYPE *)job->h0 + b * H : zeros;
         previous[k] = NULL;
     }
     const ptrdiff_t chunk = job->chunk_rows / n > 0 ? job->chunk_rows / n : 1;
@@ -429,7 +430,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     }
     for (ptrdiff_t k = 0; k < n; k++) {
         const ptrdiff_t b = b0 + k, last = job->reverse ? 0 : T - 1;
-        memcpy((TYPE *)job->state + b * H + u0, current[k] + u0, own);
+        memmove((TYPE *)job->state + (job->rows ? job->rows[b] : b) * H + u0, current[k] + u0, own);
         if (job->sequences)
             continue;
         TYPE *y = (TYPE *)(job->y + b * job->y_b) + u0;

@@ -6,9 +6,9 @@ last panel is padded with zeros. loop.h says which matrix is packed how.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from fastgru.problem import GRUSpec, GRUWeights
+import numpy as np
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -34,7 +34,7 @@ def panels(matrix: np.ndarray, gates: int, lanes: int) -> np.ndarray:
     return packed
 
 
-def biases(spec: GRUSpec, weights: GRUWeights, lanes: int) -> np.ndarray:
+def biases(spec: Any, weights: Any, lanes: int) -> np.ndarray:
     """Pack the biases: (panels, 4, lanes) of z, r, h of the input, h of the recurrence."""
     units = spec.units
     rows = np.zeros((4, units), spec.dtype)
@@ -48,9 +48,12 @@ def biases(spec: GRUSpec, weights: GRUWeights, lanes: int) -> np.ndarray:
 
 
 def forward_panels(
-    spec: GRUSpec, weights: GRUWeights, lanes: int
+    spec: Any, weights: Any, lanes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return w, u, uh (None with reset_after) and the biases, packed."""
+    """Return w, u, uh (None with reset_after) and the biases, packed.
+
+    ``spec`` is a GRUSpec and ``weights`` a GRUWeights; nothing here knows more of them than names.
+    """
     w = panels(weights.kernel, 3, lanes)
     u, uh = weights.recurrent_kernel, None
     if not spec.reset_after:
@@ -61,11 +64,11 @@ def forward_panels(
 
 
 def backward_panels(
-    spec: GRUSpec, weights: GRUWeights, lanes: int
+    spec: Any, kernel: np.ndarray, recurrent_kernel: np.ndarray, lanes: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return U^T packed for the carry, and W^T (3H, I) with its rows in the order h, z, r."""
     units = spec.units
-    ut = weights.recurrent_kernel.reshape(units, 3, units).transpose(1, 2, 0)
-    by_gate = weights.kernel.reshape(spec.input_dim, 3, units)[:, [2, 0, 1]]
+    ut = recurrent_kernel.reshape(units, 3, units).transpose(1, 2, 0)
+    by_gate = kernel.reshape(spec.input_dim, 3, units)[:, [2, 0, 1]]
     wt = np.ascontiguousarray(by_gate.reshape(spec.input_dim, 3 * units).T)
     return panels(ut.reshape(3 * units, units), 1, 2 * lanes), wt

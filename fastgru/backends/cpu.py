@@ -96,17 +96,9 @@ class CPUBackend:
 
     def supports(self, problem: GRUProblem) -> str | None:
         """Return None when `forward` can serve the problem, else the reason it cannot."""
-        native = _native or _load()
-        if native is None:
+        if _native is None and _load() is None:
             return _missing
-        spec = problem.spec
-        known = native.ACTIVATIONS
-        for act in (spec.activation, spec.recurrent_activation):
-            if type(act) is not Activation:
-                return f"activation {getattr(act, '__name__', act)!r} is custom Python code"
-            if act.name not in known:
-                return f"activation {act.name!r} is not elementwise"
-        return None
+        return _reason(problem.spec)
 
     def supports_backward(self, problem: GRUProblem) -> str | None:
         """Return None when `backward` can serve the problem, else the reason it cannot."""
@@ -149,6 +141,38 @@ class CPUBackend:
             packed, problem, workspace, states, dy, dstate, threads
         )
         return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)
+
+    def steppers(self, states: list[np.ndarray], outputs: list[np.ndarray]) -> list[Any] | None:
+        """Return one native stepper per cell of a stream; None without the fused kernels."""
+        if _load() is None or _forced_kernel == "blas" or not _fused.lanes(4):
+            return None
+        from fastgru._native._stream import Stepper
+
+        return [Stepper(s, y) for s, y in zip(states, outputs, strict=True)]
+
+    def step(
+        self, steppers: list[Any], cells: list[Any], x: np.ndarray, rows: np.ndarray | None
+    ) -> np.ndarray | None:
+        """Advance a stream one step; None when some cell needs another backend."""
+        threads = get_num_threads()
+        for cell in cells:
+            if _reason(cell.spec) is not None:
+                return None
+        for stepper, cell in zip(steppers, cells, strict=True):
+            packed = _packed_panels(cell.spec, cell.snapshot())
+            stepper.step(packed, x, rows, threads)
+            x = stepper.output[: x.shape[0]]
+        return x
+
+
+def _reason(spec: GRUSpec) -> str | None:
+    """Return why the extension cannot compute a spec; it must be loaded."""
+    for act in (spec.activation, spec.recurrent_activation):
+        if type(act) is not Activation:
+            return f"activation {getattr(act, '__name__', act)!r} is custom Python code"
+        if act.name not in _native.ACTIVATIONS:
+            return f"activation {act.name!r} is not elementwise"
+    return None
 
 
 def _kernel(spec: GRUSpec) -> str:

@@ -284,6 +284,18 @@ class SequenceLayer(Layer, abstract=True):
         self.start(call)
         return self.forward_prepared(call)
 
+    def stream(self, n: int = 1) -> Any:
+        """Return a `Stream`: n rows of state that advance a time step at a time.
+
+        Raises
+        ------
+        ValueError
+            The layer is not built, or runs backwards in time, or has a custom cell.
+        """
+        from fastgru.layers.stream import open_stream
+
+        return open_stream(self, n)
+
     def quick(self, sequences: Any) -> Any:
         """Return what a call with nothing but sequences returns, or None to go the whole way."""
         return None

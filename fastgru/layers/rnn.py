@@ -17,13 +17,13 @@ from fastgru.layers.base import (
     write_together,
 )
 from fastgru.layers.call import Call, check_states, flatten, map_nested
-from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.stacked import (
     StackedRNNCells,
     build_cell,
     cell_output_size,
     check_cell,
+    gru_cells_of,
     initial_state,
 )
 from fastgru.layers.tape import (
@@ -90,7 +90,7 @@ class RNN(SequenceLayer):
         if isinstance(cell, (list, tuple)):
             cell = StackedRNNCells(cell, dtype=dtype)
         check_cell(cell)
-        gru_cells = _gru_cells(cell)
+        gru_cells = gru_cells_of(cell)
         if dtype is None:
             dtype = gru_cells[0].dtype if gru_cells else getattr(cell, "dtype", None)
         super().__init__(name=name, dtype=dtype, trainable=trainable)
@@ -490,14 +490,3 @@ class RNN(SequenceLayer):
         config = keras_config(config, custom_objects, needs="cell")
         config["cell"] = deserialize_layer(config["cell"], custom_objects)
         return cls(**config)
-
-
-def _gru_cells(cell: Any) -> list[GRUCell] | None:
-    """Return the GRU cells that make up ``cell``, or None when some cell is of another kind."""
-    if type(cell) is GRUCell:
-        return [cell]
-    if type(cell) is StackedRNNCells:
-        parts = [_gru_cells(inner) for inner in cell.cells]
-        if all(part is not None for part in parts):
-            return [c for part in parts for c in part]  # type: ignore[union-attr]
-    return None

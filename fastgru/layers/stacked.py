@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
+from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.variables import Variable
 
@@ -194,3 +195,14 @@ def cell_output_size(cell: Any) -> int:
         while isinstance(size, (list, tuple)):
             size = size[0]
     return int(size)
+
+
+def gru_cells_of(cell: Any) -> list[GRUCell] | None:
+    """Return the GRU cells that make up ``cell``, or None when some cell is of another kind."""
+    if type(cell) is GRUCell:
+        return [cell]
+    if type(cell) is StackedRNNCells:
+        parts = [gru_cells_of(inner) for inner in cell.cells]
+        if all(part is not None for part in parts):
+            return [c for part in parts for c in part]  # type: ignore[union-attr]
+    return None

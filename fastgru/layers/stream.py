@@ -1,0 +1,166 @@
+"""Streams: rows of state that advance a time step at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from fastgru import dispatch
+from fastgru.layers.cell import GRUCell
+from fastgru.masks import NO_MASK
+from fastgru.problem import GRUProblem, as_array, check_shape
+
+
+class Stream:
+    """Rows of state of a layer, advanced by `step`; made by ``layer.stream(n)``.
+
+    Parameters
+    ----------
+    cells : list of GRUCell
+        Built; the first reads x, each other one what the one before it gave.
+    rows : int
+        n, how many rows of state are kept.
+
+    Notes
+    -----
+    One owner at a time: a stream is not safe to step from two threads. Any number of streams
+    share one layer; a weight that is written is used from the next step on. Dropout is not applied.
+    """
+
+    def __init__(self, cells: list[GRUCell], rows: int) -> None:
+        self._cells = cells
+        self._rows = rows
+        self._dtype = np.dtype(cells[0].dtype)
+        self._states = [np.zeros((rows, cell.units), self._dtype) for cell in cells]
+        self._outputs = [np.empty((rows, cell.units), self._dtype) for cell in cells]
+        self._steppers = dispatch.steppers(self._states, self._outputs)
+        assert cells[0].spec is not None
+        self._shape = (rows, cells[0].spec.input_dim)
+
+    def step(self, x: Any, rows: Any = None) -> np.ndarray:
+        """Advance all rows, or only some, by one time step.
+
+        Parameters
+        ----------
+        x : array_like, shape (n, I), or (len(rows), I)
+        rows : array_like of int, optional
+            Which rows advance, each at most once; x is in their order.
+
+        Returns
+        -------
+        ndarray, shape (n, H) or (len(rows), H)
+            The stream's own buffer: valid until the next step.
+
+        Raises
+        ------
+        ValueError, TypeError
+            Before any work; no row has advanced.
+        """
+        if not (
+            rows is None
+            and type(x) is np.ndarray
+            and x.dtype is self._dtype
+            and x.shape == self._shape
+            and x.flags.carray
+        ):
+            x, rows = self._checked(x, rows)
+        served = dispatch.step(self._steppers, self._cells, x, rows)
+        return self._in_python(x, rows) if served is None else served
+
+    def _checked(self, x: Any, rows: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        count = self._rows
+        if rows is not None:
+            rows = np.asarray(rows)
+            if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+                raise TypeError(
+                    f"rows: expected a list of row numbers, came shape {rows.shape}, dtype "
+                    f"{rows.dtype}"
+                )
+            rows = np.ascontiguousarray(rows, np.intp)
+            if rows.size and (rows.min() < 0 or rows.max() >= count):
+                raise ValueError(
+                    f"rows: expected numbers in 0..{count - 1}, came values from {rows.min()} to "
+                    f"{rows.max()}"
+                )
+            if np.unique(rows).size != rows.size:
+                raise ValueError("rows: expected each row at most once, came one of them twice")
+            count = rows.size
+        array = as_array(x, self._dtype, "x")
+        hint = "(n, I)" if rows is None else "(len(rows), I)"
+        check_shape(array, (count, self._shape[1]), "x", hint)
+        if not array.flags.carray:  # C-contiguous, aligned; a read-only one is copied too
+            array = np.array(array, order="C")
+        return array, rows
+
+    def _in_python(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+        """Step through the backends' forward, for cells that the fused kernels do not serve."""
+        for cell, state, output in zip(self._cells, self._states, self._outputs, strict=True):
+            assert cell.spec is not None
+            h0 = state if rows is None else state[rows]
+            problem = GRUProblem(cell.spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
+            new = dispatch.choose(problem).forward(problem, cell.snapshot()).state
+            state[slice(None) if rows is None else rows] = new
+            x = output[: len(new)]
+            x[...] = new
+        return x
+
+    @property
+    def state(self) -> Any:
+        """A copy of the state, (n, H), or a list of them for several cells; may be assigned."""
+        copies = [state.copy() for state in self._states]
+        return copies if len(copies) > 1 else copies[0]
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        values = list(value) if isinstance(value, (list, tuple)) else [value]
+        if len(values) != len(self._states):
+            raise ValueError(f"state: expected {len(self._states)} array(s), came {len(values)}")
+        arrays = [as_array(v, self._dtype, "state") for v in values]
+        for array, state in zip(arrays, self._states, strict=True):
+            check_shape(array, state.shape, "state", "(n, H)")
+        for array, state in zip(arrays, self._states, strict=True):
+            state[...] = array
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the state of all rows, or of some, to zero."""
+        chosen: Any = slice(None)
+        if rows is not None:
+            chosen = self._checked(np.zeros((np.size(rows), self._shape[1]), self._dtype), rows)[1]
+        for state in self._states:
+            state[chosen] = 0
+
+
+def open_stream(layer: Any, n: Any) -> Stream:
+    """Return a `Stream` over the GRU cells of a layer, or say why there can be none."""
+    from fastgru.layers.bidirectional import Bidirectional
+    from fastgru.layers.sequential import Sequential
+
+    if isinstance(n, bool) or not hasattr(n, "__index__"):
+        raise TypeError(f"n: expected a number of rows, came {n!r}")
+    if n.__index__() < 1:
+        raise ValueError(f"n: expected at least 1 row, came {n}")
+    cells: list[GRUCell] = []
+    for part in layer.layers if isinstance(layer, Sequential) else [layer]:
+        if isinstance(part, Bidirectional):
+            raise ValueError(
+                f"{part.name}: a stream gives the output of each step as it comes, and the "
+                "backward half needs the end of the sequence first; call the layer on whole "
+                "sequences"
+            )
+        if part.go_backwards:
+            raise ValueError(
+                f"{part.name}: go_backwards=True needs the end of the sequence first, so there is "
+                "no stream of it"
+            )
+        if part._gru_cells is None:
+            raise ValueError(
+                f"{part.name}: a stream needs GRUCell or a stack of them, came a custom cell; "
+                "call the cell itself, a step at a time"
+            )
+        if not part.built:
+            raise ValueError(
+                f"{part.name}: it has no weights yet; call build(input_shape) or the layer first"
+            )
+        cells.extend(part._gru_cells)
+    return Stream(cells, int(n.__index__()))

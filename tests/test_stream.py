@@ -1,0 +1,187 @@
+"""Streams: SPEC section 6."""
+
+import numpy as np
+import pytest
+
+import fastgru
+from fastgru.backends import cpu as cpu_backend
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(params=["fused", "blas", "reference"])
+def served(request, monkeypatch):
+    """Run the test on the native stepper, and on what stands in where there is none."""
+    if request.param == "reference":
+        with fastgru.use_backend("reference"):
+            yield request.param
+        return
+    cpu_backend._load()
+    monkeypatch.setattr(cpu_backend, "_forced_kernel", request.param)
+    yield request.param
+
+
+def layers():
+    options = {"bias_initializer": "random_normal", "return_sequences": True}
+    yield fastgru.GRU(19, **options)
+    yield fastgru.GRU(8, reset_after=False, dtype="float64", **options)
+    yield fastgru.GRU(8, activation="softmax", **options)
+    yield fastgru.RNN([fastgru.GRUCell(19), fastgru.GRUCell(6)], return_sequences=True)
+    yield fastgru.Sequential([fastgru.GRU(19, **options), fastgru.GRU(6, **options)])
+
+
+@pytest.mark.parametrize("layer", [*layers()], ids=lambda layer: f"{layer.name}-{layer.dtype}")
+def test_steps_equal_the_layer(layer, served):
+    x = RNG.standard_normal((5, 7, 3)).astype(layer.dtype)
+    y = layer(x)
+    stream = layer.stream(5)
+    for t in range(7):
+        out = stream.step(x[:, t])
+        if served == "fused" and layer.explain(x).backend == "cpu":
+            np.testing.assert_array_equal(out, y[:, t])  # SPEC 5.12
+        np.testing.assert_allclose(out, y[:, t], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_rows_advance_alone(served, reset_after):
+    layer = fastgru.GRU(11, reset_after=reset_after, bias_initializer="random_normal")
+    x = RNG.standard_normal((4, 6, 3)).astype("float32")
+    y = layer(x)
+    rows = np.array([7, 0, 3, 5])
+    stream = layer.stream(9)
+    start = RNG.standard_normal((9, 11)).astype("float32")
+    start[rows] = 0
+    stream.state = start
+    for t in range(6):
+        out = stream.step(x[:, t], rows=rows)
+        assert out.shape == (4, 11)
+    np.testing.assert_allclose(out, y, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(stream.state[rows], y, rtol=0, atol=1e-6)
+    others = np.setdiff1d(np.arange(9), rows)
+    np.testing.assert_array_equal(stream.state[others], start[others])
+    stream.reset([0, 5])
+    assert not stream.state[[0, 5]].any()
+    assert stream.state[[7, 3, 1]].any(axis=1).all()
+    stream.reset()
+    assert not stream.state.any()
+
+
+def test_the_output_is_the_streams_own_buffer():
+    layer = fastgru.GRU(4)
+    layer.build((None, None, 3))
+    stream = layer.stream(2)
+    x = np.ones((2, 3), "float32")
+    assert np.shares_memory(stream.step(x), stream.step(x))
+    assert not np.shares_memory(stream.state, stream.step(x))
+
+
+def test_written_weights_are_used_from_the_next_step_on():
+    layer = fastgru.GRU(4, bias_initializer="ones")
+    layer.build((None, None, 3))
+    stream = layer.stream(2)
+    x = np.ones((2, 3), "float32")
+    assert stream.step(x).any()
+    stream.reset()
+    layer.set_weights([w * 0 for w in layer.get_weights()])
+    assert not stream.step(x).any()
+
+
+def test_streams_share_a_layer_and_nothing_else():
+    layer = fastgru.GRU(4)
+    layer.build((None, None, 3))
+    one, other = layer.stream(), layer.stream()
+    one.step(np.ones((1, 3)).astype("float32"))
+    assert one.state.any()
+    assert not other.state.any()
+
+
+def test_state_is_read_and_assigned_as_a_copy():
+    layer = fastgru.RNN([fastgru.GRUCell(4), fastgru.GRUCell(5)])
+    layer.build((None, None, 3))
+    stream = layer.stream(2)
+    stream.step(np.ones((2, 3), "float32"))
+    saved = stream.state
+    assert [s.shape for s in saved] == [(2, 4), (2, 5)]
+    first = stream.step(np.ones((2, 3), "float32")).copy()
+    stream.state = saved
+    np.testing.assert_array_equal(stream.step(np.ones((2, 3), "float32")), first)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.ones((2, 6), "float32")[:, ::2],
+        np.asfortranarray(np.ones((2, 3), "float32")),
+        np.ones((2, 3), ">f4"),
+        np.ones((2, 3), int),
+        [[1.0, 1, 1], [1, 1, 1]],
+        np.broadcast_to(np.float32(1), (2, 3)),
+    ],
+    ids=["strided", "fortran", "byte order", "int", "list", "read-only"],
+)
+def test_any_array(x):
+    layer = fastgru.GRU(4)
+    layer.build((None, None, 3))
+    expected = layer.stream(2).step(np.ones((2, 3), "float32"))
+    np.testing.assert_array_equal(layer.stream(2).step(x), expected)
+
+
+def built(**options):
+    layer = fastgru.GRU(4, **options)
+    layer.build((None, None, 3))
+    return layer
+
+
+class Cell:
+    state_size = 4
+
+    def __call__(self, inputs, states):
+        return states[0], states
+
+
+WRONG_STREAMS = [
+    (lambda: fastgru.GRU(4).stream(), ValueError, "no weights yet.*build"),
+    (lambda: built().stream(0), ValueError, "at least 1 row, came 0"),
+    (lambda: built().stream(2.0), TypeError, "number of rows, came 2.0"),
+    (lambda: built(go_backwards=True).stream(), ValueError, "needs the end of the sequence"),
+    (lambda: fastgru.Bidirectional(built()).stream(), ValueError, "backward half needs the end"),
+    (lambda: fastgru.RNN(Cell()).stream(), ValueError, "came a custom cell"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), WRONG_STREAMS)
+def test_wrong_streams(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+WRONG_STEPS = [
+    ({"x": np.ones((2, 3), "float64")}, TypeError, "float32 or narrower, came float64"),
+    ({"x": np.ones((3, 3), "float32")}, ValueError, r"\(n, I\) = \(2, 3\), came \(3, 3\)"),
+    ({"x": np.ones((2, 4), "float32")}, ValueError, r"came \(2, 4\)"),
+    ({"x": np.ones((2, 3), "float32"), "rows": [0]}, ValueError, r"\(len\(rows\), I\) = \(1, 3\)"),
+    ({"x": np.ones((2, 3), "float32"), "rows": [0, 0]}, ValueError, "at most once"),
+    ({"x": np.ones((2, 3), "float32"), "rows": [0, 2]}, ValueError, r"numbers in 0..1"),
+    ({"x": np.ones((2, 3), "float32"), "rows": [-1, 0]}, ValueError, "from -1 to 0"),
+    ({"x": np.ones((2, 3), "float32"), "rows": [0.0, 1.0]}, TypeError, "row numbers"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), WRONG_STEPS)
+def test_wrong_steps_change_nothing(arguments, error, message):
+    stream = built().stream(2)
+    stream.step(np.ones((2, 3), "float32"))
+    before = stream.state
+    with pytest.raises(error, match=message):
+        stream.step(**arguments)
+    np.testing.assert_array_equal(stream.state, before)
+
+
+def test_wrong_states():
+    stream = built().stream(2)
+    with pytest.raises(ValueError, match=r"\(n, H\) = \(2, 4\), came \(3, 4\)"):
+        stream.state = np.zeros((3, 4), "float32")
+    with pytest.raises(ValueError, match="expected 1 array"):
+        stream.state = [np.zeros((2, 4), "float32")] * 2
+    with pytest.raises(ValueError, match=r"0..1"):
+        stream.reset([5])
