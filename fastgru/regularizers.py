@@ -21,7 +21,7 @@ class Regularizer(Configured):
 
 
 class L1L2(Regularizer):
-    """The penalty ``l1 * sum(|x|) + l2 * sum(x**2)``.
+    """The penalty ``l1 * sum(abs(x)) + l2 * sum(x**2)``.
 
     Parameters
     ----------
@@ -46,13 +46,13 @@ class L1L2(Regularizer):
         return penalty
 
     def gradient(self, x: Any) -> Any:
-        """Give the penalty's gradient, shape and dtype of `x`; 0 where |x| has its kink."""
+        """Give the penalty's gradient, shape and dtype of `x`; 0 where ``abs(x)`` has its kink."""
         x = np.asarray(x)
         return self.l1 * np.sign(x) + (2 * self.l2) * x
 
 
 class L1(L1L2):
-    """The penalty ``l1 * sum(|x|)``; None is 0.01."""
+    """The penalty ``l1 * sum(abs(x))``; None is 0.01."""
 
     _arguments = ("l1",)
 
