@@ -123,7 +123,7 @@ def test_the_page_on_semantics_names_tests_that_exist():
     page = (root / "docs" / "semantics.md").read_text(encoding="utf-8")
     there = set()
     for path in (root / "tests").glob("test_*.py"):
-        there.update(re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M))
+        there.update(re.findall(r"^ *def (test_\w+)", path.read_text(encoding="utf-8"), re.M))
     named = set(re.findall(r"`(test_\w+)`", page))
     assert named - there == set()
     assert {f"test_5_{n:02}_" for n in range(1, 13)} <= {name[:9] + "_" for name in there}
