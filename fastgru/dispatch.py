@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgru.backends.cpu import CPUBackend
 from fastgru.backends.reference import ReferenceBackend
-from fastgru.problem import BackendError, GRUProblem
+from fastgru.problem import BackendError, GRUProblem, GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +127,15 @@ def cudnn_reasons(problem: GRUProblem, unroll: bool = False) -> list[str]:
 
 def _name(activation: object) -> str:
     return getattr(activation, "name", "") or getattr(activation, "__name__", "")
+
+
+def quick(
+    weights: GRUWeights, spec: GRUSpec, x: np.ndarray, sequences: bool, reverse: bool
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return (y, state) of a call with nothing but x, or None where `choose` must be asked."""
+    if _forced.get() not in (None, "cpu"):
+        return None
+    return _CPU.quick(weights, spec, x, sequences, reverse)
 
 
 def steppers(states: list[Any], outputs: list[Any]) -> list[Any] | None:

@@ -12,16 +12,17 @@ cdef struct Cut:
 
 cdef class Fused:
     cdef readonly object spec
-    cdef object weights, kept, transposed
+    cdef object weights, kept, transposed, dtype
     cdef const char *w
     cdef const char *u
     cdef const char *uh
     cdef const char *bias
     cdef gate_functions functions
     cdef readonly Py_ssize_t lanes
-    cdef Py_ssize_t size, panels
+    cdef Py_ssize_t size, panels, inputs, units
     cdef object backward_panels(self)
 
+cdef void _set_weights(gru_job *job, Fused packed) noexcept
 cdef Cut _cut(
     int threads, Py_ssize_t B, Py_ssize_t panels, Py_ssize_t H, Py_ssize_t size, double flops,
     double step_flops,

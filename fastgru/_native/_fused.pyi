@@ -13,6 +13,9 @@ class Workspace:
     slots: np.ndarray | None
 
 def lanes(itemsize: int) -> int: ...
+def quick(
+    packed: Fused, x: np.ndarray, sequences: bool, reverse: bool, threads: int
+) -> tuple[np.ndarray, np.ndarray] | None: ...
 def forward(
     packed: Fused, problem: GRUProblem, threads: int, save: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Workspace | None]: ...

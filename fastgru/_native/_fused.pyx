@@ -2,7 +2,7 @@
 # cython: initializedcheck=False, embedsignature=True
 """GRU forward through the fused loop (loop.h): one parallel region a call, and no BLAS."""
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
 from cython.parallel cimport parallel
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
@@ -62,7 +62,9 @@ cdef class Fused:
 
     def __cinit__(self, spec, weights):
         self.spec = spec
+        self.dtype = spec.dtype
         self.size = spec.dtype.itemsize
+        self.inputs, self.units = spec.input_dim, spec.units
         self.lanes = lanes(self.size)
         self.panels = (spec.units + self.lanes - 1) // self.lanes
         _functions(spec.activation, &self.functions.activation, self.functions.params)
@@ -156,6 +158,93 @@ cdef int _set_masks(_Views views, problem, const Py_ssize_t **lengths, const uns
     return 0
 
 
+def quick(Fused packed, x, bint sequences, bint reverse, int threads):
+    """Run a call that has nothing but x; return (y, state), or None where x is not plain enough.
+
+    Parameters
+    ----------
+    packed : Fused
+    x : ndarray, shape (B, T, I), the spec's dtype and I
+    sequences, reverse : bool
+    threads : int
+    """
+    cdef gru_job job
+    cdef team_barrier barrier
+    cdef Py_buffer xs, ys, ends
+    cdef Py_ssize_t size = packed.size, H = packed.units, B, T
+    PyObject_GetBuffer(x, &xs, PyBUF_STRIDES)
+    B, T = xs.shape[0], xs.shape[1]
+    if not _strided(&xs, size) or B == 0 or xs.shape[2] != packed.inputs:
+        PyBuffer_Release(&xs)
+        return None
+    memset(&job, 0, sizeof(job))
+    memset(&barrier, 0, sizeof(barrier))
+    state = _empty((B, H), packed.dtype)
+    if sequences:
+        y = _empty((B, T, H), packed.dtype)
+    else:
+        y = _empty((B, H), packed.dtype)
+    PyObject_GetBuffer(y, &ys, PyBUF_STRIDES | PyBUF_WRITABLE)
+    PyObject_GetBuffer(state, &ends, PyBUF_STRIDES | PyBUF_WRITABLE)
+    try:
+        job.B, job.T, job.inputs, job.H = B, T, packed.inputs, H
+        job.x, job.x_b, job.x_t = <const char *> xs.buf, xs.strides[0], xs.strides[1]
+        job.y, job.y_b = <char *> ys.buf, ys.strides[0]
+        job.y_s = ys.strides[1] if sequences else 0
+        job.state = <char *> ends.buf
+        job.sequences, job.reverse = sequences, reverse
+        _set_weights(&job, packed)
+        job.barrier = &barrier
+        _run(&job, packed, threads, 0)
+    finally:
+        PyBuffer_Release(&xs)
+        PyBuffer_Release(&ys)
+        PyBuffer_Release(&ends)
+    return y, state
+
+
+cdef void _set_weights(gru_job *job, Fused packed) noexcept:
+    job.w, job.u, job.uh, job.bias = packed.w, packed.u, packed.uh, packed.bias
+    job.functions = packed.functions
+    job.reset_after = packed.uh == NULL
+
+
+cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
+    # Cuts the call, allocates its scratch, and runs it.
+    cdef Cut cut
+    cdef Py_ssize_t B = job.B, T = job.T, H = job.H, size = packed.size, columns
+    cdef Py_ssize_t scratch_bytes, extra = 0
+    cdef double flops = 6.0 * B * T * H * (H + job.inputs)
+    cdef run_type run
+    cdef char *scratch
+    cut = _cut(threads, B, packed.panels, H, size, flops, 6.0 * B * H * H)
+    columns = (packed.panels + cut.threads - 1) // cut.threads if cut.shared else packed.panels
+    job.chunk_rows = max(P_BYTES // (3 * packed.lanes * columns * size), <Py_ssize_t> P_ROWS)
+    job.chunk_rows = max(min(job.chunk_rows, cut.rows * T), cut.rows)
+    if size == 4:
+        run = _kernels_f32().run
+        scratch_bytes = _padded(_kernels_f32().run_scratch(job, cut.rows, packed.panels))
+    else:
+        run = _kernels_f64().run
+        scratch_bytes = _padded(_kernels_f64().run_scratch(job, cut.rows, packed.panels))
+    if not job.sequences and not save:
+        extra += 2 * B * H * size
+    if not job.reset_after:
+        extra += B * H * size
+    scratch = <char *> allocate_aligned(cut.threads * scratch_bytes + extra)
+    if scratch == NULL:
+        raise MemoryError(f"scratch of {cut.threads * scratch_bytes + extra} bytes")
+    job.alternate = scratch + cut.threads * scratch_bytes
+    job.reset_state = job.alternate + extra - B * H * size
+    if cut.threads == 1 and flops < GIL_FLOPS:
+        _run_forward(job, &cut, packed.panels, run, scratch, scratch_bytes)
+    else:
+        with nogil:
+            _run_forward(job, &cut, packed.panels, run, scratch, scratch_bytes)
+    free_aligned(scratch)
+    return 0
+
+
 class Workspace:
     """What forward keeps for backward: gates (rows, 4, H) and where each step's rows are."""
 
@@ -188,14 +277,10 @@ def forward(Fused packed, problem, int threads, bint save):
         Also return what `backward` needs, else None twice; the states may be y itself.
     """
     cdef gru_job job
-    cdef Cut cut
     cdef team_barrier barrier
     cdef Py_buffer *view
     cdef _Views views = _Views.__new__(_Views)
-    cdef Py_ssize_t size = packed.size, scratch_bytes, extra = 0, B, T, H, I, columns
-    cdef double flops
-    cdef run_type run
-    cdef char *scratch
+    cdef Py_ssize_t size = packed.size, B, T, H, I
     memset(&job, 0, sizeof(job))
     memset(&barrier, 0, sizeof(barrier))
     spec = packed.spec
@@ -209,9 +294,7 @@ def forward(Fused packed, problem, int threads, bint save):
     B, T, I = view.shape[0], view.shape[1], view.shape[2]
     job.B, job.T, job.inputs, job.H = B, T, I, H
     job.x_b, job.x_t = view.strides[0], view.strides[1]
-    job.w, job.u, job.uh, job.bias = packed.w, packed.u, packed.uh, packed.bias
-    job.functions = packed.functions
-    job.reset_after = spec.reset_after
+    _set_weights(&job, packed)
     job.reverse = problem.reverse
     job.sequences = problem.return_sequences
     job.zero_masked = problem.zero_output_for_mask
@@ -257,32 +340,7 @@ def forward(Fused packed, problem, int threads, bint save):
             job.slots = <const Py_ssize_t *> views.packed(workspace.slots, sizeof(Py_ssize_t))
 
     if B > 0:
-        flops = 6.0 * B * T * H * (H + I)
-        cut = _cut(threads, B, packed.panels, H, size, flops, 6.0 * B * H * H)
-        columns = (packed.panels + cut.threads - 1) // cut.threads if cut.shared else packed.panels
-        job.chunk_rows = max(P_BYTES // (3 * packed.lanes * columns * size), <Py_ssize_t> P_ROWS)
-        job.chunk_rows = max(min(job.chunk_rows, cut.rows * T), cut.rows)
-        if size == 4:
-            run = _kernels_f32().run
-            scratch_bytes = _padded(_kernels_f32().run_scratch(&job, cut.rows, packed.panels))
-        else:
-            run = _kernels_f64().run
-            scratch_bytes = _padded(_kernels_f64().run_scratch(&job, cut.rows, packed.panels))
-        if not job.sequences and not save:
-            extra += 2 * B * H * size
-        if not job.reset_after:
-            extra += B * H * size
-        scratch = <char *> allocate_aligned(cut.threads * scratch_bytes + extra)
-        if scratch == NULL:
-            raise MemoryError(f"scratch of {cut.threads * scratch_bytes + extra} bytes")
-        job.alternate = scratch + cut.threads * scratch_bytes
-        job.reset_state = job.alternate + extra - B * H * size
-        if cut.threads == 1 and flops < GIL_FLOPS:
-            _run_forward(&job, &cut, packed.panels, run, scratch, scratch_bytes)
-        else:
-            with nogil:
-                _run_forward(&job, &cut, packed.panels, run, scratch, scratch_bytes)
-        free_aligned(scratch)
+        _run(&job, packed, threads, save)
     if out is not None and y is not out:
         out[...] = y
         y = out

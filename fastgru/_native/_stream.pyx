@@ -6,7 +6,7 @@ from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memset
 
 from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded
-from fastgru._native._fused cimport Cut, Fused, _cut, _run_forward
+from fastgru._native._fused cimport Cut, Fused, _cut, _run_forward, _set_weights
 from fastgru._native.gates cimport (
     allocate_aligned,
     free_aligned,
@@ -74,9 +74,7 @@ cdef class Stepper:
             job.y, job.y_b = <char *> outputs.buf, H * size
             job.h0 = job.state = <char *> states.buf
             job.sequences = True
-            job.reset_after = packed.uh == NULL
-            job.w, job.u, job.uh, job.bias = packed.w, packed.u, packed.uh, packed.bias
-            job.functions = packed.functions
+            _set_weights(&job, packed)
             job.barrier = &barrier
             job.chunk_rows = max(m, 1)
             flops = 6.0 * m * H * (H + job.inputs)

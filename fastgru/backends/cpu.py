@@ -142,6 +142,20 @@ class CPUBackend:
         )
         return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)
 
+    def quick(
+        self, weights: GRUWeights, spec: GRUSpec, x: np.ndarray, sequences: bool, reverse: bool
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return (y, state) of a call with nothing but x; None unless its weights are packed.
+
+        That they are says that `forward` has served this spec before.
+        """
+        packed = weights.packed.get("cpu-fused")
+        if packed is None or packed.spec is not spec or _forced_kernel == "blas":
+            return None
+        if packed.lanes != _fused.lanes(x.itemsize):
+            return None
+        return _fused.quick(packed, x, sequences, reverse, get_num_threads())
+
     def steppers(self, states: list[np.ndarray], outputs: list[np.ndarray]) -> list[Any] | None:
         """Return one native stepper per cell of a stream; None without the fused kernels."""
         if _load() is None or _forced_kernel == "blas" or not _fused.lanes(4):

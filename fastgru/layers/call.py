@@ -112,6 +112,9 @@ class Call:
         if not layer.built or (layer.stateful and layer.states is None):
             with build_lock:  # two first calls at once must not make two sets of weights
                 layer.build(self.shape)
+            for cell, problem, _ in self.problems:
+                assert cell.spec is not None
+                problem.spec = cell.spec  # equal, and from now on the same object
         if self.training:
             for cell, problem, _ in self.problems:
                 shape = (self.x.shape[0], problem.spec.input_dim)

@@ -37,8 +37,6 @@ from fastgru.layers.tape import (
     gradient_array,
     trainable_gradients,
 )
-from fastgru.masks import NO_MASK
-from fastgru.problem import GRUProblem
 from fastgru.variables import Variable
 
 
@@ -249,7 +247,7 @@ class RNN(SequenceLayer):
     def quick(self, sequences: Any) -> Any:
         """Serve a plain inference call without a `Call`; None where something is out of the plain.
 
-        Measured at (1,1,64,128): 6 us of 17 less on a 2.5 GHz server core.
+        Measured at (1,1,64,128) on a 2.5 GHz server core: 7.7 us instead of 17.
         """
         if (
             type(sequences) is not np.ndarray
@@ -268,20 +266,12 @@ class RNN(SequenceLayer):
         spec = cell.spec
         if spec is None or sequences.shape[2] != spec.input_dim:
             return None
-        problem = GRUProblem(
-            spec,
-            sequences,
-            None,
-            NO_MASK,
-            None,
-            None,
-            None,
-            self.go_backwards,
-            self.return_sequences,
-            self.zero_output_for_mask,
+        done = dispatch.quick(
+            cell.snapshot(), spec, sequences, self.return_sequences, self.go_backwards
         )
-        output = dispatch.choose(problem).forward(problem, cell.snapshot())
-        return (output.y, output.state) if self.return_state else output.y
+        if done is None:
+            return None
+        return done if self.return_state else done[0]
 
     def complete(self, call: Call) -> Any:
         """Run a prepared call and return what the user gets."""
