@@ -197,7 +197,7 @@ def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
     TypeError
         Complex or non-numeric values, a wider float than ``dtype``, or a device array.
     """
-    if type(value) is np.ndarray and value.dtype is dtype:
+    if type(value) is np.ndarray and value.dtype == dtype:
         return value
     if type(value).__module__.partition(".")[0] == "cupy":
         raise BackendError(

@@ -251,7 +251,7 @@ class RNN(SequenceLayer):
         """
         if (
             type(sequences) is not np.ndarray
-            or sequences.dtype is not self._dtype
+            or sequences.dtype != self._dtype  # not `is`: an unpickled array has a dtype of its own
             or sequences.ndim != 3
             or self._gru_cells is None
             or len(self._gru_cells) != 1

@@ -60,7 +60,7 @@ class Stream:
         if not (
             rows is None
             and type(x) is np.ndarray
-            and x.dtype is self._dtype
+            and x.dtype == self._dtype
             and x.shape == self._shape
             and x.flags.carray
         ):
