@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from subprocesses import run_python
 from test_native import (
     ELEMENTWISE,
     REFERENCE,
@@ -195,3 +196,28 @@ class TestBitForBit:
 def test_the_forced_isa_has_its_lanes(isa):
     size = {"base": 16, "avx2": 32, "avx512": 64}[isa]
     assert (fused.lanes(4), fused.lanes(8)) == (size // 4, size // 8)
+
+
+@pytest.mark.parametrize("limit", ["1", "2"])
+def test_fewer_threads_than_asked_for(limit):
+    """OpenMP may give a smaller team; no thread may then outgrow its scratch."""
+    code = """
+        import numpy as np
+        import fastgru
+
+        rng = np.random.default_rng(0)
+        for batch, steps, inputs, units in ((400, 9, 30, 40), (3, 40, 30, 200), (130, 9, 30, 330)):
+            layer = fastgru.GRU(units, return_sequences=True)
+            x = rng.standard_normal((batch, steps, inputs)).astype("float32")
+            alone, tape = layer.forward(x, num_threads=1)
+            want = layer.backward(tape, np.ones_like(alone))
+            for threads in (3, 8):
+                y, tape = layer.forward(x, num_threads=threads)
+                assert (y == alone).all()
+                got = layer.backward(tape, np.ones_like(y))
+                np.testing.assert_allclose(got.inputs, want.inputs, rtol=0, atol=1e-4)
+                for g, w in zip(got.weights, want.weights):
+                    np.testing.assert_allclose(g, w, rtol=0, atol=1e-4 * np.abs(w).max())
+        print("same")
+    """
+    assert run_python(code, OMP_THREAD_LIMIT=limit).strip() == "same"

@@ -27,7 +27,7 @@ from fastgru._native._cpu cimport (
     _team_limit,
     _Views,
 )
-from fastgru._native._fused cimport Cut, Fused, _cut, _part, _set_masks
+from fastgru._native._fused cimport Cut, Fused, _cut, _part, _parts, _set_masks
 from fastgru._native.gates cimport (
     KEEPS_VALUE,
     allocate_aligned,
@@ -259,12 +259,14 @@ cdef void _run_products(const Products *p, int threads) noexcept nogil:
 cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
                        char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef Py_ssize_t b0, n, panel0, panel1
-    cdef int team = team_size()
+    cdef int team = team_size(), part = team_rank(), parts = _parts(cut, team)
     cdef unsigned long long old = denormals_off()
-    _part(cut, job.B, panels, team_rank(), team, &b0, &n, &panel0, &panel1)
-    if n > 0:
-        back(job, b0, n, panel0, panel1, team if cut.shared else 1,
-             scratch + team_rank() * scratch_bytes)
+    while part < parts:
+        _part(cut, job.B, panels, part, parts, &b0, &n, &panel0, &panel1)
+        if n > 0:
+            back(job, b0, n, panel0, panel1, team if cut.shared else 1,
+                 scratch + team_rank() * scratch_bytes)
+        part += team
     denormals_restore(old)
 
 

@@ -28,13 +28,14 @@ cdef Cut _cut(
     double step_flops,
 ) noexcept
 cdef void _part(
-    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int rank, int team,
+    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
     Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
 ) noexcept nogil
 cdef void _run_forward(
     gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run, char *scratch,
     Py_ssize_t scratch_bytes,
 ) noexcept nogil
+cdef int _parts(const Cut *cut, int team) noexcept nogil
 cdef int _set_masks(
     _Views views, problem, const Py_ssize_t **lengths, const unsigned char **steps,
     const unsigned char **resets,

@@ -108,28 +108,37 @@ cdef Cut _cut(
 
 
 cdef void _part(
-    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int rank, int team,
+    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
     Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
 ) noexcept nogil:
-    # What thread `rank` of `team` does; OpenMP may give fewer threads than were asked for.
+    # The part-th of `parts`.
     if cut.shared:
         b0[0], n[0] = 0, B
-        panel0[0], panel1[0] = panels * rank // team, panels * (rank + 1) // team
+        panel0[0], panel1[0] = panels * part // parts, panels * (part + 1) // parts
     else:
-        b0[0] = B * rank // team
-        n[0] = B * (rank + 1) // team - b0[0]
+        b0[0] = B * part // parts
+        n[0] = B * (part + 1) // parts - b0[0]
         panel0[0], panel1[0] = 0, panels
+
+
+cdef int _parts(const Cut *cut, int team) noexcept nogil:
+    # How many parts a team makes; OpenMP may give fewer threads than were asked for. Panels are cut
+    # for the team that is there, since it meets at barriers; rows as the scratch was made for, and
+    # a thread then takes several parts, one after the other.
+    return team if cut.shared else cut.threads
 
 
 cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
                           char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef Py_ssize_t b0, n, panel0, panel1
-    cdef int team = team_size()
+    cdef int team = team_size(), part = team_rank(), parts = _parts(cut, team)
     cdef unsigned long long old = denormals_off()
-    _part(cut, job.B, panels, team_rank(), team, &b0, &n, &panel0, &panel1)
-    if n > 0:
-        run(job, b0, n, panel0, panel1, team if cut.shared else 1,
-            scratch + team_rank() * scratch_bytes)
+    while part < parts:
+        _part(cut, job.B, panels, part, parts, &b0, &n, &panel0, &panel1)
+        if n > 0:
+            run(job, b0, n, panel0, panel1, team if cut.shared else 1,
+                scratch + team_rank() * scratch_bytes)
+        part += team
     denormals_restore(old)
 
 
