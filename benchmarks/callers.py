@@ -1,0 +1,245 @@
+"""Throughput of several Python threads that call one layer, beside ONNX Runtime's one session.
+
+    python benchmarks/callers.py --callers 4 --output benchmarks/results/NAME
+
+What a server does: every caller computes on its own thread alone (one thread a call), and all share
+the weights. Each library has its own process, asked in turn and in the opposite order every other
+round; both are bound to the same processors, and both answers are checked against float64 first.
+A caller warms up, waits for the others, and then calls for as long as the round lasts.
+
+Targets, for four callers on four processors: 1.6 times the throughput of ONNX Runtime, and a 99th
+percentile of at most 3 times the median. A target that is missed makes the status 1. With fewer
+processors than callers the percentiles are those of the system's scheduler.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import records
+from compare import TOLERANCE
+from machine import busy_seconds, choose_cpus
+from peers import ENVIRONMENT, PEERS
+from problems import Problem, Shape, make_problem, reference
+from report import DISTURBED
+from worker import REMOVED_VARIABLES, THREAD_VARIABLES, settle
+
+NAMES = ("fastgru", "onnxruntime")
+THROUGHPUT_TARGET = 1.6
+TAIL_TARGET = 3.0
+WARM_SECONDS = 0.02
+
+
+def call_together(call: Callable[[], Any], callers: int, seconds: float) -> dict[str, Any]:
+    """Let threads call at the same time.
+
+    Parameters
+    ----------
+    call : callable
+    callers : int
+    seconds : float
+
+    Returns
+    -------
+    dict
+        ``calls_per_s`` of all together, ``p50_us`` and ``p99_us`` of a single call, ``cpu_s`` (all
+        processor seconds from the request to the answer).
+    """
+    clock = time.perf_counter_ns
+    together = threading.Barrier(callers)
+    cpu = time.process_time()
+    spans: list[tuple[int, int]] = []
+    times: list[int] = []
+
+    def work() -> None:
+        warm_end = clock() + int(WARM_SECONDS * 1e9)
+        while clock() < warm_end:
+            call()
+        took: list[int] = []
+        together.wait()
+        first = now = clock()
+        end = first + int(seconds * 1e9)
+        while now < end:
+            start = now
+            call()
+            now = clock()
+            took.append(now - start)
+        spans.append((first, now))
+        times.extend(took)
+
+    threads = [threading.Thread(target=work) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wall = max(last for _, last in spans) - min(first for first, _ in spans)
+    settle()
+    p50, p99 = np.percentile(times, [50, 99]) / 1e3
+    return {
+        "calls_per_s": len(times) / (wall * 1e-9),
+        "p50_us": float(p50),
+        "p99_us": float(p99),
+        "cpu_s": round(time.process_time() - cpu, 4),
+    }
+
+
+def serve(connection: Connection, name: str, problem: Problem, cpus: list[int]) -> None:
+    """Be the process of one library: give its versions and answer, then call as it is asked to."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+    try:
+        peer = PEERS[name](1)
+        prepared = peer.forward(problem)
+    except ImportError as error:
+        connection.send((None, str(error)))
+        return
+    connection.send((peer.versions(), prepared.to_numpy(prepared.call())))
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:  # the parent is done
+            return
+        connection.send(call_together(prepared.call, *request))
+
+
+def start(name: str, problem: Problem, cpus: list[int]) -> Connection:
+    """Start the process of a library; it ends with this one."""
+    for variable in REMOVED_VARIABLES:
+        os.environ.pop(variable, None)
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1") | ENVIRONMENT.get(name, {}))
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    spawn.Process(target=serve, args=(there, name, problem, cpus), daemon=True).start()
+    there.close()  # so that recv raises when the process has died
+    return here
+
+
+def measure(
+    connections: dict[str, Connection], cpus: list[int], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Ask both in turn, for one caller and for all of them.
+
+    Returns
+    -------
+    dict
+        By library: the medians for all callers, ``one_caller_per_s`` and ``rounds``.
+    """
+    results: dict[str, Any] = {name: {"rounds": []} for name in connections}
+    order = list(connections)
+    foreign = wall = 0.0
+    for _ in range(options.rounds):
+        for name in order:
+            figures = {}
+            for callers in (1, options.callers):
+                busy, begin = busy_seconds(cpus), time.monotonic()
+                connections[name].send((callers, options.seconds))
+                figures[callers] = connections[name].recv()
+                wall += time.monotonic() - begin
+                foreign += busy_seconds(cpus) - busy - figures[callers]["cpu_s"]
+            results[name]["rounds"].append(figures)
+        order.reverse()
+    for figures in results.values():
+        for key in ("calls_per_s", "p50_us", "p99_us"):
+            figures[key] = statistics.median(r[options.callers][key] for r in figures["rounds"])
+        figures["one_caller_per_s"] = statistics.median(
+            r[1]["calls_per_s"] for r in figures["rounds"]
+        )
+        figures["tail"] = statistics.median(
+            r[options.callers]["p99_us"] / r[options.callers]["p50_us"] for r in figures["rounds"]
+        )
+    results["disturbance"] = round(max(0.0, foreign / wall), 3)
+    return results
+
+
+def main() -> int:
+    """Run from the command line.
+
+    Returns
+    -------
+    int
+        1 if a target was missed, 2 if an answer was wrong or a library is missing.
+    """
+    options = _parser().parse_args()
+    cpus = options.cpus
+    if not cpus:
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        cpus = choose_cpus(min(options.callers, allowed))
+    record = records.new_record(
+        "callers", {k: str(v) for k, v in vars(options).items()} | {"cpus": cpus}
+    )
+    problem = make_problem(Shape.parse(options.shape), seed=1)
+    truth = reference(problem)
+    connections = {}
+    record["versions"] = {}
+    for name in NAMES:
+        connections[name] = start(name, problem, cpus)
+        versions, answer = connections[name].recv()
+        if versions is None:
+            print(f"{name}: missing: {answer}", file=sys.stderr)
+            return 2
+        error = float(np.abs(answer - truth).max())
+        if not error <= TOLERANCE:
+            print(f"{name}: WRONG: off by {error:.1e}", file=sys.stderr)
+            return 2
+        record["versions"] |= {k: v for k, v in versions.items() if k != "path"}
+    results = record["results"] = measure(connections, cpus, options)
+    disturbance = results["disturbance"]
+    if disturbance > DISTURBED:
+        print(f"DISTURBED: other programs took {disturbance:.2f} of {len(cpus)} cpus")
+    ours, theirs = (results[name] for name in NAMES)
+    ratio = results["ratio"] = statistics.median(
+        a[options.callers]["calls_per_s"] / b[options.callers]["calls_per_s"]
+        for a, b in zip(ours["rounds"], theirs["rounds"], strict=True)
+    )
+    good = ratio >= THROUGHPUT_TARGET and ours["tail"] <= TAIL_TARGET
+    rows = [["library", "calls/s", "p50 us", "p99 us", "p99/p50", "1 caller, calls/s", "gain"]]
+    for name in NAMES:
+        f = results[name]
+        rows.append(
+            [
+                name,
+                f"{f['calls_per_s']:.0f}",
+                f"{f['p50_us']:.0f}",
+                f"{f['p99_us']:.0f}",
+                f"{f['tail']:.2f}",
+                f"{f['one_caller_per_s']:.0f}",
+                f"{f['calls_per_s'] / f['one_caller_per_s']:.2f}",
+            ]
+        )
+    verdict = (
+        f"throughput {ratio:.2f} times ONNX Runtime's (target {THROUGHPUT_TARGET}), "
+        f"p99/p50 {ours['tail']:.2f} (target {TAIL_TARGET}): {'ok' if good else 'MISSED'}"
+    )
+    print(records.text_table(rows) + "\n" + verdict)
+    if options.output is not None:
+        note = (
+            f"{options.callers} threads of one process on {len(cpus)} processors call one layer at "
+            f"{options.shape}, one thread a call; medians of {options.rounds} rounds; {verdict}."
+        )
+        records.save(record, rows, note, options.output)
+    return 0 if good else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Time callers that share one layer.")
+    add = parser.add_argument
+    add("--callers", type=int, default=4, help="Python threads")
+    add("--cpus", type=int, nargs="+", help="processors; default: as many as there are callers")
+    add("--shape", default="b1t50i64h128")
+    add("--rounds", type=int, default=7)
+    add("--seconds", type=float, default=0.25, help="how long a round lasts")
+    add("--output", type=Path, help="FOLDER/NAME: writes FOLDER/<date>-NAME.json and .md")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
