@@ -155,7 +155,7 @@ def _layer(problem: Problem, arguments: dict[str, Any]) -> tuple[Any, np.ndarray
     """Build a layer with the problem's weights; give it and the input, in the layer's dtype."""
     import fastgru
 
-    gru = fastgru.GRU(problem.shape.H, **({"return_sequences": True} | arguments))
+    gru: Any = fastgru.GRU(problem.shape.H, **({"return_sequences": True} | arguments))
     gru.build(problem.x.shape)
     bias = problem.bias if gru.reset_after else problem.bias.sum(0)
     gru.set_weights([problem.kernel, problem.recurrent_kernel, bias])
