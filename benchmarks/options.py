@@ -236,6 +236,7 @@ def main() -> int:
     fastgru.set_num_threads(options.threads)
     record["versions"] = {"fastgru": fastgru.__version__, "numpy": np.__version__}
     record["path"] = os.path.dirname(fastgru.__file__)
+    record["settings"]["cpus"] = cpus
     record["cases"] = []
     rows = [["case", "with, us", "without, us", "ratio", "target", ""]]
     for case in cases():
