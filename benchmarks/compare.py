@@ -1,6 +1,7 @@
-"""Compare the inference time of a GRU layer with that of other libraries.
+"""Compare the time of a GRU layer with that of other libraries: inference, training, streams.
 
     python benchmarks/compare.py --rounds 5 --threads 2 --output benchmarks/results/NAME
+    python benchmarks/compare.py --task training --rounds 5 --threads 2
 
 How it is made fair:
 
@@ -8,8 +9,9 @@ How it is made fair:
   They are asked in turn, so that only one computes at a time, and in the opposite order every other
   round. OPENBLAS_CORETYPE, OPENBLAS_L2_SIZE and the like are taken out of their environment.
 - Every answer is compared with a float64 reference first. A peer that is off by more than 2e-5
-  anywhere is not timed, and the run ends with status 1. One bound serves all sizes, because the
-  drawn weights make the recurrence contract; it is far below what bfloat16 or TF32 would give.
+  anywhere (training: of the largest entry of the output or gradient) is not timed, and the run ends
+  with status 1. One bound serves all sizes, because the drawn weights make the recurrence contract.
+  Correct float32 is off by less than 2e-6; bfloat16 or TF32 would be far beyond the bound.
 - Spinning is left as each library has it, inside its own block of calls: it is part of how it is
   fast. After its block a process waits until its threads have gone quiet, and only then answers,
   so that no idle pool disturbs the next one. A pool that is still busy after a second is reported.
@@ -37,7 +39,7 @@ import numpy as np
 import report
 from machine import busy_seconds, choose_cpus, describe_machine
 from peers import ENVIRONMENT, PEERS
-from problems import NAMED_SHAPES, Problem, Shape, make_problem, reference, select_shapes
+from problems import TASKS, Float64Array, Problem, Shape, make_problem, select_shapes
 from worker import MissingPeer, Worker, WorkerError, parse_variables, settle
 
 TOLERANCE = 2e-5
@@ -60,7 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
             report.plot(earlier, options.read.with_suffix(".png"))
         return 0
     try:
-        shapes = select_shapes(options.shapes)
+        shapes = select_shapes(options.shapes, TASKS[options.task].shapes)
+        if options.task == "stream" and any(shape.T != 1 for shape in shapes):
+            raise ValueError("a stream is timed a step at a time: t1")
         cpus = choose_cpus(options.threads)
         names = _peer_names(options)
         for name in names:
@@ -72,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     started = datetime.now(UTC).astimezone()
     results: dict[str, Any] = {
-        "task": "forward",
+        "task": options.task,
         "ours": options.ours,
         "created": started.isoformat(timespec="seconds"),
         "command": shlex.join([Path(sys.executable).name, *sys.argv]),
@@ -151,16 +155,17 @@ def measure(
         The shape's entry of the results, with every round's figures, medians and ratios.
     """
     problem = make_problem(shape, options.seed)
-    truth = reference(problem)
+    truth = TASKS[options.task].reference(problem)
     settle()
     figures = {
-        name: check(worker, problem, truth, options.tolerance) for name, worker in workers.items()
+        name: check(worker, options.task, problem, truth, options.tolerance)
+        for name, worker in workers.items()
     }
     order = [name for name in workers if "failed" not in figures[name]]
     errors = ", ".join(
         f"{name} {f['max_error']:.1e}" for name, f in figures.items() if "max_error" in f
     )
-    print(f"{shape}: max abs error {errors}", flush=True)
+    print(f"{shape}: max error {errors}", flush=True)
     for name in order:
         figures[name]["rounds"] = []
     wall = foreign = 0.0
@@ -194,7 +199,9 @@ def measure(
     return entry
 
 
-def check(worker: Worker, problem: Problem, truth: np.ndarray, tolerance: float) -> dict[str, Any]:
+def check(
+    worker: Worker, task: str, problem: Problem, truth: list[Float64Array], tolerance: float
+) -> dict[str, Any]:
     """Compare a peer's answer with the reference.
 
     Returns
@@ -203,12 +210,17 @@ def check(worker: Worker, problem: Problem, truth: np.ndarray, tolerance: float)
         ``max_error``; ``failed`` and ``wrong`` if it must not be timed.
     """
     try:
-        answer = worker.prepare("forward", problem)
+        answer = worker.prepare(task, problem)
     except WorkerError as failure:
         return {"failed": str(failure)}
-    if answer.shape != truth.shape:
-        return {"failed": f"shape {answer.shape}, expected {truth.shape}", "wrong": True}
-    error = float(np.abs(answer - truth).max())
+    came, expected = ([array.shape for array in arrays] for arrays in (answer, truth))
+    if came != expected:
+        return {"failed": f"shapes {came}, expected {expected}", "wrong": True}
+    errors = [
+        np.abs(array - right).max() / (np.abs(right).max() if TASKS[task].relative else 1.0)
+        for array, right in zip(answer, truth, strict=True)
+    ]
+    error = float(np.max(errors))
     if not error <= tolerance:  # NaN is wrong too
         return {
             "max_error": error,
@@ -234,26 +246,32 @@ def show(results: dict[str, Any], as_markdown: bool) -> None:
 
 
 def _peer_names(options: argparse.Namespace) -> list[str]:
-    names = list(dict.fromkeys([options.ours, *options.peers]))
-    unknown = [name for name in names if name.partition("@")[0] not in PEERS]
+    able = [name for name, peer in PEERS.items() if hasattr(peer, options.task)]
+    names = list(dict.fromkeys([options.ours, *(options.peers or able)]))
+    unknown = [name for name in names if name.partition("@")[0] not in able]
     if unknown:
-        raise ValueError(f"no such peer: {', '.join(unknown)}; there are {', '.join(PEERS)}")
+        raise ValueError(f"{', '.join(unknown)}: not a peer for {options.task}; {', '.join(able)}")
     return names
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Compare GRU inference with other libraries, float32, on the CPU.",
-        epilog=f"named shapes: {' '.join(NAMED_SHAPES)}",
+        description="Compare a GRU with other libraries, float32, on the CPU.",
+        epilog=". ".join(
+            f"{name}: {task.what}; named shapes: {' '.join(task.shapes)}"
+            for name, task in TASKS.items()
+        ),
     )
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     add = parser.add_argument
+    add("--task", choices=list(TASKS), default="forward", help="default: %(default)s; see below")
     add("--shapes", nargs="+", default=[], help="problem strings or patterns; default: all named")
     add(
         "--peers",
         nargs="+",
-        default=list(PEERS),
-        help="of %(default)s; NAME@VARIABLE=value,... runs one with that in its environment, "
+        default=[],
+        help=f"of {', '.join(PEERS)}; default: all that do the task; "
+        "NAME@VARIABLE=value,... runs one with that in its environment, "
         "such as numpy@OPENBLAS_CORETYPE=Haswell or fastgru@FASTGRU_BACKEND=reference",
     )
     add("--ours", default="fastgru", help="the peer that the others are divided by")
@@ -262,7 +280,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--block-ms", type=float, default=50.0, help="at least so long a block")
     add("--min-calls", type=_positive, default=5, help="at least so many calls a block")
     add("--seed", type=int, default=1)
-    add("--tolerance", type=float, default=TOLERANCE, help="largest absolute error allowed")
+    add("--tolerance", type=float, default=TOLERANCE, help="largest error allowed")
     add("--output", type=Path, help="FOLDER/NAME: writes FOLDER/<date>-NAME.json, .md and .png")
     add("--no-plot", dest="plot", action="store_false", help="matplotlib is not needed then")
     add("--markdown", action="store_true", help="print the table as Markdown")

@@ -5,7 +5,12 @@ given its weights and input beforehand, in the type and layout that it likes bes
 answer in its own; so a timed call holds the peer's own work and nothing of ours. An input is never
 changed between calls, but no peer is told so.
 
-A task is a method of a peer (`forward` so far). A peer without the method does not do that task.
+A task is a method of a peer. A peer without the method does not do that task.
+
+- `forward`: ``layer(x)`` with all outputs. Weights may be prepared, as they stay the same.
+- `training`: all outputs, then from a given dy the gradients of x and of the three weights. A step
+  of training changes the weights, so nothing that is made from them may be kept between calls.
+- `stream`: one time step of B rows (T is 1), from the state that the last call left.
 """
 
 import os
@@ -29,15 +34,16 @@ class Prepared:
     call : callable
         Takes nothing, returns the peer's own result, complete (no work still under way).
     to_numpy : callable
-        Turns that result into an array (B, T, H) float32; never timed.
+        Turns that result into an array, or a tuple of arrays, float32 in Keras' layout, as the
+        task's reference lists them; never timed.
     """
 
     call: Callable[[], Any]
-    to_numpy: Callable[[Any], Float32Array]
+    to_numpy: Callable[[Any], Float32Array | tuple[Float32Array, ...]]
 
 
 class FastGRU:
-    """Ours: ``layer(x)`` on a NumPy array, an ordinary NumPy array back."""
+    """Ours: ordinary NumPy arrays in and out."""
 
     def __init__(self, threads: int) -> None:
         # An installed fastgru wins over the checkout; `versions` records which one was used.
@@ -57,11 +63,37 @@ class FastGRU:
 
     def forward(self, problem: Problem) -> Prepared:
         """Build a GRU layer from Keras' weights."""
+        layer, x = self._layer(problem), problem.x
+        return Prepared(lambda: layer(x), np.asarray)
+
+    def training(self, problem: Problem) -> Prepared:
+        """Run ``forward`` and ``backward``, with both kernels written anew in every timed call.
+
+        The layer packs its kernels once for each version of them. Where weights change before every
+        step it packs them in every step, and here it has to do the same. What an optimizer pays to
+        hand over a new value, the copy that ``assign`` makes, is timed with it.
+        """
+        layer, x, dy = self._layer(problem), problem.x, problem.dy
+
+        def call() -> Any:
+            layer.kernel.assign(problem.kernel)
+            layer.recurrent_kernel.assign(problem.recurrent_kernel)
+            y, tape = layer.forward(x)
+            return y, layer.backward(tape, dy)
+
+        return Prepared(call, lambda result: (result[0], result[1].inputs, *result[1].weights))
+
+    def stream(self, problem: Problem) -> Prepared:
+        """Open a stream of B rows; its answer is its own buffer."""
+        stream = self._layer(problem).stream(problem.shape.B)
+        step, x = stream.step, problem.x[:, 0]
+        return Prepared(lambda: step(x), np.asarray)
+
+    def _layer(self, problem: Problem) -> Any:
         layer = self._fastgru.GRU(problem.shape.H, return_sequences=True)
         layer.build(problem.x.shape)
         layer.set_weights([problem.kernel, problem.recurrent_kernel, problem.bias])
-        x = problem.x
-        return Prepared(lambda: layer(x), np.asarray)
+        return layer
 
 
 class NumPyLoop:
@@ -83,13 +115,7 @@ class NumPyLoop:
     def forward(self, problem: Problem) -> Prepared:
         """Fold the weights, allocate the buffers."""
         B, T, I, H = (problem.shape.B, problem.shape.T, problem.shape.I, problem.shape.H)
-        half = np.ones(3 * H, np.float32)
-        half[: 2 * H] = 0.5
-        W = problem.kernel * half
-        U = problem.recurrent_kernel * half
-        bias = problem.bias[0] * half
-        bias[: 2 * H] += 0.5 * problem.bias[1, : 2 * H]
-        bias_h = problem.bias[1, 2 * H :].copy()
+        W, U, bias, bias_h = self._folded(problem)
         rows = problem.x.reshape(B * T, I)
         p_rows = np.empty((B * T, 3 * H), np.float32)
         p = p_rows.reshape(B, T, 3, H).transpose(1, 2, 0, 3)
@@ -129,6 +155,50 @@ class NumPyLoop:
 
         return Prepared(call, np.asarray)
 
+    def stream(self, problem: Problem) -> Prepared:
+        """Do one step of the loop; the state lives in one buffer."""
+        B, H = problem.shape.B, problem.shape.H
+        W, U, bias, bias_h = self._folded(problem)
+        x = np.ascontiguousarray(problem.x[:, 0])
+        p, q = np.empty((2, B, 3 * H), np.float32)
+        p_zr, q_zr = p[:, : 2 * H], q[:, : 2 * H]
+        p_h, q_h = p[:, 2 * H :], q[:, 2 * H :]
+        zr = np.empty((B, 2 * H), np.float32)
+        z, r = zr[:, :H], zr[:, H:]
+        n = np.empty((B, H), np.float32)
+        h = np.zeros((B, H), np.float32)
+        a_half = np.float32(0.5)
+        matmul, add, multiply, subtract, tanh = np.matmul, np.add, np.multiply, np.subtract, np.tanh
+
+        def call() -> Float32Array:
+            matmul(x, W, out=p)
+            add(p, bias, out=p)
+            matmul(h, U, out=q)
+            add(q_zr, p_zr, out=zr)
+            tanh(zr, out=zr)
+            multiply(zr, a_half, out=zr)
+            add(zr, a_half, out=zr)
+            add(q_h, bias_h, out=n)
+            multiply(n, r, out=n)
+            add(n, p_h, out=n)
+            tanh(n, out=n)
+            subtract(h, n, out=h)
+            multiply(h, z, out=h)
+            add(h, n, out=h)
+            return h
+
+        return Prepared(call, np.asarray)
+
+    @staticmethod
+    def _folded(problem: Problem) -> tuple[Float32Array, ...]:
+        H = problem.shape.H
+        half = np.ones(3 * H, np.float32)
+        half[: 2 * H] = 0.5
+        bias = problem.bias[0] * half
+        bias[: 2 * H] += 0.5 * problem.bias[1, : 2 * H]
+        bias_h = problem.bias[1, 2 * H :].copy()
+        return problem.kernel * half, problem.recurrent_kernel * half, bias, bias_h
+
 
 class OnnxRuntime:
     """ONNX Runtime's GRU operator through ``InferenceSession.run``.
@@ -151,35 +221,70 @@ class OnnxRuntime:
         return {"onnxruntime": self._runtime.__version__, "onnx": self._onnx.__version__}
 
     def forward(self, problem: Problem) -> Prepared:
+        """Run a graph of one GRU node over the whole sequence."""
+        run, names = self._session(problem, ["X"], ["Y"]).run, ["Y"]
+        feed = {"X": np.ascontiguousarray(problem.x.transpose(1, 0, 2))}
+        return Prepared(
+            lambda: run(names, feed),
+            lambda result: np.ascontiguousarray(result[0][:, 0].transpose(1, 0, 2)),
+        )
+
+    def stream(self, problem: Problem) -> Prepared:
+        """Run a graph of one step; the state that it returns is fed to the next run."""
+        run, names = self._session(problem, ["X", "initial_h"], ["Y_h"]).run, ["Y_h"]
+        feed = {
+            "X": np.ascontiguousarray(problem.x.transpose(1, 0, 2)),
+            "initial_h": np.zeros((1, problem.shape.B, problem.shape.H), np.float32),
+        }
+
+        def call() -> Float32Array:
+            feed["initial_h"] = h = run(names, feed)[0]
+            return h
+
+        return Prepared(call, lambda h: h[0])
+
+    def _session(self, problem: Problem, inputs: list[str], outputs: list[str]) -> Any:
         """Build a graph of one GRU node; ONNX's gates are z, r, h as Keras', weights transposed."""
         helper, numpy_helper = self._onnx.helper, self._onnx.numpy_helper
         float_type = self._onnx.TensorProto.FLOAT
         shape = problem.shape
+        sizes = {
+            "X": [shape.T, shape.B, shape.I],
+            "initial_h": [1, shape.B, shape.H],
+            "Y": [shape.T, 1, shape.B, shape.H],
+            "Y_h": [1, shape.B, shape.H],
+        }
         weights = {
             "W": problem.kernel.T[np.newaxis],
             "R": problem.recurrent_kernel.T[np.newaxis],
             "B": problem.bias.reshape(1, 6 * shape.H),
         }
+
+        def used(names: tuple[str, ...], of: list[str]) -> list[str]:
+            return [name if name in of or name in weights else "" for name in names]
+
         node = helper.make_node(
-            "GRU", ["X", "W", "R", "B"], ["Y"], hidden_size=shape.H, linear_before_reset=1
+            "GRU",
+            used(("X", "W", "R", "B", "", "initial_h"), inputs),
+            used(("Y", "Y_h"), outputs),
+            hidden_size=shape.H,
+            linear_before_reset=1,
         )
-        x_info = helper.make_tensor_value_info("X", float_type, [shape.T, shape.B, shape.I])
-        y_info = helper.make_tensor_value_info("Y", float_type, [shape.T, 1, shape.B, shape.H])
         initializers = [
             numpy_helper.from_array(np.ascontiguousarray(array), name)
             for name, array in weights.items()
         ]
-        graph = helper.make_graph([node], "gru", [x_info], [y_info], initializers)
+        graph = helper.make_graph(
+            [node],
+            "gru",
+            [helper.make_tensor_value_info(name, float_type, sizes[name]) for name in inputs],
+            [helper.make_tensor_value_info(name, float_type, sizes[name]) for name in outputs],
+            initializers,
+        )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)])
         model.ir_version = 8  # old enough for any runtime of today
-        session = self._runtime.InferenceSession(
+        return self._runtime.InferenceSession(
             model.SerializeToString(), self._options, providers=["CPUExecutionProvider"]
-        )
-        run, names = session.run, ["Y"]
-        feed = {"X": np.ascontiguousarray(problem.x.transpose(1, 0, 2))}
-        return Prepared(
-            lambda: run(names, feed),
-            lambda result: np.ascontiguousarray(result[0][:, 0].transpose(1, 0, 2)),
         )
 
 
@@ -191,8 +296,9 @@ class OpenVINO:
 
     def __init__(self, threads: int) -> None:
         import openvino
+        from openvino import opset13
 
-        self._openvino = openvino
+        self._openvino, self._ops = openvino, opset13
         self._config = {
             "INFERENCE_PRECISION_HINT": "f32",
             "INFERENCE_NUM_THREADS": threads,
@@ -205,17 +311,46 @@ class OpenVINO:
         return {"openvino": self._openvino.__version__}
 
     def forward(self, problem: Problem) -> Prepared:
-        """Build a model of one GRUSequence: gates z, r, h; biases z and r summed, h apart."""
-        from openvino import opset13 as ops
+        """Run the whole sequence from a constant state."""
+        zeros = np.zeros((problem.shape.B, 1, problem.shape.H), np.float32)
+        request = self._request(problem, self._ops.constant(zeros), output=0)
+        infer, result = request.infer, request.get_output_tensor()
 
-        shape, bias = problem.shape, problem.bias
+        def call() -> Any:
+            infer(share_outputs=True)
+            return result
+
+        return Prepared(call, lambda tensor: tensor.data[:, 0])
+
+    def stream(self, problem: Problem) -> Prepared:
+        """Run a sequence of one step, and copy the state back into the input's tensor.
+
+        Two requests that write into each other's input take as long; setting the tensors anew for
+        every step takes longer.
+        """
+        shape = (problem.shape.B, 1, problem.shape.H)
+        request = self._request(problem, self._ops.parameter(shape, np.float32), output=1)
+        infer, h = request.infer, np.zeros(shape, np.float32)
+        request.set_input_tensor(1, self._openvino.Tensor(h, shared_memory=True))
+        result = request.get_output_tensor().data
+
+        def call() -> Float32Array:
+            infer(share_outputs=True)
+            h[...] = result
+            return h
+
+        return Prepared(call, lambda h: h[:, 0])
+
+    def _request(self, problem: Problem, state: Any, output: int) -> Any:
+        """Build a model of one GRUSequence: gates z, r, h; biases z and r summed, h apart."""
+        ops, shape, bias = self._ops, problem.shape, problem.bias
         B, T, H = shape.B, shape.T, shape.H
         summed = np.concatenate([bias[0, : 2 * H] + bias[1, : 2 * H], bias[0, 2 * H :]])
         biases = np.concatenate([summed, bias[1, 2 * H :]])[np.newaxis]
         x_node = ops.parameter(list(problem.x.shape), np.float32)
         sequence = ops.gru_sequence(
             x_node,
-            ops.constant(np.zeros((B, 1, H), np.float32)),
+            state,
             ops.constant(np.full(B, T, np.int32)),
             ops.constant(np.ascontiguousarray(problem.kernel.T[np.newaxis])),
             ops.constant(np.ascontiguousarray(problem.recurrent_kernel.T[np.newaxis])),
@@ -224,51 +359,96 @@ class OpenVINO:
             "forward",
             linear_before_reset=True,
         )
-        model = self._openvino.Model([sequence.output(0)], [x_node], "gru")
+        parameters = [x_node, *([state] if state.get_type_name() == "Parameter" else [])]
+        model = self._openvino.Model([sequence.output(output)], parameters, "gru")
         compiled = self._openvino.Core().compile_model(model, "CPU", self._config)
         request = compiled.create_infer_request()
-        request.set_input_tensor(self._openvino.Tensor(problem.x, shared_memory=True))
-        infer, result = request.infer, request.get_output_tensor()
-
-        def call() -> Any:
-            infer(share_outputs=True)
-            return result
-
-        return Prepared(call, lambda tensor: tensor.data[:, 0].copy())
+        request.set_input_tensor(0, self._openvino.Tensor(problem.x, shared_memory=True))
+        return request
 
 
 class Torch:
-    """``torch.nn.GRU``, batch first, in inference mode."""
+    """``torch.nn.GRU``, batch first, and ``GRUCell``; in inference mode but for training."""
 
     def __init__(self, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
         torch.set_num_interop_threads(1)
-        # Entered once for the life of the process: entering it is not part of a call.
-        self._mode = ExitStack()
-        self._mode.enter_context(torch.inference_mode())
         self._torch = torch
+        self._mode = ExitStack()
 
     def versions(self) -> dict[str, str]:
         """Give torch's version."""
         return {"torch": self._torch.__version__}
 
     def forward(self, problem: Problem) -> Prepared:
-        """Build the module; PyTorch's gates are r, z, n and its weights are transposed."""
-        torch, H = self._torch, problem.shape.H
-
-        def converted(array: Float32Array) -> Any:
-            z, r, n = array[..., :H], array[..., H : 2 * H], array[..., 2 * H :]
-            return torch.from_numpy(np.ascontiguousarray(np.concatenate([r, z, n], axis=-1).T))
-
-        module = torch.nn.GRU(problem.shape.I, H, batch_first=True).eval()
-        module.weight_ih_l0.copy_(converted(problem.kernel))
-        module.weight_hh_l0.copy_(converted(problem.recurrent_kernel))
-        module.bias_ih_l0.copy_(converted(problem.bias[0]))
-        module.bias_hh_l0.copy_(converted(problem.bias[1]))
-        x = torch.from_numpy(problem.x)
+        """Build the module."""
+        self._enter_inference()
+        module = self._module(problem).eval()
+        x = self._torch.from_numpy(problem.x)
         return Prepared(lambda: module(x)[0], lambda y: y.numpy())
+
+    def training(self, problem: Problem) -> Prepared:
+        """Let autograd record the call; the gradients of the last one are dropped, not added to."""
+        self._mode.close()
+        module = self._module(problem).train()
+        x = self._torch.from_numpy(problem.x).requires_grad_()
+        dy = self._torch.from_numpy(problem.dy)
+        leaves = [x, module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0]
+
+        def call() -> Any:
+            for leaf in leaves:
+                leaf.grad = None
+            y = module(x)[0]
+            y.backward(dy)
+            return y
+
+        def to_numpy(y: Any) -> tuple[Float32Array, ...]:
+            dx, dW, dU, *db = (leaf.grad.numpy() for leaf in leaves)
+            dW, dU, db_in, db_rec = (self._reordered(array.T) for array in (dW, dU, *db))
+            return y.detach().numpy(), dx, dW, dU, np.stack([db_in, db_rec])
+
+        return Prepared(call, to_numpy)
+
+    def stream(self, problem: Problem) -> Prepared:
+        """Step a ``GRUCell``."""
+        self._enter_inference()
+        torch, shape = self._torch, problem.shape
+        cell = torch.nn.GRUCell(shape.I, shape.H).eval()
+        cell.load_state_dict(
+            {k.removesuffix("_l0"): v for k, v in self._module(problem).state_dict().items()}
+        )
+        x = torch.from_numpy(np.ascontiguousarray(problem.x[:, 0]))
+        h = torch.zeros(shape.B, shape.H)
+
+        def call() -> Any:
+            nonlocal h
+            h = cell(x, h)
+            return h
+
+        return Prepared(call, lambda h: h.numpy())
+
+    def _enter_inference(self) -> None:
+        # Left on between the calls: entering it is not part of a call.
+        self._mode.close()
+        self._mode.enter_context(self._torch.inference_mode())
+
+    def _module(self, problem: Problem) -> Any:
+        """Build a ``torch.nn.GRU``, whose weights are transposed."""
+        torch = self._torch
+        module = torch.nn.GRU(problem.shape.I, problem.shape.H, batch_first=True)
+        weights = (problem.kernel, problem.recurrent_kernel, *problem.bias)
+        with torch.no_grad():
+            for parameter, array in zip(module.parameters(), weights, strict=True):
+                parameter.copy_(torch.from_numpy(self._reordered(array).T))
+        return module
+
+    @staticmethod
+    def _reordered(array: Float32Array) -> Float32Array:
+        """Put the gates z, r, n into PyTorch's order r, z, n, or the other way round."""
+        first, second, n = np.split(array, 3, axis=-1)
+        return np.concatenate([second, first, n], axis=-1)
 
 
 class _Keras:
@@ -286,9 +466,18 @@ class _Keras:
         layer.set_weights([problem.kernel, problem.recurrent_kernel, problem.bias])
         return layer
 
+    def _cell(self, problem: Problem) -> Any:
+        cell = self._keras.layers.GRUCell(problem.shape.H)
+        cell.build((problem.shape.B, problem.shape.I))
+        cell.set_weights([problem.kernel, problem.recurrent_kernel, problem.bias])
+        return cell
+
 
 class KerasJAX(_Keras):
-    """``keras.layers.GRU`` on JAX, jitted; the weights are constants of the compiled program."""
+    """``keras.layers.GRU`` and ``GRUCell`` on JAX, jitted.
+
+    The weights are constants of the compiled program, but for training.
+    """
 
     def __init__(self, threads: int) -> None:
         import jax  # named first, so that it is JAX and not Keras that is reported as missing
@@ -313,9 +502,48 @@ class KerasJAX(_Keras):
         x = self._jax.device_put(problem.x)
         return Prepared(lambda: jitted(x).block_until_ready(), np.asarray)
 
+    def training(self, problem: Problem) -> Prepared:
+        """Jit the call and its pullback; weights are arguments, as an optimizer changes them."""
+        jax, layer = self._jax, self._layer(problem)
+        weights = [variable.value for variable in layer.trainable_variables]
+        fixed = [variable.value for variable in layer.non_trainable_variables]
+
+        def outputs(weights: Any, x: Any) -> Any:
+            return layer.stateless_call(weights, fixed, x, training=True)[0]
+
+        def function(weights: Any, x: Any, dy: Any) -> Any:
+            y, pullback = jax.vjp(outputs, weights, x)
+            dweights, dx = pullback(dy)
+            return y, dx, *dweights
+
+        jitted = jax.jit(function)
+        x, dy = jax.device_put((problem.x, problem.dy))
+        return Prepared(lambda: jax.block_until_ready(jitted(weights, x, dy)), tuple)
+
+    def stream(self, problem: Problem) -> Prepared:
+        """Jit one call of the cell; the state is donated, so that its buffer can be used again."""
+        jax, cell = self._jax, self._cell(problem)
+        trainable = [variable.value for variable in cell.trainable_variables]
+        fixed = [variable.value for variable in cell.non_trainable_variables]
+
+        def function(x: Any, h: Any) -> Any:
+            (y, _), _ = cell.stateless_call(trainable, fixed, x, [h], training=False)
+            return y  # a GRU's output is its state
+
+        jitted = jax.jit(function, donate_argnums=1)
+        x = jax.device_put(problem.x[:, 0])
+        h = jax.numpy.zeros((problem.shape.B, problem.shape.H))
+
+        def call() -> Any:
+            nonlocal h
+            h = jitted(x, h).block_until_ready()
+            return h
+
+        return Prepared(call, np.asarray)
+
 
 class KerasTensorFlow(_Keras):
-    """``keras.layers.GRU`` on TensorFlow, inside one ``tf.function``."""
+    """``keras.layers.GRU`` and ``GRUCell`` on TensorFlow, inside one ``tf.function``."""
 
     def __init__(self, threads: int) -> None:
         import tensorflow as tf
@@ -335,6 +563,37 @@ class KerasTensorFlow(_Keras):
         function = self._tf.function(lambda x: layer(x, training=False))
         x = self._tf.constant(problem.x)
         return Prepared(lambda: function(x), lambda y: y.numpy())
+
+    def training(self, problem: Problem) -> Prepared:
+        """Trace the call and its gradients together."""
+        tf, layer = self._tf, self._layer(problem)
+
+        def outputs_and_gradients(x: Any, dy: Any) -> Any:
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = layer(x, training=True)
+            weights = [variable.value for variable in layer.trainable_variables]
+            return y, *tape.gradient(y, [x, *weights], output_gradients=dy)
+
+        function = tf.function(outputs_and_gradients)
+        x, dy = tf.constant(problem.x), tf.constant(problem.dy)
+        return Prepared(
+            lambda: function(x, dy), lambda result: tuple(array.numpy() for array in result)
+        )
+
+    def stream(self, problem: Problem) -> Prepared:
+        """Trace one call of the cell."""
+        tf, cell = self._tf, self._cell(problem)
+        function = tf.function(lambda x, h: cell(x, [h], training=False)[0])
+        x = tf.constant(problem.x[:, 0])
+        h = tf.zeros((problem.shape.B, problem.shape.H))
+
+        def call() -> Any:
+            nonlocal h
+            h = function(x, h)
+            return h
+
+        return Prepared(call, lambda h: h.numpy())
 
 
 PEERS: dict[str, Callable[[int], Any]] = {

@@ -3,7 +3,7 @@
 `Worker` is the parent's handle; run as a script, this file is the process behind it. Messages are
 pickles over the process' standard input and output, one answer to each request:
 
-    request   ("prepare", task, problem)          answer   the peer's output, (B, T, H) float32
+    request   ("prepare", task, problem)          answer   the peer's output, float32 arrays
               ("block", seconds, calls)                    a dict of figures, see `time_block`
     answers   ("ok", value) | ("missing", reason) | ("failed", reason)
 
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from problems import Float32Array, Problem
+from problems import TASKS, Float32Array, Problem
 
 # Removed from every worker: the first two pin OpenBLAS to AVX2 (five times slower at batch 1 on an
 # AVX-512 machine), the others would bind or spin one peer's threads unlike another's.
@@ -181,9 +181,9 @@ class Worker:
         versions: dict[str, str] = self._receive()
         return versions
 
-    def prepare(self, task: str, problem: Problem) -> Float32Array:
-        """Give it the problem; returns its answer."""
-        answer: Float32Array = self._ask("prepare", task, problem)
+    def prepare(self, task: str, problem: Problem) -> list[Float32Array]:
+        """Give it the problem; returns its answer, as the task's reference lists it."""
+        answer: list[Float32Array] = self._ask("prepare", task, problem)
         return answer
 
     def block(self, seconds: float, calls: int) -> dict[str, Any]:
@@ -281,11 +281,13 @@ def serve(peer_name: str, threads: int, cpus: set[int]) -> None:
             if verb == "prepare":
                 task, problem = arguments
                 prepared = None  # frees the last shape's memory first
-                prepare = getattr(peer, task, None)
-                if prepare is None:
-                    raise NotImplementedError(f"{peer_name} does not do {task!r}")
-                prepared = prepare(problem)
-                output = np.array(prepared.to_numpy(prepared.call()), np.float32)
+                prepared = getattr(peer, task)(problem)
+                output = []
+                for _ in range(TASKS[task].calls):
+                    arrays = prepared.to_numpy(prepared.call())
+                    arrays = arrays if isinstance(arrays, tuple) else (arrays,)
+                    # Copied: the next call may write into the same buffer.
+                    output += [np.array(array, np.float32) for array in arrays]
                 settle()
                 answer("ok", output)
             elif verb == "block":
