@@ -20,6 +20,8 @@ How it is made fair:
   rounds is shown, so that a machine that drifts does not favour anyone.
 - What other programs (or the hypervisor) took of these processors meanwhile is measured, stored
   with each shape and complained about: two spinning threads and one foreign one make any figure.
+- What the processors allow at that moment, multiply-adds and reads from a buffer as large as the
+  weights, is measured right after ours in every round, and ours is shown as a share of it.
 - Each peer has its input and weights in the type and layout it likes best before the clock starts.
 """
 
@@ -39,7 +41,7 @@ import numpy as np
 import report
 from machine import busy_seconds, choose_cpus, describe_machine
 from peers import ENVIRONMENT, PEERS
-from problems import TASKS, Float64Array, Problem, Shape, make_problem, select_shapes
+from problems import TASKS, Float64Array, Problem, Shape, least_work, make_problem, select_shapes
 from worker import MissingPeer, Worker, WorkerError, parse_variables, settle
 
 TOLERANCE = 2e-5
@@ -94,12 +96,14 @@ def main(arguments: list[str] | None = None) -> int:
         "shapes": [],
     }
     with ExitStack() as stack:
-        workers = start_workers(names, options.threads, cpus, results, stack)
+        workers = start_workers([*names, "limits"], options.threads, cpus, results, stack)
+        limits = workers.pop("limits", None)
+        results["limits"] = results["peers"].pop("limits")
         if options.ours not in workers:
             print(f"nothing to compare with: {options.ours} is missing", file=sys.stderr)
             return 2
         for shape in shapes:
-            results["shapes"].append(measure(shape, workers, cpus, options))
+            results["shapes"].append(measure(shape, workers, limits, cpus, options))
             if options.output is not None:
                 save(results, options.output, started, plot=options.plot and shape is shapes[-1])
     show(results, options.markdown)
@@ -145,7 +149,11 @@ def start_workers(
 
 
 def measure(
-    shape: Shape, workers: dict[str, Worker], cpus: list[int], options: argparse.Namespace
+    shape: Shape,
+    workers: dict[str, Worker],
+    limits: Worker | None,
+    cpus: list[int],
+    options: argparse.Namespace,
 ) -> Any:
     """Check every peer's answer for one shape, then time those that are right, round by round.
 
@@ -168,6 +176,9 @@ def measure(
     print(f"{shape}: max error {errors}", flush=True)
     for name in order:
         figures[name]["rounds"] = []
+    entry: dict[str, Any] = {"shape": str(shape), "peers": figures}
+    if limits is not None:
+        entry["limits"] = least_work(options.task, shape) | {"rounds": []}
     wall = foreign = 0.0
     for _ in range(options.rounds):
         for name in list(order):
@@ -183,15 +194,15 @@ def measure(
             figures[name]["rounds"].append(block)
             if not block["quiet"]:
                 print(f"{shape}: {name} was still busy a second after its last call")
+            if limits is not None and name == options.ours:  # right after ours: the same machine
+                size = entry["limits"]["weight_bytes"]
+                figure = limits.measure(options.block_ms / 1e3, size)
+                entry["limits"]["rounds"].append(figure)
         order.reverse()
     disturbance = max(0.0, foreign / wall) if wall else 0.0
     if disturbance > report.DISTURBED:
         print(f"{shape}: DISTURBED: other programs took {disturbance:.2f} of {len(cpus)} cpus")
-    entry = {
-        "shape": str(shape),
-        "disturbance": round(disturbance, 3),
-        "peers": figures,
-    }
+    entry["disturbance"] = round(disturbance, 3)
     for name, f in figures.items():
         if "failed" in f:
             print(f"{shape}: {name}: {f['failed']}")

@@ -230,6 +230,26 @@ def _float64(*arrays: Float32Array) -> list[Float64Array]:
     return [array.astype(np.float64) for array in arrays]
 
 
+def least_work(task: str, shape: Shape) -> dict[str, int]:
+    """Count what no implementation can do without; activations are not counted.
+
+    Returns
+    -------
+    dict
+        ``flop``: multiplications and additions of the matrix products. Training has three products
+        for each of inference. ``weight_bytes``: what has to be read again in every step, U in
+        float32, and W too where the only step has no others to share its product with.
+        ``weight_reads``: how often, in training once forwards and once backwards.
+    """
+    B, T, I, H = shape.B, shape.T, shape.I, shape.H
+    products, ways = (3, 2) if task == "training" else (1, 1)
+    return {
+        "flop": products * 2 * B * T * 3 * H * (H + I),
+        "weight_bytes": 4 * 3 * H * (H + I if T == 1 else H),
+        "weight_reads": ways * T,
+    }
+
+
 @dataclass(frozen=True)
 class Task:
     """What is timed, and how an answer is judged.

@@ -40,6 +40,21 @@ def summarise(entry: Results, ours: str) -> None:
                 theirs["median_us"] / mine["median_us"]
                 for theirs, mine in zip(rounds, own, strict=True)
             )
+    if own and "limits" in entry:
+        _summarise_limits(entry["limits"], own)
+
+
+def _summarise_limits(limits: Results, own: list[Results]) -> None:
+    """Add to a shape's limits what share of them ours reached, and the least time they allow."""
+    compute = [limits["flop"] / (block["gflops"] * 1e3) for block in limits["rounds"]]
+    bytes_read = limits["weight_bytes"] * limits["weight_reads"]
+    read = [bytes_read / (block["gbytes_s"] * 1e3) for block in limits["rounds"]]
+    # Reading goes on while the arithmetic units work: the longer of the two, not their sum.
+    floors = [max(pair) for pair in zip(compute, read, strict=True)]
+    times = [block["median_us"] for block in own]
+    for name, least in (("fma_share", compute), ("limit_share", floors)):
+        limits[name] = statistics.median(a / b for a, b in zip(least, times, strict=True))
+    limits["floor_us"] = statistics.median(floors)
 
 
 def rivals(results: Results) -> list[str]:
@@ -77,7 +92,8 @@ def geometric_means(results: Results) -> dict[str, float]:
 def header(results: Results) -> list[str]:
     """Title the columns of `rows`."""
     peers = [f"{name} us (x)" for name in _others(results)]
-    return ["shape", f"{results['ours']} us", *peers, "best peer"]
+    shares = ["% of FMA peak", "% of limit"] if _limited(results) else []
+    return ["shape", f"{results['ours']} us", *peers, "best peer", *shares]
 
 
 def row(results: Results, entry: Results) -> list[str]:
@@ -89,14 +105,39 @@ def row(results: Results, entry: Results) -> list[str]:
         ratio = f" ({figures['ratio']:.2f})" if "ratio" in figures else ""
         cells.append(_time(figures) + ratio)
     best = best_rival(results, entry)
-    return [*cells, f"{best[0]} {best[1]:.2f}" if best else "-"]
+    cells.append(f"{best[0]} {best[1]:.2f}" if best else "-")
+    if _limited(results):
+        limits = entry.get("limits", {})
+        for name in ("fma_share", "limit_share"):
+            cells.append(f"{100 * limits[name]:.0f}" if name in limits else "-")
+    return cells
 
 
 def means_row(results: Results) -> list[str]:
     """Format the last line."""
     means = geometric_means(results)
     cells = [f"{means[name]:.2f}" if name in means else "-" for name in _others(results)]
-    return ["geometric mean", "1.00", *cells, f"{means['best']:.2f}" if "best" in means else "-"]
+    best = f"{means['best']:.2f}" if "best" in means else "-"
+    shares = ["-", "-"] if _limited(results) else []
+    return ["geometric mean", "1.00", *cells, best, *shares]
+
+
+def title(results: Results) -> str:
+    """Say what was measured where."""
+    return f"GRU {results['task']}, float32, {_threads(results)}, {results['machine']['cpu']}"
+
+
+def summary(results: Results) -> str:
+    """Compare ours with the best peer of each shape, in one line."""
+    found = [(best_rival(results, entry), entry["shape"]) for entry in results["shapes"]]
+    ratios = [(best[1], best[0], shape) for best, shape in found if best]
+    if not ratios:
+        return "There is no peer to compare with."
+    least, name, shape = min(ratios)
+    return (
+        f"Time of the best peer divided by ours: least {least:.2f} ({shape}, {name}), "
+        f"geometric mean {geometric_means(results)['best']:.2f}."
+    )
 
 
 def text_table(results: Results) -> str:
@@ -108,7 +149,7 @@ def text_table(results: Results) -> str:
     for cells in lines:
         first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
         out.append("  ".join([cells[0].ljust(len(first)), *rest]))
-    return "\n".join(out)
+    return "\n".join([title(results), *out, summary(results)])
 
 
 def markdown(results: Results) -> str:
@@ -127,6 +168,8 @@ def markdown(results: Results) -> str:
         for name, peer in results["peers"].items()
         if "missing" in peer
     ]
+    if "missing" in results.get("limits", {}):
+        missing.append(f"The machine's limits were not measured: {results['limits']['missing']}.")
     disturbed = [entry["shape"] for entry in results["shapes"] if entry["disturbance"] > DISTURBED]
     if disturbed:
         missing.append(f"Other programs disturbed: {', '.join(disturbed)}.")
@@ -134,11 +177,14 @@ def markdown(results: Results) -> str:
         [
             *("| " + " | ".join(cells) + " |" for cells in lines),
             "",
-            f"Microseconds a call, float32, {settings['threads']} threads, medians of "
+            summary(results),
+            "",
+            f"Microseconds a call, {results['task']}, float32, {_threads(results)}, medians of "
             f"{settings['rounds']} rounds; in brackets the peer's time divided by ours (above 1: "
             f"{results['ours']} is faster). {machine['cpu']}, {results['created'][:10]}, "
             f"commit {machine['commit'] or 'unknown'}.",
             "",
+            *(_limits_in_words(results) if _limited(results) else []),
             f"Python {machine['python']}. Peers: {versions}.",
             *missing,
             "",
@@ -210,13 +256,8 @@ def plot(results: Results, path: Path) -> None:
     axes.set_ylim(len(groups) * step - 0.6, -1.0)
     axes.grid(axis="x", which="both", linewidth=0.3)
     axes.set_axisbelow(True)
-    settings = results["settings"]
     axes.set_xlabel(f"time of the peer / time of {results['ours']} (right of 1: ours is faster)")
-    axes.set_title(
-        f"GRU {results['task']}, float32, {settings['threads']} threads, "
-        f"{results['machine']['cpu']}",
-        fontsize=9,
-    )
+    axes.set_title(title(results), fontsize=9)
     figure.legend(loc="outside upper center", ncols=min(len(others), 4), fontsize=8)
     figure.savefig(path)
     plt.close(figure)
@@ -228,6 +269,32 @@ def _others(results: Results) -> list[str]:
         for name, peer in results["peers"].items()
         if name != results["ours"] and "missing" not in peer
     ]
+
+
+def _limited(results: Results) -> bool:
+    return any("limit_share" in entry.get("limits", {}) for entry in results["shapes"])
+
+
+def _limits_in_words(results: Results) -> list[str]:
+    peaks = [
+        block["gflops"]
+        for entry in results["shapes"]
+        for block in entry.get("limits", {}).get("rounds", [])
+    ]
+    ours = results["ours"]
+    return [
+        f"% of FMA peak: the matrix products' operations divided by {ours}'s time, of what these "
+        f"processors did right after it ({min(peaks):.0f} to {max(peaks):.0f} GFLOP/s). % of limit: "
+        "the least time in which they could have done these operations, or have read the recurrent "
+        "weights in every step (of a single step all weights) from a buffer of that size, whichever "
+        f"is longer, divided by {ours}'s time.",
+        "",
+    ]
+
+
+def _threads(results: Results) -> str:
+    count = results["settings"]["threads"]
+    return f"{count} thread" + "s" * (count != 1)
 
 
 def _time(figures: Results) -> str:

@@ -5,6 +5,7 @@ pickles over the process' standard input and output, one answer to each request:
 
     request   ("prepare", task, problem)          answer   the peer's output, float32 arrays
               ("block", seconds, calls)                    a dict of figures, see `time_block`
+              ("measure", seconds, size)                   that of the limits, see limits.py
     answers   ("ok", value) | ("missing", reason) | ("failed", reason)
 
 The first answer comes unasked: the peer's versions, or why it is missing.
@@ -145,7 +146,7 @@ class Worker:
     ----------
     name : str
         A name of `peers.PEERS`, or ``name@VARIABLE=value,...``: the same peer with these variables
-        in its environment, for example ``numpy@OPENBLAS_CORETYPE=Haswell``.
+        in its environment, for example ``numpy@OPENBLAS_CORETYPE=Haswell``; or "limits".
     environment : mapping
         What the peer itself needs (`peers.ENVIRONMENT`); the variables in the name come last.
     threads : int
@@ -189,6 +190,11 @@ class Worker:
     def block(self, seconds: float, calls: int) -> dict[str, Any]:
         """Time the prepared problem; see `time_block`."""
         figures: dict[str, Any] = self._ask("block", seconds, calls)
+        return figures
+
+    def measure(self, seconds: float, size: int) -> dict[str, float]:
+        """Ask the process "limits" for its figures; see `limits.Limits.measure`."""
+        figures: dict[str, float] = self._ask("measure", seconds, size)
         return figures
 
     def close(self) -> None:
@@ -260,10 +266,11 @@ def serve(peer_name: str, threads: int, cpus: set[int]) -> None:
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
+    from limits import Limits
     from peers import PEERS
 
     try:
-        peer = PEERS[peer_name](threads)
+        peer = (PEERS | {"limits": Limits})[peer_name](threads)
         answer("ok", peer.versions() | {"python": platform.python_version()})
     except ImportError as error:
         answer("missing", f"{type(error).__name__}: {error}")
@@ -294,6 +301,8 @@ def serve(peer_name: str, threads: int, cpus: set[int]) -> None:
                 if prepared is None:
                     raise RuntimeError("nothing is prepared")
                 answer("ok", time_block(prepared.call, *arguments))
+            elif verb == "measure":
+                answer("ok", peer.measure(*arguments))
             else:
                 raise ValueError(f"unknown request {verb!r}")
         except Exception as error:  # whatever a library raises, the parent reports it by name
