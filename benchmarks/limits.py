@@ -87,7 +87,7 @@ class Limits:
         def repeat(thread: int) -> None:
             call(thread)  # brings the buffer into cache, the processor to its clock
             start.wait()
-            times = []
+            times: list[float] = []
             end = time.perf_counter() + seconds
             while not times or time.perf_counter() < end:
                 before = time.perf_counter()

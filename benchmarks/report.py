@@ -284,10 +284,10 @@ def _limits_in_words(results: Results) -> list[str]:
     ours = results["ours"]
     return [
         f"% of FMA peak: the matrix products' operations divided by {ours}'s time, of what these "
-        f"processors did right after it ({min(peaks):.0f} to {max(peaks):.0f} GFLOP/s). % of limit: "
-        "the least time in which they could have done these operations, or have read the recurrent "
-        "weights in every step (of a single step all weights) from a buffer of that size, whichever "
-        f"is longer, divided by {ours}'s time.",
+        f"processors did right after it ({min(peaks):.0f} to {max(peaks):.0f} GFLOP/s). "
+        "% of limit: the least time in which they could have done these operations, or have read "
+        "the recurrent weights in every step (of a single step all weights) from a buffer of that "
+        f"size, whichever is longer, divided by {ours}'s time.",
         "",
     ]
 
