@@ -11,7 +11,7 @@ How it is made fair:
 - Every answer is compared with a float64 reference first. A peer that is off by more than 2e-5
   anywhere (training: of the largest entry of the output or gradient) is not timed, and the run ends
   with status 1. One bound serves all sizes, because the drawn weights make the recurrence contract.
-  Correct float32 is off by less than 2e-6; bfloat16 or TF32 would be far beyond the bound.
+  Correct float32 is off by less than 2e-6; bfloat16 or TF32 would be beyond the bound.
 - Spinning is left as each library has it, inside its own block of calls: it is part of how it is
   fast. After its block a process waits until its threads have gone quiet, and only then answers,
   so that no idle pool disturbs the next one. A pool that is still busy after a second is reported.
