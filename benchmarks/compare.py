@@ -261,7 +261,9 @@ def _peer_names(options: argparse.Namespace) -> list[str]:
     names = list(dict.fromkeys([options.ours, *(options.peers or able)]))
     unknown = [name for name in names if name.partition("@")[0] not in able]
     if unknown:
-        raise ValueError(f"{', '.join(unknown)}: not a peer for {options.task}; {', '.join(able)}")
+        raise ValueError(
+            f"no peer for {options.task}: {', '.join(unknown)}; there are {', '.join(able)}"
+        )
     return names
 
 
