@@ -20,6 +20,7 @@ cdef class Fused:
     cdef gate_functions functions
     cdef readonly Py_ssize_t lanes
     cdef Py_ssize_t size, panels, inputs, units
+    cdef bint u_finite            # by its sum: one that overflows counts as not
     cdef object backward_panels(self)
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept

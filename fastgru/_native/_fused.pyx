@@ -75,6 +75,7 @@ cdef class Fused:
         )
         w, u, uh, bias = packing.forward_panels(spec, weights, self.lanes)
         self.kept = (w, u, uh, bias)
+        self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
         # Only arrays, no cycle back to the set of weights on which this copy hangs.
         self.weights = (weights.kernel, weights.recurrent_kernel)
         self.w = <const char *> <uintptr_t> w.ctypes.data
@@ -214,6 +215,7 @@ def quick(Fused packed, x, bint sequences, bint reverse, int threads):
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept:
     job.w, job.u, job.uh, job.bias = packed.w, packed.u, packed.uh, packed.bias
+    job.u_finite = packed.u_finite
     job.functions = packed.functions
     job.reset_after = packed.uh == NULL
 

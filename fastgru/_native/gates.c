@@ -8,6 +8,9 @@
 #include "loop.h"
 
 #include <math.h>
+#if defined(__x86_64__) || defined(__i386__)
+#    include <immintrin.h>
+#endif
 #include <stdint.h>
 #include <string.h>
 
@@ -38,6 +41,7 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #    define VECTOR_REGISTERS 16
 #endif
 
+#define MASKED_BYTES 0 /* no masked loads and stores */
 #define ISA base
 #include "gates_template.h"
 #undef ISA
@@ -52,7 +56,9 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #        pragma GCC target("avx2,fma")
 #    endif
 #    undef VECTOR_BYTES
+#    undef MASKED_BYTES
 #    define VECTOR_BYTES 32
+#    define MASKED_BYTES 32
 #    define ISA avx2
 #    include "gates_template.h"
 #    undef ISA
@@ -68,7 +74,9 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #    endif
 #    undef VECTOR_BYTES
 #    undef VECTOR_REGISTERS
+#    undef MASKED_BYTES
 #    define VECTOR_BYTES 64
+#    define MASKED_BYTES 64
 #    define VECTOR_REGISTERS 32
 #    define ISA avx512
 #    include "gates_template.h"

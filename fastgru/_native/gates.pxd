@@ -49,6 +49,7 @@ cdef extern from "loop.h" nogil:
         const char *u
         const char *uh
         const char *bias
+        int u_finite
         char *gates
         const Py_ssize_t *slots
         gate_functions functions

@@ -14,6 +14,21 @@
 #define M(name) name##f
 #define C(x) x##f
 
+/* The first n < lanes of a vector; nothing beyond them is read or written. */
+static inline void FN(copy_part)(float *to, const float *from, ptrdiff_t n) {
+#if MASKED_BYTES == 64
+    const __mmask16 mask = (__mmask16)((1u << n) - 1);
+    _mm512_mask_storeu_ps(to, mask, _mm512_maskz_loadu_ps(mask, from));
+#elif MASKED_BYTES == 32
+    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    const __m256i mask = _mm256_loadu_si256((const __m256i *)(ones + 8 - n));
+    _mm256_maskstore_ps(to, mask, _mm256_maskload_ps(from, mask));
+#else
+    for (ptrdiff_t i = 0; i < n; i++)
+        to[i] = from[i];
+#endif
+}
+
 /* 2^k of the integer in the low bits of t = k + ROUND, -127 <= k <= 127 (k = -127 gives 0). */
 static inline float FN(power)(float t) {
     uint32_t bits;
@@ -25,12 +40,10 @@ static inline float FN(power)(float t) {
 
 static inline float FN(exp2_poly)(float f) {
     /* The last coefficient is held at 1: one unit more would bias every gate near its middle. */
-    float e = 0.00015353361915019335f;
-    e = e * f + 0.00133988744141861228f;
-    e = e * f + 0.00961843735765250014f;
-    e = e * f + 0.05550332471125732359f;
-    e = e * f + 0.24022647913628941696f;
-    e = e * f + 0.69314720285506625785f;
+    const float f2 = f * f; /* in pairs: a step of one row waits for this chain of operations */
+    float e = 0.00015353361915019335f * f + 0.00133988744141861228f;
+    e = e * f2 + (0.00961843735765250014f * f + 0.05550332471125732359f);
+    e = e * f2 + (0.24022647913628941696f * f + 0.69314720285506625785f);
     return e * f + 1.0f;
 }
 
@@ -57,12 +70,10 @@ static inline float FN(expm1_core)(float x) {
     float t = u + 12582912.0f;
     float f = u - (t - 12582912.0f);
     float s = FN(power)(t);
-    float e = 0.00015403512535316561011f;
-    e = e * f + 0.0013390746904814770137f;
-    e = e * f + 0.0096182375376487200326f;
-    e = e * f + 0.055503574123173626261f;
-    e = e * f + 0.24022649794426708314f;
-    e = e * f + 0.69314718793109446597f;
+    const float f2 = f * f;
+    float e = 0.00015403512535316561011f * f + 0.0013390746904814770137f;
+    e = e * f2 + (0.0096182375376487200326f * f + 0.055503574123173626261f);
+    e = e * f2 + (0.24022649794426708314f * f + 0.69314718793109446597f);
     return s * (e * f) + (s - 1.0f);
 }
 
@@ -76,6 +87,21 @@ static inline float FN(expm1_core)(float x) {
 #define FN(name) PASTE(name, f64, ISA)
 #define M(name) name
 #define C(x) x
+
+/* The first n < lanes of a vector; nothing beyond them is read or written. */
+static inline void FN(copy_part)(double *to, const double *from, ptrdiff_t n) {
+#if MASKED_BYTES == 64
+    const __mmask8 mask = (__mmask8)((1u << n) - 1);
+    _mm512_mask_storeu_pd(to, mask, _mm512_maskz_loadu_pd(mask, from));
+#elif MASKED_BYTES == 32
+    static const int64_t ones[8] = {-1, -1, -1, -1};
+    const __m256i mask = _mm256_loadu_si256((const __m256i *)(ones + 4 - n));
+    _mm256_maskstore_pd(to, mask, _mm256_maskload_pd(from, mask));
+#else
+    for (ptrdiff_t i = 0; i < n; i++)
+        to[i] = from[i];
+#endif
+}
 
 static inline double FN(power)(double t) {
     uint64_t bits;

@@ -209,7 +209,7 @@ DERIVATIVE_THEN(sparse_sigmoid, sparse_sigmoid, M(fabs)(x) < C(1.0) ? C(0.5) : C
 static const KERNELS FN(kernels); /* the table at the end */
 
 /* tanh and sigmoid in one pass: everything stays in registers */
-static void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
+static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
                             const TYPE *RESTRICT q, const TYPE *RESTRICT b, const TYPE *RESTRICT h,
                             TYPE *RESTRICT h_new) {
     for (ptrdiff_t j = 0; j < n; j++) {
@@ -219,6 +219,62 @@ static void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
         h_new[j] = z * h[j] + (C(1.0) - z) * c;
     }
 }
+
+#ifdef VECTOR_BYTES
+#    define VECTOR_UNITS ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
+/* The same of sums that are made, n a multiple of VECTOR_UNITS: az, ar, q = h.Uh with its bias, c = x.Wh with its bias */
+static inline void FN(gates_fused)(ptrdiff_t n, const TYPE *RESTRICT az, const TYPE *RESTRICT ar,
+                                   const TYPE *RESTRICT c, const TYPE *RESTRICT q,
+                                   const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
+    for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
+        for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++) {
+            const TYPE z = FN(sigmoid_1)(az[j]), r = FN(sigmoid_1)(ar[j]);
+            h_new[j] = z * h[j] + (C(1.0) - z) * FN(tanh_1)(c[j] + r * q[j]);
+        }
+}
+
+/* gates_fused that keeps z, r, n and q, ld apart. */
+static inline void FN(gates_kept)(ptrdiff_t n, const TYPE *RESTRICT az, const TYPE *RESTRICT ar,
+                                  const TYPE *RESTRICT c, const TYPE *RESTRICT q,
+                                  const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
+                                  TYPE *RESTRICT kept, ptrdiff_t ld) {
+    for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
+        for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++) {
+            const TYPE z = FN(sigmoid_1)(az[j]), r = FN(sigmoid_1)(ar[j]);
+            const TYPE new = FN(tanh_1)(c[j] + r * q[j]);
+            kept[j] = z;
+            kept[ld + j] = r;
+            kept[2 * ld + j] = new;
+            kept[3 * ld + j] = q[j];
+            h_new[j] = z * h[j] + (C(1.0) - z) * new;
+        }
+}
+
+/* gates_kept with any activations: what is kept where KEEPS_VALUE does not hold is the argument. */
+static void FN(gates_any)(ptrdiff_t n, TYPE *RESTRICT z, TYPE *RESTRICT r, const TYPE *RESTRICT c,
+                          const TYPE *RESTRICT q, const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
+                          TYPE *RESTRICT kept, ptrdiff_t ld, const gate_functions *f) {
+    const size_t bytes = (size_t)n * sizeof(TYPE);
+    memcpy(kept, z, bytes);
+    memcpy(kept + ld, r, bytes);
+    memcpy(kept + 3 * ld, q, bytes);
+    FN(kernels).activations[f->recurrent_activation](n, f->recurrent_params, z);
+    FN(kernels).activations[f->recurrent_activation](n, f->recurrent_params, r);
+    for (ptrdiff_t j = 0; j < n; j++)
+        h_new[j] = kept[2 * ld + j] = c[j] + r[j] * q[j];
+    FN(kernels).activations[f->activation](n, f->params, h_new);
+    if (KEEPS_VALUE(f->activation))
+        memcpy(kept + 2 * ld, h_new, bytes);
+    if (KEEPS_VALUE(f->recurrent_activation)) {
+        memcpy(kept, z, bytes);
+        memcpy(kept + ld, r, bytes);
+    }
+    for (ptrdiff_t j = 0; j < n; j++)
+        h_new[j] = z[j] * h[j] + (C(1.0) - z[j]) * h_new[j];
+}
+
+#    undef VECTOR_UNITS
+#endif
 
 static void FN(gates_zr)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p, const TYPE *RESTRICT q,
                          const TYPE *RESTRICT b, TYPE *RESTRICT zr, const gate_functions *f) {

@@ -36,6 +36,7 @@ typedef struct gru_job {
      *   uh   reset_after=False: (panels, H, 1, lanes)
      *   bias (panels, 4, lanes), see gates.h */
     const char *w, *u, *uh, *bias;
+    int u_finite; /* no infinity and no NaN in u and uh: zero rows need no product */
     /* For backward; NULL: not wanted. Of each row and step that is valid, in processing order:
      * (rows, 4, H) of z, r, n, q_h, of reset_after=False z, r, n. Where the derivative of an
      * activation is not a function of its value, its argument stands instead. */

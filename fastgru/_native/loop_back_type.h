@@ -27,9 +27,8 @@ typedef struct {
 #define BACK_LANES (2 * LANES)
 
 /* carry += sums (* dropout) */
-static void FN(epilogue_carry)(const void *context, ptrdiff_t row, ptrdiff_t panel,
-                               const TYPE *sums) {
-    const FN(back_step) *step = context;
+static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+                             const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t b = step->rows[row], H = job->H, u = panel * BACK_LANES;
     const ptrdiff_t n = H - u < BACK_LANES ? H - u : BACK_LANES;
@@ -45,9 +44,8 @@ static void FN(epilogue_carry)(const void *context, ptrdiff_t row, ptrdiff_t pan
 }
 
 /* reset_after=False: g = da_h Uh^T gives da_r, and its share of the carry */
-static void FN(epilogue_reset)(const void *context, ptrdiff_t row, ptrdiff_t panel,
-                               const TYPE *sums) {
-    const FN(back_step) *step = context;
+static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+                             const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t b = step->rows[row], H = job->H, u = panel * BACK_LANES;
     const ptrdiff_t n = H - u < BACK_LANES ? H - u : BACK_LANES;
@@ -65,6 +63,16 @@ static void FN(epilogue_reset)(const void *context, ptrdiff_t row, ptrdiff_t pan
         d[2 * H + j] = sums[j] * k[j] * dr[j];
     }
 }
+
+#define EPILOGUE(NAME)                                                                             \
+    static void FN(epilogue_##NAME)(const void *step, ptrdiff_t row, int R, ptrdiff_t panel,       \
+                                    int P, const TYPE *sums) {                                     \
+        for (int r = 0; r < R; r++)                                                                \
+            for (int j = 0; j < P; j++)                                                            \
+                FN(NAME##_piece)(step, row + r, panel + j, sums + (r * P + j) * BACK_LANES);       \
+    }
+EPILOGUE(carry)
+EPILOGUE(reset)
 
 /* n units of one row: d from the gates and the gradient of h'; carry becomes dh z. */
 static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RESTRICT gates,
@@ -186,26 +194,29 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
             active++;
         }
         barrier_wait(job->barrier, team);
+        FN(operands) o = {.K = H, .rows = (const TYPE *const *)d, .w = ut + 2 * H * BACK_LANES,
+                          .stride = stride};
         if (!job->reset_after) {
             if (active)
-                FN(multiply_panels)(FN(tiles_2), 2, H, stride, active, (const TYPE *const *)d, 0,
-                                    ut + 2 * H * BACK_LANES, panel0, panel1, NULL,
-                                    FN(epilogue_reset), &step);
+                FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_reset),
+                                    &step);
             barrier_wait(job->barrier, team);
         }
         for (ptrdiff_t a = 0; a < active; a++)
             rows[a] = d[a] + H;
+        o.rows = rows;
+        o.w = ut;
         if (active && job->recurrent_dropout) {
             for (step.gate = 0; step.gate < (job->reset_after ? 3 : 2); step.gate++) {
-                FN(multiply_panels)(FN(tiles_2), 2, H, stride, active, rows, 0,
-                                    ut + step.gate * H * BACK_LANES, panel0, panel1, NULL,
-                                    FN(epilogue_carry), &step);
+                FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry),
+                                    &step);
                 for (ptrdiff_t a = 0; a < active; a++)
                     rows[a] += H;
+                o.w += H * BACK_LANES;
             }
         } else if (active) {
-            FN(multiply_panels)(FN(tiles_2), 2, (job->reset_after ? 3 : 2) * H, stride, active, rows,
-                                0, ut, panel0, panel1, NULL, FN(epilogue_carry), &step);
+            o.K = (job->reset_after ? 3 : 2) * H;
+            FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry), &step);
         }
         if (job->resets)
             for (ptrdiff_t b = b0; b < b0 + n; b++)
@@ -221,6 +232,12 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
 #undef MAX_ROWS
 #undef CARVE
 #undef PARTIAL
-#undef REST
+#undef TILE_UNITS
+#undef VECTOR
+#undef CONST_VECTOR
+#undef EACH_PIECE
+#undef FUSED_GATES
+#undef EPILOGUE
+#undef MAX_PANELS
 #undef LANES
 #undef BACK_LANES

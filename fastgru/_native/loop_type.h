@@ -11,19 +11,45 @@
 typedef TYPE FN(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
 #define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
 
-/* out[r][offset...] = rows[r] . panels, r < R: P panels of N vectors, `stride` apart.
- * SPLIT: gate g has rows of its own, rows[g * ld + r]. */
+/* What a tile multiplies: R rows with P panels of N vectors. */
+typedef struct {
+    ptrdiff_t K;             /* 0: the sums are what they start from */
+    const TYPE *const *rows; /* (K); SPLIT: gate g has rows of its own, rows[g * ld + r] */
+    ptrdiff_t ld;
+    const TYPE *w;           /* the first panel */
+    ptrdiff_t stride;        /* from panel to panel */
+    /* What the sums start from: vector j of panel p at start[r] + p * start_stride + j * LANES, but
+     * the last vector of each panel at last + p * last_stride, unless last is NULL. NULL rows of
+     * start: zeros; start itself NULL: zeros everywhere. */
+    const TYPE *const *start;
+    ptrdiff_t start_offset, start_stride;
+    const TYPE *last;
+    ptrdiff_t last_stride;
+    TYPE *const *out;        /* (P, N, LANES) of each row, from `offset` on */
+    ptrdiff_t offset;
+} FN(operands);
+
 #define TILE(NAME, R, P, N, SPLIT)                                                                 \
-    static void FN(NAME)(ptrdiff_t K, const TYPE *const *rows, ptrdiff_t ld, const TYPE *w,        \
-                         ptrdiff_t stride, TYPE *const *out, ptrdiff_t offset) {                   \
+    static void FN(NAME)(const FN(operands) *o) {                                                  \
         enum { G = SPLIT ? N : 1, A = N * P };                                                     \
+        const ptrdiff_t stride = o->stride;                                                        \
+        const TYPE *w = o->w;                                                                      \
         FN(vector) sum[R][A];                                                                      \
         const TYPE *x[R][G];                                                                       \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int g = 0; g < G; g++) x[r][g] = rows[g * ld + r];                         \
+            UNROLL for (int g = 0; g < G; g++) x[r][g] = o->rows[g * o->ld + r];                   \
             UNROLL for (int j = 0; j < A; j++) sum[r][j] = (FN(vector)){0};                        \
+            if (o->start) {                                                                        \
+                const TYPE *start = o->start[r] + o->start_offset;                                 \
+                UNROLL for (int j = 0; j < A; j++) sum[r][j] = *(const FN(vector) *)(              \
+                    start + (j / N) * o->start_stride + (j % N) * LANES);                          \
+            }                                                                                      \
+            if (o->last) {                                                                         \
+                UNROLL for (int p = 0; p < P; p++) sum[r][p * N + N - 1] =                         \
+                    *(const FN(vector) *)(o->last + p * o->last_stride);                           \
+            }                                                                                      \
         }                                                                                          \
-        for (ptrdiff_t k = 0; k < K; k++, w += N * LANES) {                                        \
+        for (ptrdiff_t k = 0; k < o->K; k++, w += N * LANES) {                                     \
             FN(vector) v[A];                                                                       \
             UNROLL for (int j = 0; j < A; j++) v[j] =                                              \
                 *(const FN(vector) *)(w + (j / N) * stride + (j % N) * LANES);                     \
@@ -32,29 +58,29 @@ typedef TYPE FN(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof
             }                                                                                      \
         }                                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int j = 0; j < A; j++) *(FN(vector) *)(out[r] + offset + j * LANES) =      \
+            UNROLL for (int j = 0; j < A; j++) *(FN(vector) *)(o->out[r] + o->offset + j * LANES) = \
                 sum[r][j];                                                                         \
         }                                                                                          \
     }
 #define TILES(N, S, SPLIT)                                                                         \
-    TILE(tile_1_4_##N##S, 1, 4, N, SPLIT)                                                          \
     TILE(tile_1_1_##N##S, 1, 1, N, SPLIT)                                                          \
+    TILE(tile_1_2_##N##S, 1, 2, N, SPLIT)                                                          \
+    TILE(tile_1_3_##N##S, 1, 3, N, SPLIT)                                                          \
+    TILE(tile_1_4_##N##S, 1, 4, N, SPLIT)                                                          \
     TILE(tile_2_1_##N##S, 2, 1, N, SPLIT)                                                          \
     TILE(tile_3_1_##N##S, 3, 1, N, SPLIT)                                                          \
     TILE(tile_4_1_##N##S, 4, 1, N, SPLIT)                                                          \
     WIDE_TILES(N, S, SPLIT)
 
-typedef void (*FN(tile))(ptrdiff_t, const TYPE *const *, ptrdiff_t, const TYPE *, ptrdiff_t,
-                         TYPE *const *, ptrdiff_t);
-/* By rows: the tile of one panel, the tile of several, and of how many. */
-typedef struct {
-    FN(tile) one, several;
-    int panels;
-} FN(tiles);
+typedef void (*FN(tile))(const FN(operands) *);
+/* By panels, from 1 on; NULL: too many sums for the registers. R * P <= MAX_ROWS. */
+#define MAX_PANELS 4
+typedef FN(tile) FN(tiles)[MAX_PANELS];
 
 #if VECTOR_REGISTERS >= 32
 #    define MAX_ROWS 8
 #    define WIDE_TILES(N, S, SPLIT)                                                                \
+        TILE(tile_2_2_##N##S, 2, 2, N, SPLIT)                                                      \
         TILE(tile_2_4_##N##S, 2, 4, N, SPLIT)                                                      \
         TILE(tile_3_2_##N##S, 3, 2, N, SPLIT)                                                      \
         TILE(tile_4_2_##N##S, 4, 2, N, SPLIT)                                                      \
@@ -63,16 +89,22 @@ typedef struct {
         TILE(tile_7_1_##N##S, 7, 1, N, SPLIT)                                                      \
         TILE(tile_8_1_##N##S, 8, 1, N, SPLIT)
 #    define TILE_TABLE(S)                                                                          \
-        {{FN(tile_1_1_##S), FN(tile_1_4_##S), 4}, {FN(tile_2_1_##S), FN(tile_2_4_##S), 4},         \
-         {FN(tile_3_1_##S), FN(tile_3_2_##S), 2}, {FN(tile_4_1_##S), FN(tile_4_2_##S), 2},         \
-         {FN(tile_5_1_##S), FN(tile_5_1_##S), 1}, {FN(tile_6_1_##S), FN(tile_6_1_##S), 1},         \
-         {FN(tile_7_1_##S), FN(tile_7_1_##S), 1}, {FN(tile_8_1_##S), FN(tile_8_1_##S), 1}}
+        {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
+         {FN(tile_2_1_##S), FN(tile_2_2_##S), NULL, FN(tile_2_4_##S)},                             \
+         {FN(tile_3_1_##S), FN(tile_3_2_##S)},                                                     \
+         {FN(tile_4_1_##S), FN(tile_4_2_##S)},                                                     \
+         {FN(tile_5_1_##S)},                                                                       \
+         {FN(tile_6_1_##S)},                                                                       \
+         {FN(tile_7_1_##S)},                                                                       \
+         {FN(tile_8_1_##S)}}
 #else
 #    define MAX_ROWS 4
 #    define WIDE_TILES(N, S, SPLIT) TILE(tile_2_2_##N##S, 2, 2, N, SPLIT)
 #    define TILE_TABLE(S)                                                                          \
-        {{FN(tile_1_1_##S), FN(tile_1_4_##S), 4}, {FN(tile_2_1_##S), FN(tile_2_2_##S), 2},         \
-         {FN(tile_3_1_##S), FN(tile_3_1_##S), 1}, {FN(tile_4_1_##S), FN(tile_4_1_##S), 1}}
+        {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
+         {FN(tile_2_1_##S), FN(tile_2_2_##S)},                                                     \
+         {FN(tile_3_1_##S)},                                                                       \
+         {FN(tile_4_1_##S)}}
 #endif
 
 TILES(3, , 0)
@@ -87,11 +119,11 @@ static const FN(tiles) FN(tiles_2)[MAX_ROWS] = TILE_TABLE(2);
 static const FN(tiles) FN(tiles_2s)[MAX_ROWS] = TILE_TABLE(2s);
 static const FN(tiles) FN(tiles_1)[MAX_ROWS] = TILE_TABLE(1);
 
-/* What is done with the sums of R rows and P panels from `panel` on: sums[r] holds them. */
+/* What is done with the sums of a tile. */
 typedef struct {
     const gru_job *job;
     ptrdiff_t panel0;       /* where the thread's panels begin: p and z rows begin there */
-    const TYPE *const *p;   /* x.W of each row */
+    const TYPE *const *p;   /* x.W and the bias of each row */
     const TYPE *const *h;   /* state before the step */
     const TYPE *const *k;   /* the same with recurrent dropout of gate h */
     TYPE *const *h_new;     /* state after the step */
@@ -100,149 +132,199 @@ typedef struct {
     TYPE *const *gates;     /* where to keep them; NULL: nowhere */
 } FN(step);
 
-typedef void (*FN(epilogue))(const void *, ptrdiff_t row, ptrdiff_t panel, const TYPE *sums);
+/* Rows row..row+R and panels panel..panel+P; sums is (R, P, vectors, LANES). */
+typedef void (*FN(epilogue))(const void *step, ptrdiff_t row, int R, ptrdiff_t panel, int P,
+                             const TYPE *sums);
 
-/* n rows times the panels panel0..panel1, which lie `stride` apart. Without an epilogue the sums go
- * to out. */
-static void FN(multiply_panels)(const FN(tiles) *table, int vectors, ptrdiff_t K, ptrdiff_t stride,
-                                ptrdiff_t n, const TYPE *const *rows, ptrdiff_t ld,
-                                const TYPE *matrix, ptrdiff_t panel0, ptrdiff_t panel1,
-                                TYPE *const *out, FN(epilogue) epilogue, const void *step) {
+/* n rows times the panels panel0..panel1 of a matrix in panels of `vectors` vectors: `base` has
+ * everything but w, start's and last's place and out, which are the matrix's, of panel0 and of all
+ * rows. Without an epilogue the sums go to base->out. */
+static void FN(multiply_panels)(const FN(tiles) *table, int vectors, const FN(operands) *base,
+                                ptrdiff_t n, ptrdiff_t panel0, ptrdiff_t panel1,
+                                FN(epilogue) epilogue, const void *step) {
     const ptrdiff_t width = vectors * LANES;
     const ptrdiff_t tiles = (n + MAX_ROWS - 1) / MAX_ROWS;
-    TYPE sums[MAX_ROWS * 4 * 3 * LANES] __attribute__((aligned(64)));
+    TYPE sums[MAX_ROWS * 3 * LANES] __attribute__((aligned(64)));
     TYPE *buffers[MAX_ROWS];
+    FN(operands) o = *base;
     ptrdiff_t panel = panel0;
     while (panel < panel1) {
-        ptrdiff_t panels = 1, row = 0;
-        if (tiles == 1 && panel + table[n - 1].panels <= panel1)
-            panels = table[n - 1].panels;
+        ptrdiff_t row = 0;
+        int P = 1;
+        if (tiles == 1) {
+            P = panel1 - panel < MAX_PANELS ? (int)(panel1 - panel) : MAX_PANELS;
+            while (!table[n - 1][P - 1])
+                P--;
+        }
+        o.w = base->w + panel * base->stride;
+        o.start_offset = base->start_offset + (panel - panel0) * base->start_stride;
+        o.last = base->last ? base->last + panel * base->last_stride : NULL;
         for (ptrdiff_t tile = 0; tile < tiles; tile++) {
-            const ptrdiff_t R = (n - row + tiles - tile - 1) / (tiles - tile);
-            const FN(tile) run = panels > 1 ? table[R - 1].several : table[R - 1].one;
-            const TYPE *w = matrix + panel * stride;
+            const int R = (int)((n - row + tiles - tile - 1) / (tiles - tile));
+            o.rows = base->rows + row;
+            o.start = base->start ? base->start + row : NULL;
             if (epilogue == NULL) {
-                run(K, rows + row, ld, w, stride, out + row, (panel - panel0) * width);
+                o.out = base->out + row;
+                o.offset = (panel - panel0) * width;
+                table[R - 1][P - 1](&o);
             } else {
-                for (ptrdiff_t r = 0; r < R; r++)
-                    buffers[r] = sums + r * panels * width;
-                run(K, rows + row, ld, w, stride, buffers, 0);
-                for (ptrdiff_t r = 0; r < R; r++)
-                    for (ptrdiff_t j = 0; j < panels; j++)
-                        epilogue(step, row + r, panel + j, buffers[r] + j * width);
+                for (int r = 0; r < R; r++)
+                    buffers[r] = sums + r * P * width;
+                o.out = buffers;
+                table[R - 1][P - 1](&o);
+                epilogue(step, row, R, panel, P, sums);
             }
             row += R;
         }
-        panel += panels;
+        panel += P;
     }
 }
 
-/* Copies of what a last, partial panel may not read or write beyond. */
-#define PARTIAL(job, panel) ((job)->H - (panel) * LANES < LANES)
-#define REST(job, panel) ((size_t)((job)->H - (panel) * LANES) * sizeof(TYPE))
+/* The units of a tile, gathered row after row without gaps: so that a vector is full of units where
+ * a layer has fewer of them than lanes, and a partial panel neither reads nor writes beyond H.
+ * Units are stored in ascending order, a whole vector each: what it writes too much, the next one
+ * overwrites. */
+#define TILE_UNITS ((MAX_ROWS + 1) * LANES)
+#define PARTIAL(job, panel, P) ((job)->H < ((panel) + (P)) * LANES)
+/* Whole vectors: the compiler may round a rest differently, and where a row's units lie in a tile
+ * depends on the other rows. What lies beyond the units is computed and thrown away. */
+#define WHOLE(n) (((n) + LANES - 1) / LANES * LANES)
+#define VECTOR(address) (*(FN(vector) *)(address))
+#define CONST_VECTOR(address) (*(const FN(vector) *)(address))
+/* Runs the block for every row r and panel j, with its first unit u, its place o, its length n. */
+#define EACH_PIECE(R, P)                                                                           \
+    for (ptrdiff_t r = 0, o = 0, n, u; r < (R); r++)                                               \
+        for (ptrdiff_t j = 0; j < (P) && (u = (panel + j) * LANES,                                 \
+                                          n = job->H - u < LANES ? job->H - u : LANES, 1);         \
+             j++, o += n)
 
-/* LANES units of reset_after=True, kept for backward: z, r, n, q_h go H apart, `bytes` of each. */
-static void FN(after_keeping)(const gru_job *job, const TYPE *p, const TYPE *q, const TYPE *b,
-                              const TYPE *h, TYPE *h_new, TYPE *gates, size_t bytes) {
-    const gate_functions *f = &job->functions;
-    TYPE zr[2 * LANES], n[LANES], qh[LANES], keep[4 * LANES];
-    for (ptrdiff_t j = 0; j < 2 * LANES; j++)
-        keep[j] = zr[j] = p[j] + q[j] + b[j];
-    FN(kernels).activations[f->recurrent_activation](2 * LANES, f->recurrent_params, zr);
-    for (ptrdiff_t j = 0; j < LANES; j++) {
-        keep[3 * LANES + j] = qh[j] = q[2 * LANES + j] + b[3 * LANES + j];
-        keep[2 * LANES + j] = n[j] = p[2 * LANES + j] + b[2 * LANES + j] + zr[LANES + j] * qh[j];
-    }
-    FN(kernels).activations[f->activation](LANES, f->params, n);
-    if (KEEPS_VALUE(f->recurrent_activation))
-        memcpy(keep, zr, sizeof zr);
-    if (KEEPS_VALUE(f->activation))
-        memcpy(keep + 2 * LANES, n, sizeof n);
-    for (ptrdiff_t j = 0; j < LANES; j++)
-        h_new[j] = zr[j] * h[j] + (C(1.0) - zr[j]) * n[j];
-    for (int g = 0; g < 4; g++)
-        memcpy(gates + g * job->H, keep + g * LANES, bytes);
-}
-
-static void FN(epilogue_after)(const void *context, ptrdiff_t row, ptrdiff_t panel, const TYPE *q) {
-    const FN(step) *step = context;
-    const gru_job *job = step->job;
-    const TYPE *p = step->p[row] + (panel - step->panel0) * 3 * LANES;
-    const TYPE *b = (const TYPE *)job->bias + panel * 4 * LANES;
-    const TYPE *h = step->h[row] + panel * LANES;
-    TYPE *h_new = step->h_new[row] + panel * LANES;
-    TYPE work[3 * LANES], h_copy[LANES], new_copy[LANES];
-    const int partial = PARTIAL(job, panel);
-    if (partial) {
-        memset(h_copy, 0, sizeof h_copy);
-        memcpy(h_copy, h, REST(job, panel));
-        h = h_copy;
-        h_new = new_copy;
-    }
-    if (step->gates)
-        FN(after_keeping)(job, p, q, b, h, h_new, step->gates[row] + panel * LANES,
-                          partial ? REST(job, panel) : LANES * sizeof(TYPE));
-    else if (job->functions.activation == ACT_TANH &&
-             job->functions.recurrent_activation == ACT_SIGMOID)
-        FN(after_fused)(LANES, LANES, p, q, b, h, h_new);
+/* n units at address, from `values`. */
+static inline void FN(scatter)(TYPE *address, const TYPE *values, ptrdiff_t n) {
+    if (n == LANES)
+        VECTOR(address) = CONST_VECTOR(values);
     else
-        FN(after)(LANES, LANES, p, q, b, h, h_new, work, &job->functions);
-    if (partial)
-        memcpy(step->h_new[row] + panel * LANES, new_copy, REST(job, panel));
+        FN(copy_part)(address, values, n);
 }
 
-static void FN(epilogue_zr)(const void *context, ptrdiff_t row, ptrdiff_t panel, const TYPE *q) {
+static inline void FN(gather)(TYPE *to, const TYPE *from, ptrdiff_t n) {
+    if (n == LANES)
+        VECTOR(to) = CONST_VECTOR(from);
+    else
+        FN(copy_part)(to, from, n);
+}
+
+#define FUSED_GATES(f)                                                                             \
+    ((f)->activation == ACT_TANH && (f)->recurrent_activation == ACT_SIGMOID)
+
+static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
+                               const TYPE *sums) {
     const FN(step) *step = context;
     const gru_job *job = step->job;
-    const TYPE *p = step->p[row] + (panel - step->panel0) * 3 * LANES;
-    const TYPE *b = (const TYPE *)job->bias + panel * 4 * LANES;
-    const TYPE *k = step->k[row] + panel * LANES;
-    TYPE work[3 * LANES], k_copy[LANES], rk[LANES];
-    const size_t bytes = PARTIAL(job, panel) ? REST(job, panel) : sizeof rk;
-    if (PARTIAL(job, panel)) {
-        memset(k_copy, 0, sizeof k_copy);
-        memcpy(k_copy, k, bytes);
-        k = k_copy;
+    const gate_functions *f = &job->functions;
+    const ptrdiff_t first = (panel - step->panel0) * 3 * LANES, H = job->H;
+    if (FUSED_GATES(f) && !PARTIAL(job, panel, P)) {
+        for (int r = 0; r < R; r++) {
+            const TYPE *p = step->p[row + r] + first, *a = sums + r * P * 3 * LANES;
+            const TYPE *h = step->h[row + r] + panel * LANES;
+            TYPE *h_new = step->h_new[row + r] + panel * LANES;
+            if (step->gates) {
+                TYPE *gates = step->gates[row + r] + panel * LANES;
+                for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
+                    FN(gates_kept)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
+                                   h + j * LANES, h_new + j * LANES, gates + j * LANES, H);
+            } else {
+                for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
+                    FN(gates_fused)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
+                                    h + j * LANES, h_new + j * LANES);
+            }
+        }
+        return;
     }
-    FN(before_zr)(LANES, LANES, p, q, b, k, step->z[row] + (panel - step->panel0) * LANES, rk, work,
-                  &job->functions);
-    memcpy(step->rk[row] + panel * LANES, rk, bytes);
-    if (step->gates) {
-        TYPE zr[2 * LANES], *gates = step->gates[row] + panel * LANES;
-        for (ptrdiff_t j = 0; j < 2 * LANES; j++)
-            zr[j] = p[j] + q[j] + b[j];
-        if (KEEPS_VALUE(job->functions.recurrent_activation))
-            FN(kernels).activations[job->functions.recurrent_activation](
-                2 * LANES, job->functions.recurrent_params, zr);
-        memcpy(gates, zr, bytes);
-        memcpy(gates + job->H, zr + LANES, bytes);
+    TYPE a[4][TILE_UNITS], h[TILE_UNITS], h_new[TILE_UNITS], kept[4 * TILE_UNITS];
+    ptrdiff_t units = 0;
+    EACH_PIECE(R, P) {
+        const TYPE *q = sums + (r * P + j) * 3 * LANES;
+        VECTOR(a[0] + o) = CONST_VECTOR(q);
+        VECTOR(a[1] + o) = CONST_VECTOR(q + LANES);
+        VECTOR(a[2] + o) = CONST_VECTOR(step->p[row + r] + first + (j * 3 + 2) * LANES);
+        VECTOR(a[3] + o) = CONST_VECTOR(q + 2 * LANES);
+        FN(gather)(h + o, step->h[row + r] + u, n);
+        units = WHOLE(o + n);
+    }
+    if (FUSED_GATES(f)) {
+        if (step->gates)
+            FN(gates_kept)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS);
+        else
+            FN(gates_fused)(units, a[0], a[1], a[2], a[3], h, h_new);
+    } else {
+        FN(gates_any)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS, f);
+    }
+    EACH_PIECE(R, P) {
+        FN(scatter)(step->h_new[row + r] + u, h_new + o, n);
+        if (step->gates)
+            for (int g = 0; g < 4; g++)
+                FN(scatter)(step->gates[row + r] + g * H + u, kept + g * TILE_UNITS + o, n);
     }
 }
 
-static void FN(epilogue_h)(const void *context, ptrdiff_t row, ptrdiff_t panel, const TYPE *q) {
+static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
+                            const TYPE *sums) {
     const FN(step) *step = context;
     const gru_job *job = step->job;
-    const TYPE *p = step->p[row] + (panel - step->panel0) * 3 * LANES;
-    const TYPE *b = (const TYPE *)job->bias + panel * 4 * LANES;
-    const TYPE *h = step->h[row] + panel * LANES;
-    TYPE c[LANES], h_copy[LANES], h_new[LANES];
-    const size_t bytes = PARTIAL(job, panel) ? REST(job, panel) : sizeof h_new;
-    if (PARTIAL(job, panel)) {
-        memset(h_copy, 0, sizeof h_copy);
-        memcpy(h_copy, h, bytes);
-        h = h_copy;
+    const gate_functions *f = &job->functions;
+    const ptrdiff_t first = panel - step->panel0;
+    TYPE a[2][TILE_UNITS], z[TILE_UNITS], rk[TILE_UNITS];
+    ptrdiff_t units = 0;
+    EACH_PIECE(R, P) {
+        for (int g = 0; g < 2; g++)
+            VECTOR(a[g] + o) = CONST_VECTOR(sums + ((r * P + j) * 2 + g) * LANES);
+        units = WHOLE(o + n);
     }
-    for (ptrdiff_t j = 0; j < LANES; j++)
-        c[j] = p[2 * LANES + j] + b[2 * LANES + j] + q[j];
-    if (step->gates) {
-        TYPE n[LANES], *gates = step->gates[row] + 2 * job->H + panel * LANES;
-        memcpy(n, c, sizeof n);
-        if (KEEPS_VALUE(job->functions.activation))
-            FN(kernels).activations[job->functions.activation](LANES, job->functions.params, n);
-        memcpy(gates, n, bytes);
+    memcpy(z, a[0], (size_t)units * sizeof(TYPE));
+    memcpy(rk, a[1], (size_t)units * sizeof(TYPE));
+    FN(kernels).activations[f->recurrent_activation](units, f->recurrent_params, z);
+    FN(kernels).activations[f->recurrent_activation](units, f->recurrent_params, rk);
+    if (KEEPS_VALUE(f->recurrent_activation)) {
+        memcpy(a[0], z, (size_t)units * sizeof(TYPE));
+        memcpy(a[1], rk, (size_t)units * sizeof(TYPE));
     }
-    FN(blend)(LANES, step->z[row] + (panel - step->panel0) * LANES, c, h, h_new, &job->functions);
-    memcpy(step->h_new[row] + panel * LANES, h_new, bytes);
+    EACH_PIECE(R, P) {
+        const TYPE *k = step->k[row + r] + u;
+        TYPE *out = step->rk[row + r] + u;
+        for (ptrdiff_t i = 0; i < n; i++)
+            out[i] = rk[o + i] * k[i];
+        FN(scatter)(step->z[row + r] + (first + j) * LANES, z + o, n);
+        if (step->gates)
+            for (int g = 0; g < 2; g++)
+                FN(scatter)(step->gates[row + r] + g * job->H + u, a[g] + o, n);
+    }
+}
+
+static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
+                           const TYPE *sums) {
+    const FN(step) *step = context;
+    const gru_job *job = step->job;
+    const gate_functions *f = &job->functions;
+    const ptrdiff_t first = panel - step->panel0;
+    TYPE a[TILE_UNITS], c[TILE_UNITS], z[TILE_UNITS], h[TILE_UNITS];
+    ptrdiff_t units = 0;
+    EACH_PIECE(R, P) {
+        VECTOR(a + o) = CONST_VECTOR(sums + (r * P + j) * LANES);
+        FN(gather)(h + o, step->h[row + r] + u, n);
+        FN(gather)(z + o, step->z[row + r] + (first + j) * LANES, n);
+        units = WHOLE(o + n);
+    }
+    memcpy(c, a, (size_t)units * sizeof(TYPE));
+    FN(kernels).activations[f->activation](units, f->params, c);
+    if (KEEPS_VALUE(f->activation))
+        memcpy(a, c, (size_t)units * sizeof(TYPE));
+    for (ptrdiff_t i = 0; i < units; i++)
+        h[i] = z[i] * h[i] + (C(1.0) - z[i]) * c[i];
+    EACH_PIECE(R, P) {
+        FN(scatter)(step->h_new[row + r] + u, h + o, n);
+        if (step->gates)
+            FN(scatter)(step->gates[row + r] + 2 * job->H + u, a + o, n);
+    }
 }
 
 static inline int FN(valid)(const gru_job *job, ptrdiff_t b, ptrdiff_t t) {
@@ -255,10 +337,10 @@ static inline int FN(resets)(const gru_job *job, ptrdiff_t b, ptrdiff_t t) {
     return job->resets && job->resets[b * job->T + t];
 }
 
-/* x.W of the valid rows of steps s0..s1 into p, in the order in which they are processed. */
+/* x.W and the bias of the valid rows of steps s0..s1 into p, in the order in which they are processed. */
 static void FN(project)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t s0, ptrdiff_t s1,
-                        ptrdiff_t panel0, ptrdiff_t panel1, const TYPE **rows, TYPE **out, TYPE *p,
-                        TYPE *dropped) {
+                        ptrdiff_t panel0, ptrdiff_t panel1, const TYPE **rows,
+                        const TYPE **biases, TYPE **out, TYPE *p, TYPE *dropped) {
     const ptrdiff_t row = (panel1 - panel0) * 3 * LANES, I = job->inputs;
     const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, ld = job->chunk_rows;
     ptrdiff_t count = 0;
@@ -280,9 +362,14 @@ static void FN(project)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t
             count++;
         }
     }
+    for (ptrdiff_t i = 0; i < count; i++)
+        biases[i] = (const TYPE *)job->bias + panel0 * 4 * LANES;
+    const FN(operands) o = {.K = I, .rows = rows, .ld = ld, .w = (const TYPE *)job->w,
+                            .stride = I * 3 * LANES, .start = biases, .start_stride = 4 * LANES,
+                            .out = out};
     if (count)
-        FN(multiply_panels)(gates == 3 ? FN(tiles_3s) : FN(tiles_3), 3, I, I * 3 * LANES, count, rows, ld,
-                            (const TYPE *)job->w, panel0, panel1, out, NULL, NULL);
+        FN(multiply_panels)(gates == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, count, panel0, panel1,
+                            NULL, NULL);
 }
 
 /* Bytes of scratch that one thread needs for n rows and `panels` panels. */
@@ -296,7 +383,7 @@ static ptrdiff_t FN(scratch_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t pa
     if (!job->reset_after)
         items += n * panels * LANES;
     return items * (ptrdiff_t)sizeof(TYPE) +
-           (ptrdiff_t)sizeof(void *) * ((gates + 1) * job->chunk_rows + 11 * n) + 64 * 20;
+           (ptrdiff_t)sizeof(void *) * ((gates + 2) * job->chunk_rows + 11 * n) + 64 * 20;
 }
 
 #define CARVE(type, name, count)                                                                   \
@@ -320,6 +407,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     CARVE(TYPE, dropped_h, job->recurrent_dropout ? 3 * n * H : 0);
     CARVE(TYPE, z, job->reset_after ? 0 : n * panels * LANES);
     CARVE(const TYPE *, x_rows, gates *job->chunk_rows);
+    CARVE(const TYPE *, biases, job->chunk_rows);
     CARVE(TYPE *, p_rows, job->chunk_rows);
     CARVE(const TYPE *, current, n);  /* the state of each row */
     CARVE(const TYPE *, previous, n); /* its last valid output; NULL before there is one */
@@ -344,10 +432,11 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     for (ptrdiff_t s0 = 0; s0 < T; s0 += chunk) {
         const ptrdiff_t s1 = s0 + chunk < T ? s0 + chunk : T;
         ptrdiff_t used = 0;
-        FN(project)(job, b0, n, s0, s1, panel0, panel1, x_rows, p_rows, p, dropped_x);
+        FN(project)(job, b0, n, s0, s1, panel0, panel1, x_rows, biases, p_rows, p, dropped_x);
         for (ptrdiff_t s = s0; s < s1; s++) {
             const ptrdiff_t t = job->reverse ? T - 1 - s : s;
             ptrdiff_t active = 0;
+            int started = 0; /* some row's state is not the zeros it began with */
             for (ptrdiff_t k = 0; k < n; k++) {
                 const ptrdiff_t b = b0 + k;
                 if (FN(resets)(job, b, t))
@@ -370,6 +459,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                     gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
                 }
                 h[active] = current[k];
+                started |= current[k] != zeros;
                 h_new[active] = target;
                 active++;
             }
@@ -386,25 +476,33 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                     }
                 }
             now.p = (const TYPE *const *)p_rows + used;
+            /* zero states times finite weights are zero: the first step often needs no product */
+            const ptrdiff_t K = started || !job->u_finite ? H : 0;
+            FN(operands) o = {.K = K, .rows = k_rows, .ld = n, .w = (const TYPE *)job->u,
+                              .stride = H * 3 * LANES, .start = now.p, .start_stride = 3 * LANES};
             if (job->reset_after) {
+                o.last = (const TYPE *)job->bias + 3 * LANES;
+                o.last_stride = 4 * LANES;
                 if (active)
-                    FN(multiply_panels)(recurrent == 3 ? FN(tiles_3s) : FN(tiles_3), 3, H, H * 3 * LANES, active,
-                                        k_rows, n, (const TYPE *)job->u, panel0, panel1, NULL,
-                                        FN(epilogue_after), &now);
+                    FN(multiply_panels)(recurrent == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, active,
+                                        panel0, panel1, FN(epilogue_after), &now);
             } else {
                 for (ptrdiff_t a = 0; a < active; a++) {
                     z_rows[a] = z + a * panels * LANES;
                     rk_rows[a] = (TYPE *)job->reset_state + (b0 + index[a]) * H;
                 }
+                o.stride = H * 2 * LANES;
                 if (active)
-                    FN(multiply_panels)(recurrent == 3 ? FN(tiles_2s) : FN(tiles_2), 2, H, H * 2 * LANES, active,
-                                        k_rows, n, (const TYPE *)job->u, panel0, panel1, NULL,
-                                        FN(epilogue_zr), &now);
+                    FN(multiply_panels)(recurrent == 3 ? FN(tiles_2s) : FN(tiles_2), 2, &o, active,
+                                        panel0, panel1, FN(epilogue_zr), &now);
                 barrier_wait(job->barrier, team);
+                o.rows = (const TYPE *const *)rk_rows;
+                o.w = (const TYPE *)job->uh;
+                o.stride = H * LANES;
+                o.start_offset = 2 * LANES;
                 if (active)
-                    FN(multiply_panels)(FN(tiles_1), 1, H, H * LANES, active, (const TYPE *const *)rk_rows, 0,
-                                        (const TYPE *)job->uh, panel0, panel1, NULL,
-                                        FN(epilogue_h), &now);
+                    FN(multiply_panels)(FN(tiles_1), 1, &o, active, panel0, panel1, FN(epilogue_h),
+                                        &now);
             }
             used += active;
 
