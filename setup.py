@@ -76,6 +76,7 @@ setup(
             extension("_cpu", "gates.c"),
             extension("_fused"),
             extension("_backward"),
+            extension("_packing"),
             extension("_stream"),
         ],
         build_dir="build",

@@ -12,7 +12,7 @@ cdef struct Cut:
 
 cdef class Fused:
     cdef readonly object spec
-    cdef object weights, kept, transposed, dtype
+    cdef object kernel, recurrent_kernel, kept, transposed, dtype
     cdef const char *w
     cdef const char *u
     cdef const char *uh

@@ -77,7 +77,7 @@ cdef class Fused:
         self.kept = (w, u, uh, bias)
         self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
         # Only arrays, no cycle back to the set of weights on which this copy hangs.
-        self.weights = (weights.kernel, weights.recurrent_kernel)
+        self.kernel, self.recurrent_kernel = weights.kernel, weights.recurrent_kernel
         self.w = <const char *> <uintptr_t> w.ctypes.data
         self.u = <const char *> <uintptr_t> u.ctypes.data
         self.uh = NULL if uh is None else <const char *> <uintptr_t> uh.ctypes.data
@@ -85,7 +85,7 @@ cdef class Fused:
 
     cdef object backward_panels(self):
         if self.transposed is None:
-            self.transposed = packing.backward_panels(self.spec, *self.weights, self.lanes)
+            self.transposed = packing.backward_panels(self.recurrent_kernel, self.lanes)
         return self.transposed
 
 

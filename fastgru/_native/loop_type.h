@@ -455,7 +455,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                 }
                 index[active] = k;
                 if (job->gates) {
-                    const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : s * job->B + b;
+                    const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : b * T + t;
                     gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
                 }
                 h[active] = current[k];
