@@ -18,6 +18,7 @@ typedef struct {
     ptrdiff_t ld;
     const TYPE *w;           /* the first panel */
     ptrdiff_t stride;        /* from panel to panel */
+    int descending;          /* the last panel first */
     /* What the sums start from: vector j of panel p at start[r] + p * start_stride + j * LANES, but
      * the last vector of each panel at last + p * last_stride, unless last is NULL. NULL rows of
      * start: zeros; start itself NULL: zeros everywhere. */
@@ -73,7 +74,7 @@ typedef struct {
     WIDE_TILES(N, S, SPLIT)
 
 typedef void (*FN(tile))(const FN(operands) *);
-/* By panels, from 1 on; NULL: too many sums for the registers. R * P <= MAX_ROWS. */
+/* By panels, from 1 on, then NULL: too many sums for the registers. R * P <= MAX_ROWS. */
 #define MAX_PANELS 4
 typedef FN(tile) FN(tiles)[MAX_PANELS];
 
@@ -81,6 +82,7 @@ typedef FN(tile) FN(tiles)[MAX_PANELS];
 #    define MAX_ROWS 8
 #    define WIDE_TILES(N, S, SPLIT)                                                                \
         TILE(tile_2_2_##N##S, 2, 2, N, SPLIT)                                                      \
+        TILE(tile_2_3_##N##S, 2, 3, N, SPLIT)                                                      \
         TILE(tile_2_4_##N##S, 2, 4, N, SPLIT)                                                      \
         TILE(tile_3_2_##N##S, 3, 2, N, SPLIT)                                                      \
         TILE(tile_4_2_##N##S, 4, 2, N, SPLIT)                                                      \
@@ -90,7 +92,7 @@ typedef FN(tile) FN(tiles)[MAX_PANELS];
         TILE(tile_8_1_##N##S, 8, 1, N, SPLIT)
 #    define TILE_TABLE(S)                                                                          \
         {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
-         {FN(tile_2_1_##S), FN(tile_2_2_##S), NULL, FN(tile_2_4_##S)},                             \
+         {FN(tile_2_1_##S), FN(tile_2_2_##S), FN(tile_2_3_##S), FN(tile_2_4_##S)},                             \
          {FN(tile_3_1_##S), FN(tile_3_2_##S)},                                                     \
          {FN(tile_4_1_##S), FN(tile_4_2_##S)},                                                     \
          {FN(tile_5_1_##S)},                                                                       \
@@ -147,15 +149,14 @@ static void FN(multiply_panels)(const FN(tiles) *table, int vectors, const FN(op
     TYPE sums[MAX_ROWS * 3 * LANES] __attribute__((aligned(64)));
     TYPE *buffers[MAX_ROWS];
     FN(operands) o = *base;
-    ptrdiff_t panel = panel0;
-    while (panel < panel1) {
+    int most = tiles == 1 ? MAX_PANELS : 1;
+    while (tiles == 1 && !table[n - 1][most - 1])
+        most--;
+    const ptrdiff_t groups = (panel1 - panel0 + most - 1) / most;
+    for (ptrdiff_t group = 0; group < groups; group++) {
+        const ptrdiff_t panel = panel0 + most * (base->descending ? groups - 1 - group : group);
+        const int P = panel1 - panel < most ? (int)(panel1 - panel) : most;
         ptrdiff_t row = 0;
-        int P = 1;
-        if (tiles == 1) {
-            P = panel1 - panel < MAX_PANELS ? (int)(panel1 - panel) : MAX_PANELS;
-            while (!table[n - 1][P - 1])
-                P--;
-        }
         o.w = base->w + panel * base->stride;
         o.start_offset = base->start_offset + (panel - panel0) * base->start_stride;
         o.last = base->last ? base->last + panel * base->last_stride : NULL;
@@ -176,7 +177,6 @@ static void FN(multiply_panels)(const FN(tiles) *table, int vectors, const FN(op
             }
             row += R;
         }
-        panel += P;
     }
 }
 
@@ -479,7 +479,8 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             /* zero states times finite weights are zero: the first step often needs no product */
             const ptrdiff_t K = started || !job->u_finite ? H : 0;
             FN(operands) o = {.K = K, .rows = k_rows, .ld = n, .w = (const TYPE *)job->u,
-                              .stride = H * 3 * LANES, .start = now.p, .start_stride = 3 * LANES};
+                              .stride = H * 3 * LANES, .descending = s & 1, .start = now.p,
+                              .start_stride = 3 * LANES};
             if (job->reset_after) {
                 o.last = (const TYPE *)job->bias + 3 * LANES;
                 o.last_stride = 4 * LANES;
