@@ -87,7 +87,7 @@ cdef void _gather_rows(
     const Products *p, Py_ssize_t b0, Py_ssize_t b1, floating *tag,
 ) noexcept nogil:
     # Fills f of the rows b0..b1 of the batch.
-    cdef Py_ssize_t s, t, b, c, g, j, slot, B = p.B, T = p.T, I = p.inputs, H = p.H
+    cdef Py_ssize_t s, t, b, c, g, slot, B = p.B, T = p.T, I = p.inputs, H = p.H
     cdef const floating *x
     cdef const floating *h
     cdef floating *target

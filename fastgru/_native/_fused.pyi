@@ -17,5 +17,5 @@ def quick(
     packed: Fused, x: np.ndarray, sequences: bool, reverse: bool, threads: int
 ) -> tuple[np.ndarray, np.ndarray] | None: ...
 def forward(
-    packed: Fused, problem: GRUProblem, threads: int, save: bool
+    packed: Fused, problem: GRUProblem, threads: int, save: bool, keep_gates: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, Workspace | None]: ...

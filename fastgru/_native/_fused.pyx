@@ -274,7 +274,7 @@ class Workspace:
         self.gates = _empty((self.rows, 4, H), dtype)
 
 
-def forward(Fused packed, problem, int threads, bint save):
+def forward(Fused packed, problem, int threads, bint save, bint keep_gates):
     """Run a `GRUProblem` that `CPUBackend.supports`; return (y, state, states, workspace).
 
     Parameters
@@ -286,6 +286,8 @@ def forward(Fused packed, problem, int threads, bint save):
         Upper bound, at least 1.
     save : bool
         Also return what `backward` needs, else None twice; the states may be y itself.
+    keep_gates : bool
+        With ``save``: without the workspace, backward runs forward again.
     """
     cdef gru_job job
     cdef team_barrier barrier
@@ -344,6 +346,7 @@ def forward(Fused packed, problem, int threads, bint save):
             states = _empty((B, T, H), dtype)
             view = views.take(states, PyBUF_STRIDES | PyBUF_WRITABLE)
             job.states = <char *> view.buf
+    if save and keep_gates:
         workspace = Workspace(problem, H, dtype)
         view = views.take(workspace.gates, PyBUF_STRIDES | PyBUF_WRITABLE)
         job.gates = <char *> view.buf

@@ -6,6 +6,7 @@ by the first call, since it brings scipy.linalg with it.
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,20 @@ class CPUBackend:
             reason = "the BLAS kernel has no backward"
         return reason
 
-    def forward(self, problem: GRUProblem, weights: GRUWeights, save: bool = False) -> GRUOutput:
+    def forward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        save: bool = False,
+        keep_gates: bool = True,
+    ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
         if _native is None and _load() is None:
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
         if _kernel(problem.spec) == "fused":
             packed = _packed_panels(problem.spec, weights)
-            return GRUOutput(*_fused.forward(packed, problem, threads, save))
+            return GRUOutput(*_fused.forward(packed, problem, threads, save, keep_gates))
         packed = weights.packed.get("cpu")
         if packed is None or (packed.spec is not problem.spec and packed.spec != problem.spec):
             packed = _native.Packed(problem.spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
@@ -136,7 +143,10 @@ class CPUBackend:
         packed = _packed_panels(problem.spec, weights)
         threads = problem.num_threads or get_num_threads()
         if workspace is None:
-            workspace = _fused.forward(packed, problem, threads, True)[3]
+            if problem.out is not None:  # the caller's, who may have written there since
+                problem = copy.copy(problem)
+                problem.out = None
+            workspace = _fused.forward(packed, problem, threads, True, True)[3]
         dx, dh0, dkernel, drecurrent, dbias = _products.backward(
             packed, problem, workspace, states, dy, dstate, threads
         )

@@ -282,10 +282,10 @@ class RNN(SequenceLayer):
         """Give a prepared call other sequences of the same shape."""
         call.x = sequences.transpose(1, 0, 2) if self.time_major else sequences
 
-    def forward_prepared(self, call: Call) -> tuple[Any, Tape]:
+    def forward_prepared(self, call: Call, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         call.keep_inputs()
-        y, states, records = self.run(call, save=True)
+        y, states, records = self.run(call, save=True, keep_gates=keep_gates)
         outputs = self.finish(call, y, states)
         regularized = None
         if self.activity_regularizer is not None:
@@ -302,7 +302,9 @@ class RNN(SequenceLayer):
         """Build what is not built, and draw the dropout masks of a prepared call."""
         call.start(self)
 
-    def run(self, call: Call, save: bool = False) -> tuple[np.ndarray, list[Any], Any]:
+    def run(
+        self, call: Call, save: bool = False, keep_gates: bool = True
+    ) -> tuple[np.ndarray, list[Any], Any]:
         """Run a prepared call: y batch-major, the new states, and what backward needs."""
         if self._gru_cells is None:
             return step_loop.run(self, call)
@@ -314,7 +316,7 @@ class RNN(SequenceLayer):
         for cell, problem, backend in call.problems:
             problem.x = x
             weights = cell.snapshot()
-            output = backend.forward(problem, weights, save)
+            output = backend.forward(problem, weights, save, keep_gates)
             if save:
                 saved = output.states
                 assert saved is not None
