@@ -249,6 +249,7 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
 #undef CARVE
 #undef PARTIAL
 #undef TILE_UNITS
+#undef WHOLE
 #undef VECTOR
 #undef CONST_VECTOR
 #undef EACH_PIECE
