@@ -401,6 +401,8 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, row = panels * 3 * LANES;
     const ptrdiff_t recurrent = job->recurrent_dropout ? 3 : 1;
     const int masked = job->steps || job->lengths;
+    const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
+                                          job->states || job->gates);
     CARVE(TYPE, zeros, H);
     CARVE(TYPE, p, job->chunk_rows * row);
     CARVE(TYPE, dropped_x, job->dropout ? gates * job->chunk_rows * I : 0);
@@ -437,44 +439,53 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             const ptrdiff_t t = job->reverse ? T - 1 - s : s;
             ptrdiff_t active = 0;
             int started = 0; /* some row's state is not the zeros it began with */
-            for (ptrdiff_t k = 0; k < n; k++) {
-                const ptrdiff_t b = b0 + k;
-                if (FN(resets)(job, b, t))
-                    current[k] = zeros;
-                if (!FN(valid)(job, b, t))
-                    continue;
-                TYPE *target;
-                if (job->states) {
-                    target = (TYPE *)job->states + (b * T + s) * H;
-                } else if (job->sequences) {
-                    target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
-                } else {
-                    target = (TYPE *)job->alternate + b * H;
-                    if (target == current[k] || target == previous[k])
-                        target += job->B * H;
+            if (plain && s > 0) { /* every row as at the step before, one step on */
+                for (ptrdiff_t k = 0; k < n; k++) {
+                    k_rows[k] = h[k] = h_new[k];
+                    h_new[k] = (TYPE *)((char *)h_new[k] + job->y_s);
                 }
-                index[active] = k;
-                if (job->gates) {
-                    const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : b * T + t;
-                    gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
-                }
-                h[active] = current[k];
-                started |= current[k] != zeros;
-                h_new[active] = target;
-                active++;
-            }
-            for (ptrdiff_t g = 0; g < recurrent; g++)
-                for (ptrdiff_t a = 0; a < active; a++) {
-                    k_rows[g * n + a] = h[a];
-                    if (job->recurrent_dropout) {
-                        const ptrdiff_t b = b0 + index[a];
-                        TYPE *copy = dropped_h + (g * n + a) * H;
-                        FN(multiply)(H, h[a],
-                                     (const TYPE *)job->recurrent_dropout + (g * job->B + b) * H,
-                                     copy);
-                        k_rows[g * n + a] = copy;
+                active = n;
+                started = 1;
+            } else {
+                for (ptrdiff_t k = 0; k < n; k++) {
+                    const ptrdiff_t b = b0 + k;
+                    if (FN(resets)(job, b, t))
+                        current[k] = zeros;
+                    if (!FN(valid)(job, b, t))
+                        continue;
+                    TYPE *target;
+                    if (job->states) {
+                        target = (TYPE *)job->states + (b * T + s) * H;
+                    } else if (job->sequences) {
+                        target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
+                    } else {
+                        target = (TYPE *)job->alternate + b * H;
+                        if (target == current[k] || target == previous[k])
+                            target += job->B * H;
                     }
+                    index[active] = k;
+                    if (job->gates) {
+                        const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : b * T + t;
+                        gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
+                    }
+                    h[active] = current[k];
+                    started |= current[k] != zeros;
+                    h_new[active] = target;
+                    active++;
                 }
+                for (ptrdiff_t g = 0; g < recurrent; g++)
+                    for (ptrdiff_t a = 0; a < active; a++) {
+                        k_rows[g * n + a] = h[a];
+                        if (job->recurrent_dropout) {
+                            const ptrdiff_t b = b0 + index[a];
+                            TYPE *copy = dropped_h + (g * n + a) * H;
+                            FN(multiply)(H, h[a],
+                                         (const TYPE *)job->recurrent_dropout + (g * job->B + b) * H,
+                                         copy);
+                            k_rows[g * n + a] = copy;
+                        }
+                    }
+            }
             now.p = (const TYPE *const *)p_rows + used;
             /* zero states times finite weights are zero: the first step often needs no product */
             const ptrdiff_t K = started || !job->u_finite ? H : 0;
@@ -507,8 +518,9 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             }
             used += active;
 
-            for (ptrdiff_t a = 0; a < active; a++)
-                current[index[a]] = previous[index[a]] = h_new[a];
+            if (!plain || s == T - 1)
+                for (ptrdiff_t a = 0; a < active; a++)
+                    current[index[a]] = previous[index[a]] = h_new[a];
             if (masked || job->states) {
                 for (ptrdiff_t k = 0; k < n; k++) {
                     const ptrdiff_t b = b0 + k;
