@@ -28,6 +28,7 @@ cdef Cut _cut(
     int threads, Py_ssize_t B, Py_ssize_t panels, Py_ssize_t H, Py_ssize_t size, double flops,
     double step_flops,
 ) noexcept
+cdef int _threads_for(get_num_threads, double flops) except -1
 cdef void _part(
     const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
     Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
