@@ -328,6 +328,15 @@ def test_wrong_steps_change_nothing(arguments, error, message):
         stream.step(np.ones((2, 3), "float32"), rows=rows)
 
 
+def test_the_native_step_takes_rows_again_and_again():
+    stream, x = built().stream(3), np.ones((2, 3), "float32")
+    if cpu_backend.build_info()["kernel"] != "fused":
+        pytest.skip("no native step")
+    for rows in ([0, 2], [0, 0], [2, 3], [2, 0], [1, 2]):
+        plain = len({*rows} - {3}) == 2
+        assert (stream._native(x, np.array(rows)) is not None) == plain, rows
+
+
 def test_wrong_states():
     stream = built().stream(2)
     with pytest.raises(ValueError, match=r"\(n, H\) = \(2, 4\), came \(3, 4\)"):
