@@ -37,7 +37,7 @@ cdef enum:
 
 cdef class _Cell:
     # One cell's part in the step: its rows of state and output, and the job that is run on them.
-    cdef object cell, weights, state, output
+    cdef object cell, spec, weights, state, output
     cdef Fused packed
     cdef Py_ssize_t inputs
     cdef gru_job job
@@ -50,8 +50,8 @@ cdef class _Cell:
     cdef Py_ssize_t capacity, per_thread
 
     def __cinit__(self, cell, state, output):
-        self.cell, self.state, self.output = cell, state, output
-        self.inputs = cell.spec.input_dim
+        self.cell, self.spec, self.state, self.output = cell, cell.spec, state, output
+        self.inputs = self.spec.input_dim
         self.job.T, self.job.H = 1, shape_of(state)[1]
         self.job.h0 = self.job.state = bytes_of(state)
         self.job.y, self.job.y_b = bytes_of(output), self.job.H * output.itemsize
@@ -64,17 +64,13 @@ cdef class _Cell:
     cdef bint bind(self, weights, const void *kernels, pack) except -1:
         # Takes over weights that were written since the last step; False: not ours to run.
         cdef Fused packed
+        if self.cell.spec != self.spec:  # built anew, for another number of features
+            return False
         if weights is None:  # after unpickling
             weights = self.cell.snapshot()
-        spec = self.cell.spec
-        packed = pack(spec, weights)
+        packed = pack(self.spec, weights)
         if packed is None:
             return False
-        if packed.inputs != self.inputs or packed.units != self.job.H:
-            raise ValueError(
-                f"{self.cell.name}: it was built anew for {packed.inputs} features; open another "
-                "stream"
-            )
         _set_weights(&self.job, packed)
         if packed.size == 4:
             self.run, self.run_scratch = _kernels_f32().run, _kernels_f32().run_scratch

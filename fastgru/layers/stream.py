@@ -35,6 +35,7 @@ class Stream:
         self._states = [np.zeros((rows, cell.units), self._dtype) for cell in cells]
         self._outputs = [np.empty((rows, cell.units), self._dtype) for cell in cells]
         self._native = dispatch.stepper(cells, self._states, self._outputs)
+        self._specs = [cell.spec for cell in cells]
         assert cells[0].spec is not None
         self._shape = (rows, cells[0].spec.input_dim)
 
@@ -64,6 +65,12 @@ class Stream:
         return self._in_python(x, rows) if served is None else served
 
     def _checked(self, x: Any, rows: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        for cell, spec in zip(self._cells, self._specs, strict=True):
+            if cell.spec != spec:
+                raise ValueError(
+                    f"{cell.name}: it has been built anew since, for another number of features; "
+                    "open another stream"
+                )
         count = self._rows
         if rows is not None:
             rows = np.asarray(rows)
