@@ -332,20 +332,25 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
 
 
 class Workspace:
-    """What forward keeps for backward: gates (rows, 4, H) and where each step's rows are."""
+    """What forward keeps for backward: the gates (rows, 4, H) of the steps that were taken.
 
-    __slots__ = ("gates", "rows", "slots")
+    ``slots`` (T, B) says which row each step has, ``taken`` (rows,) which step, s * B + b, each row
+    has; None: all were taken, and (b, t) has row b * T + t.
+    """
+
+    __slots__ = ("gates", "rows", "slots", "taken")
 
     def __init__(self, problem, H, dtype):
         B, T = problem.x.shape[:2]
         valid = problem.mask.valid(T)
-        self.slots = None
+        self.slots = self.taken = None
         self.rows = B * T
         if valid is not None:
             order = valid.T[::-1] if problem.reverse else valid.T
             counts = np.cumsum(order.ravel(), dtype=np.intp).reshape(T, B)
             self.rows = int(counts[-1, -1]) if counts.size else 0
             self.slots = np.where(order, counts - 1, -1)
+            self.taken = np.flatnonzero(order)
         self.gates = _empty((self.rows, 4, H), dtype)
 
 
