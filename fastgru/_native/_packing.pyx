@@ -8,7 +8,7 @@ from fastgru._native._blas cimport floating
 
 
 def pack_panels(const floating[:, :, :] matrix, floating[:, :, :, ::1] packed):
-    """Copy (K, gates, H), of any strides, into (panels, K, gates, lanes) that held zeros."""
+    """Copy (K, gates, H), of any strides, into (panels, K, gates, lanes); what is left is zeros."""
     cdef Py_ssize_t K = packed.shape[1], gates = packed.shape[2], lanes = packed.shape[3]
     cdef Py_ssize_t H = matrix.shape[2], panel, k, g, i, n
     cdef const char *row
@@ -26,3 +26,5 @@ def pack_panels(const floating[:, :, :] matrix, floating[:, :, :, ::1] packed):
                     else:     # a transposed matrix: `lanes` lines at a time, all in cache
                         for i in range(n):
                             out[i] = (<const floating *> (row + i * matrix.strides[2]))[0]
+                    for i in range(n, lanes):
+                        out[i] = 0

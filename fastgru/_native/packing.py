@@ -15,9 +15,9 @@ from fastgru._native._packing import pack_panels
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return zeros at a 64-byte boundary, so that a vector never crosses a cache line."""
+    """Return an empty array at a 64-byte boundary: a vector never crosses a cache line."""
     size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + 64, np.uint8)
+    memory = np.empty(size + 64, np.uint8)  # zeros would be fresh pages every time
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
 
