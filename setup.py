@@ -74,6 +74,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("_cpu", "gates.c"),
+            extension("_cut"),
             extension("_fused"),
             extension("_backward"),
             extension("_stream"),

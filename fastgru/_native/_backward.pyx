@@ -20,14 +20,17 @@ from fastgru._native._blas cimport floating
 from fastgru._native._cpu cimport (
     _blas_enter,
     _blas_exit,
+    _give_back,
     _kernels_f32,
     _kernels_f64,
+    _lease,
     _padded,
     _strided,
     _team_limit,
     _Views,
 )
-from fastgru._native._fused cimport Cut, Fused, _cut, _part, _parts, _set_masks
+from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
+from fastgru._native._fused cimport Fused, _set_masks
 from fastgru._native.gates cimport (
     KEEPS_VALUE,
     allocate_aligned,
@@ -242,6 +245,7 @@ cdef void _product_worker(const Products *p, int phase, floating *tag) noexcept 
 
 cdef void _run_products(const Products *p, int threads) noexcept nogil:
     cdef int phase
+    threads = _lease(threads)
     for phase in range(3):
         if threads == 1:
             if p.k32 != NULL:
@@ -254,6 +258,7 @@ cdef void _run_products(const Products *p, int threads) noexcept nogil:
                     _product_worker(p, phase, <float *> NULL)
                 else:
                     _product_worker(p, phase, <double *> NULL)
+    _give_back(threads)
 
 
 cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
@@ -272,12 +277,13 @@ cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, bac
 
 cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
                     char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
-    cdef int threads = cut.threads
+    cdef int threads = _lease(cut.threads)
     if threads == 1:
         _back_worker(job, cut, panels, back, scratch, scratch_bytes)
-        return
-    with parallel(num_threads=threads):
-        _back_worker(job, cut, panels, back, scratch, scratch_bytes)
+    else:
+        with parallel(num_threads=threads):
+            _back_worker(job, cut, panels, back, scratch, scratch_bytes)
+    _give_back(threads)
 
 
 def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
@@ -295,6 +301,7 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     """
     cdef gru_back_job job
     cdef Products p
+    cdef Work work
     cdef Cut cut
     cdef team_barrier barrier
     cdef Py_buffer *view
@@ -378,7 +385,10 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
         job.pending = views.packed(pending, size)
         panels = (H + 2 * packed.lanes - 1) // (2 * packed.lanes)
         flops = 12.0 * rows * H * (H + I)
-        cut = _cut(threads, B, panels, H, size, flops, 6.0 * B * H * H)
+        work.B, work.T, work.inputs, work.H = B, T, 0, H
+        work.panels, work.lanes, work.size = panels, 2 * packed.lanes, size
+        work.products, work.meetings = T, 1 if spec.reset_after else 2
+        cut = _cut(threads, &work)
         if size == 4:
             p.k32 = _kernels_f32()
             back = p.k32.back
