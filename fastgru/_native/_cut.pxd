@@ -17,6 +17,10 @@ cdef struct Cut:
     double alone, split, together
 
 cdef Cut _cut(int threads, const Work *work) noexcept
+cdef void _work(
+    Work *work, Py_ssize_t B, Py_ssize_t T, Py_ssize_t inputs, Py_ssize_t H, Py_ssize_t lanes,
+    Py_ssize_t size, bint has_state, bint reset_after,
+) noexcept
 cdef void _part(
     const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
     Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,

@@ -1,13 +1,7 @@
+from fastgru.problem import GRUSpec
+
 def force(threads: int, shared: bool) -> None: ...
 def costs() -> dict[str, float]: ...
 def plan(
-    itemsize: int,
-    lanes: int,
-    batch: int,
-    steps: int,
-    inputs: int,
-    units: int,
-    products: int,
-    meetings: int,
-    threads: int,
+    spec: GRUSpec, lanes: int, shape: tuple[int, int], has_state: bool, threads: int
 ) -> tuple[int, bool, float, float, float]: ...

@@ -226,28 +226,43 @@ def costs():
     return {"rate": _rate, "region": _region, "meeting": _meeting}
 
 
-def plan(
-    Py_ssize_t itemsize, Py_ssize_t lanes, Py_ssize_t batch, Py_ssize_t steps, Py_ssize_t inputs,
-    Py_ssize_t units, Py_ssize_t products, int meetings, int threads,
-):
-    """Return (threads, shared, times alone, with rows split, with panels split) of a fused call.
+def plan(spec, Py_ssize_t lanes, shape, bint has_state, int threads):
+    """Return (threads, shared, times alone, with rows split, with panels split) of a forward call.
+
+    The times are in microseconds; 0: not considered.
 
     Parameters
     ----------
-    itemsize, lanes, batch, steps, inputs, units, products, meetings : int
-        See `Work`.
+    spec : GRUSpec
+    lanes : int
+        Units of a panel.
+    shape : tuple (B, T)
+    has_state : bool
+        Whether the call comes with an initial state.
     threads : int
         Upper bound.
     """
     global _last
-    cdef Work work
     cdef Cut cut
-    work.B, work.T, work.inputs, work.H = batch, steps, inputs, units
-    work.panels, work.lanes, work.size = (units + lanes - 1) // lanes, lanes, itemsize
-    work.products, work.meetings = products, meetings
+    cdef Work work
+    _work(
+        &work, shape[0], shape[1], spec.input_dim, spec.units, lanes, spec.dtype.itemsize,
+        has_state, spec.reset_after,
+    )
     _last = microseconds()        # as if in the midst of calls
     cut = _cut(threads, &work)
     return cut.threads, cut.shared, cut.alone, cut.split, cut.together
+
+
+cdef void _work(
+    Work *work, Py_ssize_t B, Py_ssize_t T, Py_ssize_t inputs, Py_ssize_t H, Py_ssize_t lanes,
+    Py_ssize_t size, bint has_state, bint reset_after,
+) noexcept:
+    # Of a forward call: the zeros that it begins with, if it does, are not multiplied.
+    work.B, work.T, work.inputs, work.H = B, T, inputs, H
+    work.panels, work.lanes, work.size = (H + lanes - 1) // lanes, lanes, size
+    work.products = T if has_state else max(T - 1, 0)
+    work.meetings = 1 if reset_after else 2
 
 
 cdef void _part(

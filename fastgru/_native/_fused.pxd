@@ -1,7 +1,7 @@
 # What forward and backward share.
 
 from fastgru._native._cpu cimport _Views
-from fastgru._native._cut cimport Cut, Work
+from fastgru._native._cut cimport Cut
 from fastgru._native.gates cimport gate_functions, gru_job, run_type
 
 cdef class Fused:
@@ -18,7 +18,7 @@ cdef class Fused:
     cdef object backward_panels(self)
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept
-cdef Work _work(gru_job *job, Fused packed) noexcept
+cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept
 cdef void _run_forward(
     gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run, char *scratch,
     Py_ssize_t scratch_bytes,

@@ -17,7 +17,7 @@ from fastgru._native._cpu cimport (
     _strided,
     _Views,
 )
-from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
+from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native.gates cimport (
     allocate_aligned,
     denormals_off,
@@ -177,20 +177,18 @@ cdef void _set_weights(gru_job *job, Fused packed) noexcept:
     job.reset_after = packed.uh == NULL
 
 
-cdef Work _work(gru_job *job, Fused packed) noexcept:
+cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept:
     cdef Work work
-    work.B, work.T, work.inputs, work.H = job.B, job.T, job.inputs, job.H
-    work.panels, work.lanes, work.size = packed.panels, packed.lanes, packed.size
-    # The zeros that a call begins with are not multiplied.
-    work.products = job.T - 1 if job.h0 == NULL and job.u_finite and job.T > 0 else job.T
-    work.meetings = 1 if job.reset_after else 2
-    return work
+    _work(
+        &work, job.B, job.T, job.inputs, job.H, packed.lanes, packed.size,
+        job.h0 != NULL or not job.u_finite, job.reset_after,
+    )
+    return _cut(threads, &work)
 
 
 cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
     # Cuts the call, allocates its scratch, and runs it.
-    cdef Work work = _work(job, packed)
-    cdef Cut cut = _cut(threads, &work)
+    cdef Cut cut = _cut_job(job, packed, threads)
     cdef Py_ssize_t B = job.B, T = job.T, H = job.H, size = packed.size, columns
     cdef Py_ssize_t scratch_bytes, extra = 0
     cdef double flops = 6.0 * B * T * H * (H + job.inputs)

@@ -6,8 +6,8 @@ from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
 from libc.string cimport memset
 
 from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded
-from fastgru._native._cut cimport Cut, Work, _cut
-from fastgru._native._fused cimport Fused, _run_forward, _set_weights, _work
+from fastgru._native._cut cimport Cut
+from fastgru._native._fused cimport Fused, _cut_job, _run_forward, _set_weights
 from fastgru._native.gates cimport (
     allocate_aligned,
     free_aligned,
@@ -54,7 +54,6 @@ cdef class Stepper:
         threads : int
         """
         cdef gru_job job
-        cdef Work work
         cdef Cut cut
         cdef team_barrier barrier
         cdef Py_buffer xs, states, outputs, indices
@@ -80,8 +79,7 @@ cdef class Stepper:
             job.barrier = &barrier
             job.chunk_rows = max(m, 1)
             flops = 6.0 * m * H * (H + job.inputs)
-            work = _work(&job, packed)
-            cut = _cut(threads, &work)
+            cut = _cut_job(&job, packed, threads)
             if size == 4:
                 run = _kernels_f32().run
                 per_thread = _padded(_kernels_f32().run_scratch(&job, cut.rows, packed.panels))
