@@ -76,7 +76,7 @@ cdef void _measure_rate() noexcept:
     # The kernel itself, on zeros: its rate depends on the instruction set, the core and the clock.
     global _rate, _rated
     cdef const kernels_f32 *kernels = _kernels_f32()
-    cdef Py_ssize_t lanes = kernels.lanes, units = RATE_PANELS * lanes, scratch_bytes, i
+    cdef Py_ssize_t lanes = kernels.lanes, units = RATE_PANELS * lanes, scratch_bytes
     cdef Py_ssize_t w = 3 * units * RATE_INPUTS, x = RATE_ROWS * RATE_INPUTS
     cdef Py_ssize_t y = RATE_ROWS * units
     cdef double start, best = 1e9
@@ -100,7 +100,7 @@ cdef void _measure_rate() noexcept:
     job.y, job.y_b = <char *> job.x + x * 4, units * 4
     job.state = job.y + y * 4
     job.bias = job.state + y * 4
-    for i in range(TRIES):
+    for _ in range(TRIES):
         start = microseconds()
         kernels.run(&job, 0, RATE_ROWS, 0, RATE_PANELS, 1, <char *> job.bias + 16 * units)
         best = min(best, microseconds() - start)
@@ -109,18 +109,16 @@ cdef void _measure_rate() noexcept:
 
 
 cdef void _meet(team_barrier *barrier, int times) noexcept nogil:
-    cdef int i
-    for i in range(times):
+    for _ in range(times):
         barrier_wait(barrier, team_size())
 
 
 cdef void _measure_threads() noexcept:
     global _region, _meeting, _measured
-    cdef int i
     cdef double start, region = 1e9, meetings = 1e9
     cdef team_barrier barrier
     memset(&barrier, 0, sizeof(barrier))
-    for i in range(TRIES):
+    for _ in range(TRIES):
         start = microseconds()
         with nogil, parallel(num_threads=2):
             _meet(&barrier, 1)
