@@ -31,10 +31,11 @@ cdef enum:
     GATE_FLOPS = 200          # what the gates of one unit and row take, counted so
     TRIES = 10
     MEETINGS = 50             # of one try
-    # A region takes 1 to 2 us. If it took longer, the other thread may have been new or the core
-    # not free: then the next calls measure again.
+    # A region takes 1 to 2 us. If it took longer, the other thread may have been new or no core
+    # free: then later calls measure again, so often, so many microseconds apart.
     USUAL_REGION = 5
-    MEASUREMENTS = 5
+    MEASUREMENTS = 50
+    APART = 100000
     # Zero multiplications that take a few microseconds, nearly all of them in the product.
     RATE_ROWS = 8
     RATE_INPUTS = 512
@@ -55,6 +56,7 @@ cdef const kernels_f32 *_rated = NULL  # ... with these kernels
 cdef double _region = 0       # a parallel region of two threads
 cdef double _meeting = 0      # a barrier of two threads
 cdef int _measured = 0
+cdef double _measured_at = 0
 cdef long _l2 = cache_bytes(2), _l3 = cache_bytes(3)
 cdef double _last = 0         # when a call was cut last
 
@@ -163,7 +165,7 @@ cdef double _time(const Work *work, Py_ssize_t rows, Py_ssize_t panels) noexcept
 
 
 cdef Cut _cut(int threads, const Work *work) noexcept:
-    global _last
+    global _last, _measured_at
     cdef Cut cut
     cdef int team, most
     cdef double time, best, now, region, step
@@ -184,9 +186,12 @@ cdef Cut _cut(int threads, const Work *work) noexcept:
     most = _available(threads)
     if _rated != _kernels_f32():
         _measure_rate()
-    if _measured == 0 or (_region > USUAL_REGION and _measured < MEASUREMENTS):
-        _measure_threads()
     now = microseconds()
+    if _measured == 0 or (
+        _region > USUAL_REGION and _measured < MEASUREMENTS and now - _measured_at > APART
+    ):
+        _measure_threads()
+        _measured_at = now
     region = _region if now - _last < REST else _region + WAKING
     _last = now
     # Twice: threads that have worked do not arrive together.
