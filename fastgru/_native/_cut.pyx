@@ -48,7 +48,10 @@ cdef double FETCHING = 0.025  # ... and for each row, if half of its state comes
 cdef double L2_SPEED = 120000, L3_SPEED = 95000, MEMORY_SPEED = 30000
 cdef double REST = 1000       # after so long a pause OpenMP's threads may be asleep
 cdef double WAKING = 50       # ... and waking them takes so long, at least
-cdef double GAIN = 0.9        # a team must be that much faster: its cores have other users too
+# A team must be that much faster than one thread, since its cores have other users too; and one
+# that meets at every step as much faster than one that does not: how long a meeting takes depends
+# on where the system puts the threads, and changes.
+cdef double GAIN = 0.9
 
 # A measurement on a busy machine may be far off; beyond these bounds it is not believed.
 cdef double _rate = 0         # FLOP a microsecond of one thread
@@ -167,9 +170,9 @@ cdef double _time(const Work *work, Py_ssize_t rows, Py_ssize_t panels) noexcept
 cdef Cut _cut(int threads, const Work *work) noexcept:
     global _last, _measured_at
     cdef Cut cut
-    cdef int team, most
+    cdef int team, most, split_team = 0, together_team = 0
     cdef double time, best, now, region, step
-    cdef Py_ssize_t B = work.B, units = work.panels * work.lanes, rows
+    cdef Py_ssize_t B = work.B, units = work.panels * work.lanes
     memset(&cut, 0, sizeof(cut))
     cut.threads, cut.rows = 1, B
     if _forced_threads:
@@ -197,30 +200,28 @@ cdef Cut _cut(int threads, const Work *work) noexcept:
     # Twice: threads that have worked do not arrive together.
     step = 2 * work.meetings * _meeting + B * FETCHING
     cut.alone = _time(work, B, work.panels)
-    best = GAIN * cut.alone
     team = 2
     while team <= most:
         # Both costs grow with the team: all meet at one counter.
         time = region * team / 2
         if team <= B:
-            rows = (B + team - 1) // team
-            time += _time(work, rows, work.panels)
-            if cut.split == 0 or time < cut.split:
-                cut.split = time
-            if time < best:
-                best = time
-                cut.threads, cut.rows, cut.shared = team, rows, False
+            time += _time(work, (B + team - 1) // team, work.panels)
+            if split_team == 0 or time < cut.split:
+                cut.split, split_team = time, team
         time = (region + work.T * step) * team / 2
         if FASTGRU_TEAM_BARRIER and team <= work.panels:
             time += _time(work, B, (work.panels + team - 1) // team)
-            if cut.together == 0 or time < cut.together:
-                cut.together = time
-            if time < best:
-                best = time
-                cut.threads, cut.rows, cut.shared = team, B, True
+            if together_team == 0 or time < cut.together:
+                cut.together, together_team = time, team
         if team == most:
             break
         team = min(2 * team, most)
+    best = GAIN * cut.alone
+    if split_team and cut.split < best:
+        best = GAIN * cut.split
+        cut.threads, cut.rows = split_team, (B + split_team - 1) // split_team
+    if together_team and cut.together < best:
+        cut.threads, cut.rows, cut.shared = together_team, B, True
     return cut
 
 
