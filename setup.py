@@ -7,6 +7,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
@@ -65,7 +66,8 @@ def extension(name, *sources):
     return Extension(
         f"fastgru._native.{name}",
         [str(NATIVE / source) for source in (f"{name}.pyx", *sources)],
-        include_dirs=[str(NATIVE)],
+        include_dirs=[str(NATIVE), np.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         depends=HEADERS,
     )
 
@@ -77,6 +79,7 @@ setup(
             extension("_cut"),
             extension("_fused"),
             extension("_backward"),
+            extension("_packing"),
             extension("_stream"),
         ],
         build_dir="build",

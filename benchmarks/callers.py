@@ -29,7 +29,7 @@ import records
 from compare import TOLERANCE
 from machine import busy_seconds, choose_cpus
 from peers import ENVIRONMENT, PEERS
-from problems import Problem, Shape, make_problem, reference
+from problems import Problem, Shape, forward_reference, make_problem
 from report import DISTURBED
 from worker import REMOVED_VARIABLES, THREAD_VARIABLES, settle
 
@@ -177,7 +177,7 @@ def main() -> int:
         "callers", {k: str(v) for k, v in vars(options).items()} | {"cpus": cpus}
     )
     problem = make_problem(Shape.parse(options.shape), seed=1)
-    truth = reference(problem)
+    truth = forward_reference(problem)[0]
     connections = {}
     record["versions"] = {}
     for name in NAMES:

@@ -16,7 +16,7 @@ from fastgru.backends.reference import ReferenceBackend
 from fastgru.problem import BackendError, GRUProblem, GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -130,26 +130,35 @@ def _name(activation: object) -> str:
 
 
 def quick(
-    weights: GRUWeights, spec: GRUSpec, x: np.ndarray, sequences: bool, reverse: bool
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return (y, state) of a call with nothing but x, or None where `choose` must be asked."""
+    weights: GRUWeights, spec: GRUSpec, x: Any, sequences: bool, with_state: bool, reverse: bool
+) -> Any:
+    """Return y, or (y, state), of a call with nothing but x; None where `choose` must be asked."""
     if _forced.get() not in (None, "cpu"):
         return None
-    return _CPU.quick(weights, spec, x, sequences, reverse)
+    return _CPU.quick(weights, spec, x, sequences, with_state, reverse)
 
 
-def steppers(states: list[Any], outputs: list[Any]) -> list[Any] | None:
-    """Return what `step` works on: one native stepper per cell; None where there is none."""
-    return _CPU.steppers(states, outputs)
-
-
-def step(
-    steppers: list[Any] | None, cells: list[Any], x: np.ndarray, rows: np.ndarray | None
-) -> np.ndarray | None:
-    """Advance a stream natively and return its output; None where the backends' forward must."""
-    if steppers is None or _forced.get() not in (None, "cpu"):
+def quick_step(weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
+    """Return the state one step after h0, or None where `choose` must be asked."""
+    if _forced.get() not in (None, "cpu"):
         return None
-    return _CPU.step(steppers, cells, x, rows)
+    return _CPU.quick_step(weights, spec, x, h0)
+
+
+def stepper(
+    cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray]
+) -> Callable[..., np.ndarray | None]:
+    """Return ``step(x, rows=None)``, which advances the states and returns the last output.
+
+    It returns None, and does nothing, where x and rows are not plain arrays or the backends'
+    forward must serve the step.
+    """
+    step = _CPU.stepper(cells, states, outputs, _forced)
+    return _no_step if step is None else step
+
+
+def _no_step(x: Any, rows: Any = None) -> None:
+    return None
 
 
 class Explanation:

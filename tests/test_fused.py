@@ -12,6 +12,7 @@ from test_native import (
     widened,
 )
 
+from fastgru import activations
 from fastgru.backends import cpu as cpu_backend
 from fastgru.masks import NO_MASK, plan_mask
 from fastgru.problem import GRUProblem, GRUWeights
@@ -126,30 +127,36 @@ def test_gradients_of_empty_axes(shape, reset_after):
     assert_gradients_agree(GRUProblem(spec, x, None, NO_MASK), weights, seed=1)
 
 
-def draw(dtype, reset_after, batch=64, steps=7, inputs=37, units=75):
+def draw(dtype, kind, batch=64, steps=7, inputs=37, units=75):
     rng = np.random.default_rng(11)
-    spec = make_spec(inputs, units, dtype, reset_after=reset_after)
+    if kind == "narrow":  # few enough units that the rows of a larger batch share the vectors
+        units = max(1, fused.lanes(np.dtype(dtype).itemsize) // 2)
+    other = {}
+    if kind == "other":
+        names = {"activation": "softsign", "recurrent_activation": "elu"}
+        other = {role: activations.get(name) for role, name in names.items()}
+    spec = make_spec(inputs, units, dtype, reset_after=kind != "before", **other)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((batch, steps, inputs)).astype(dtype)
-    h0 = rng.standard_normal((batch, units)).astype(dtype)
+    h0 = rng.standard_normal((batch, spec.units)).astype(dtype)
     return spec, weights, x, h0, rng
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("kind", ["after", "before", "other", "narrow"])
 class TestBitForBit:
     """SPEC 5.12."""
 
-    def test_5_12_batch_of_one_equals_batch_of_64(self, isa, dtype, reset_after):
-        spec, weights, x, h0, _ = draw(dtype, reset_after)
+    def test_5_12_batch_of_one_equals_batch_of_64(self, isa, dtype, kind):
+        spec, weights, x, h0, _ = draw(dtype, kind)
         whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         for size in (1, 2, 3, 5, 7, 9, 13):
             part = forward(GRUProblem(spec, x[:size], h0[:size], NO_MASK), weights)
             np.testing.assert_array_equal(part.y, whole.y[:size])
             np.testing.assert_array_equal(part.state, whole.state[:size])
 
-    def test_5_12_permuted_rows(self, isa, dtype, reset_after):
-        spec, weights, x, h0, rng = draw(dtype, reset_after)
+    def test_5_12_permuted_rows(self, isa, dtype, kind):
+        spec, weights, x, h0, rng = draw(dtype, kind)
         lengths = rng.integers(0, 8, 64)
         order = rng.permutation(64)
         first = forward(GRUProblem(spec, x, h0, plan_mask(None, lengths, 64, 7)), weights)
@@ -157,9 +164,9 @@ class TestBitForBit:
         second = forward(GRUProblem(spec, x[order], h0[order], mask), weights)
         np.testing.assert_array_equal(second.y, first.y[order])
 
-    def test_5_12_threads(self, isa, dtype, reset_after):
+    def test_5_12_threads(self, isa, dtype, kind):
         for batch, steps in ((64, 7), (3, 60), (2, 7)):
-            spec, weights, x, h0, _ = draw(dtype, reset_after, batch, steps, units=150)
+            spec, weights, x, h0, _ = draw(dtype, kind, batch, steps, units=150)
             ys = [
                 forward(GRUProblem(spec, x, h0, NO_MASK, num_threads=n), weights).y
                 for n in (1, 2, 3)
@@ -167,10 +174,10 @@ class TestBitForBit:
             np.testing.assert_array_equal(ys[1], ys[0])
             np.testing.assert_array_equal(ys[2], ys[0])
 
-    def test_5_12_cuts(self, isa, dtype, reset_after):
+    def test_5_12_cuts(self, isa, dtype, kind):
         from fastgru._native import _cut
 
-        spec, weights, x, h0, _ = draw(dtype, reset_after, 10, 9, units=150)
+        spec, weights, x, h0, _ = draw(dtype, kind, 10, 9, units=150)
         ys = []
         try:
             for threads, shared in ((1, False), (2, False), (4, False), (2, True), (3, True)):
@@ -181,8 +188,8 @@ class TestBitForBit:
         for y in ys[1:]:
             np.testing.assert_array_equal(y, ys[0])
 
-    def test_5_12_pieces(self, isa, dtype, reset_after):
-        spec, weights, x, h0, _ = draw(dtype, reset_after, steps=29)
+    def test_5_12_pieces(self, isa, dtype, kind):
+        spec, weights, x, h0, _ = draw(dtype, kind, steps=29)
         whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         pieces, state = [], h0
         for low, high in ((0, 1), (1, 4), (4, 20), (20, 29)):
@@ -192,16 +199,16 @@ class TestBitForBit:
         np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole.y)
         np.testing.assert_array_equal(state, whole.state)
 
-    def test_5_12_masked_rows_change_nothing_in_others(self, isa, dtype, reset_after):
-        spec, weights, x, h0, rng = draw(dtype, reset_after)
+    def test_5_12_masked_rows_change_nothing_in_others(self, isa, dtype, kind):
+        spec, weights, x, h0, rng = draw(dtype, kind)
         alone = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         mask = rng.random((64, 7)) < 0.5
         mask[::3] = True
         mixed = forward(GRUProblem(spec, x, h0, plan_mask(mask, None, 64, 7)), weights)
         np.testing.assert_array_equal(mixed.y[::3], alone.y[::3])
 
-    def test_5_12_saving_for_backward_changes_no_output(self, isa, dtype, reset_after):
-        spec, weights, x, h0, _ = draw(dtype, reset_after)
+    def test_5_12_saving_for_backward_changes_no_output(self, isa, dtype, kind):
+        spec, weights, x, h0, _ = draw(dtype, kind)
         plain = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         saved = forward(GRUProblem(spec, x, h0, NO_MASK), weights, save=True)
         np.testing.assert_array_equal(saved.y, plain.y)

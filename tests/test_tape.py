@@ -301,3 +301,41 @@ def test_one_step_of_gradient_descent_lowers_the_loss():
             v.assign_sub(0.005 * g)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < 0.97 * losses[0]
+
+
+@pytest.mark.parametrize("make", LAYERS)
+@pytest.mark.parametrize("mask", ["none", "holes"])
+def test_saving_the_states_alone_gives_the_same_gradients(make, mask):
+    grads = []
+    layer = make()
+    for save in ("gates", "states"):
+        rewind(layer)
+        outputs, tape = layer.forward(sequences(), mask=MASKS[mask], save=save)
+        grads.append(leaves(layer.backward(tape, *gradients_like(outputs))))
+    for kept, again in zip(*grads, strict=True):
+        np.testing.assert_array_equal(again, kept)
+
+
+def test_saving_the_states_alone_keeps_no_gates():
+    layer = gru_layer()
+    _, tape = layer.forward(sequences(), save="states")
+    assert tape.kept["records"][0].workspace is None
+    _, tape = layer.forward(sequences())
+    record = tape.kept["records"][0]
+    assert (record.workspace is not None) == (record.backend == "cpu")
+
+
+def test_computing_the_gates_again_does_not_write_to_out():
+    layer = gru_layer()
+    out = np.empty((B, T, H))
+    _, tape = layer.forward(sequences(), out=out, save="states")
+    out[...] = 7
+    layer.backward(tape, np.ones((B, T, H)))
+    assert (out == 7).all()
+
+
+def test_save_knows_two_words():
+    layer = fastgru.GRU(H)
+    with pytest.raises(ValueError, match="save: expected 'gates' or 'states', came 'all'"):
+        layer.forward(sequences(), save="all")
+    assert not layer.built

@@ -2,13 +2,14 @@
 # cython: initializedcheck=False, embedsignature=True
 """GRU backward: the walk back through time in the fused loop (loop.h), then a few large products.
 
-After the walk, with X and Hp the rows of x and of the state before each step that was taken, and
-d = [da_h, da_z, da_r, dq_h] of the same rows:
+After the walk there are, of every row and step that was taken, d = [da_h, da_z, da_r, dq_h] and the
+factors f = [x, 1, 1, h], h the state before the step. Then
 
-    dW = X^T [da_z, da_r, da_h]   dU = Hp^T [da_z, da_r, dq_h]   dX = [da_h, da_z, da_r] W^T
+    [dW; db; dU] = f^T [da_z, da_r, da_h or dq_h]      dX = [da_z, da_r, da_h] W^T
 
-BLAS is best at these. X and Hp end in a column of ones, whose products are the gradients of the
-biases.
+in Keras' layout. BLAS is best at these, a few hundred rows at a time, so that they are in cache for
+all of them. Where gate h sees other factors than z and r do (dropout
+masks of its own; r * h instead of h with reset_after=False), there is a copy of f for it.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE
@@ -32,16 +33,13 @@ from fastgru._native._cpu cimport (
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
 from fastgru._native._fused cimport Fused, _set_masks
 from fastgru._native.gates cimport (
-    KEEPS_VALUE,
     allocate_aligned,
     back_type,
     denormals_off,
     denormals_restore,
     free_aligned,
-    gate_functions,
     gru_back_job,
-    kernels_f32,
-    kernels_f64,
+    barrier_wait,
     team_barrier,
     team_rank,
     team_size,
@@ -52,6 +50,10 @@ import numpy as np
 cdef object _empty = np.empty
 
 
+cdef enum:
+    ROWS = 384                # rows of a product; 1.15 times as fast as all 3,200 at once
+
+
 cdef struct Products:
     Py_ssize_t rows, B, T, inputs, H
     bint reset_after, reverse
@@ -60,204 +62,190 @@ cdef struct Products:
     const char *states
     const char *h0
     const unsigned char *resets
-    const Py_ssize_t *slots
+    const Py_ssize_t *taken   # s * B + b of each row of d; NULL: its row is b * T + t
     const char *dropout
     Py_ssize_t dropout_gates
     const char *recurrent_dropout
-    const char *gates
-    const char *d
-    const char *wt            # (3H, I), rows in the order h, z, r
-    char *xs                  # (gates, rows, I + 1)
-    char *hs                  # (gates, rows, H + 1)
-    char *rk                  # reset_after=False: (rows, H + 1), what multiplies Uh
-    char *dxs                 # (gates, rows, I)
-    char *dx                  # (B, T, I)
-    char *dw                  # (I + 1, 3H), columns in the order h, z, r
-    char *du                  # (H + 1, 3H), columns in the order z, r, h
-    gate_functions functions
-    const kernels_f32 *k32
-    const kernels_f64 *k64
+    const char *d             # (rows, 4, H)
+    const char *w             # (I, 3H)
+    Py_ssize_t copies         # 1; 2: one for z and r, one for h; 3: one for each gate z, r, h
+    char *f                   # (copies, ROWS, I + 2 + H) of the rows at hand
+    char *dxs                 # (x_gates, ROWS, I); NULL: they go to dx, whose rows are d's
+    char *dx                  # (B, T, I); zeros, if some steps were not taken
+    char *dw                  # (I + 2 + H, 3H)
+    team_barrier *barrier
+    Py_ssize_t size
 
 
-cdef void _gemm(bint transposed, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K, const floating *A,
-                Py_ssize_t lda, const floating *B, Py_ssize_t ldb, floating *C,
-                Py_ssize_t ldc) noexcept nogil:
-    # Row-major C (M, N) = A B, A (M, K) or, transposed, (K, M).
-    cdef char no = b"n", a = b"t" if transposed else b"n"
+cdef void _gemm(bint a_transposed, bint b_transposed, Py_ssize_t M, Py_ssize_t N, Py_ssize_t K,
+                const floating *A, Py_ssize_t lda, const floating *B, Py_ssize_t ldb, bint add,
+                floating *C, Py_ssize_t ldc) noexcept nogil:
+    # Row-major C (M, N) = A B, or C += A B; A is (M, K) or, transposed, (K, M), B as well.
+    cdef char a = b"t" if a_transposed else b"n", b = b"t" if b_transposed else b"n"
     cdef int m = <int> M, n = <int> N, k = <int> K
     cdef int la = <int> lda, lb = <int> ldb, lc = <int> ldc
-    cdef floating one = 1, zero = 0
+    cdef floating one = 1, beta = add
     if M == 0 or N == 0:
         return
     if floating is float:
-        sgemm(&no, &a, &n, &m, &k, &one, <float *> B, &lb, <float *> A, &la, &zero, C, &lc)
+        sgemm(&b, &a, &n, &m, &k, &one, <float *> B, &lb, <float *> A, &la, &beta, C, &lc)
     else:
-        dgemm(&no, &a, &n, &m, &k, &one, <double *> B, &lb, <double *> A, &la, &zero, C, &lc)
+        dgemm(&b, &a, &n, &m, &k, &one, <double *> B, &lb, <double *> A, &la, &beta, C, &lc)
 
 
-cdef void _gather_steps(
-    const Products *p, Py_ssize_t s0, Py_ssize_t s1, floating *tag,
+cdef inline Py_ssize_t _place(const Products *p, Py_ssize_t row, Py_ssize_t *s) noexcept nogil:
+    # The b and s of a row of d.
+    cdef Py_ssize_t t
+    if p.taken != NULL:
+        s[0] = p.taken[row] // p.B
+        return p.taken[row] % p.B
+    t = row % p.T
+    s[0] = p.T - 1 - t if p.reverse else t
+    return row // p.T
+
+
+cdef void _gather(
+    const Products *p, Py_ssize_t first, Py_ssize_t r0, Py_ssize_t r1, floating *tag,
 ) noexcept nogil:
-    # Fills xs, hs and rk of the rows of steps s0..s1.
-    cdef Py_ssize_t s, t, b, g, j, slot, B = p.B, T = p.T, I = p.inputs, H = p.H
-    cdef Py_ssize_t x_gates = p.dropout_gates if p.dropout != NULL else 1
-    cdef Py_ssize_t h_gates = 3 if p.recurrent_dropout != NULL else 1
-    cdef const floating *row
-    cdef const floating *mask
+    # Fills f of the rows first + r0 .. first + r1 of d.
+    cdef Py_ssize_t s = 0, t, b, c, g, r, B = p.B, T = p.T, I = p.inputs, H = p.H
+    cdef const floating *x
+    cdef const floating *h
     cdef floating *target
-    for s in range(s0, s1):
+    for r in range(r0, r1):
+        b = _place(p, first + r, &s)
         t = T - 1 - s if p.reverse else s
-        for b in range(B):
-            slot = p.slots[s * B + b] if p.slots != NULL else s * B + b
-            if slot < 0:
-                continue
-            row = <const floating *> (p.x + b * p.x_b + t * p.x_t)
-            for g in range(x_gates):
-                target = <floating *> p.xs + (g * p.rows + slot) * (I + 1)
-                if p.dropout == NULL:
-                    memcpy(target, row, I * sizeof(floating))
-                else:
-                    mask = <const floating *> p.dropout + (g * B + b) * I
-                    for j in range(I):
-                        target[j] = row[j] * mask[j]
-                target[I] = 1
-            row = NULL
-            if p.resets != NULL and p.resets[b * T + t]:
-                pass
-            elif s > 0:
-                row = <const floating *> p.states + (b * T + s - 1) * H
-            elif p.h0 != NULL:
-                row = <const floating *> p.h0 + b * H
-            for g in range(h_gates):
-                target = <floating *> p.hs + (g * p.rows + slot) * (H + 1)
-                if row == NULL:
-                    memset(target, 0, H * sizeof(floating))
-                elif p.recurrent_dropout == NULL:
-                    memcpy(target, row, H * sizeof(floating))
-                else:
-                    mask = <const floating *> p.recurrent_dropout + (g * B + b) * H
-                    for j in range(H):
-                        target[j] = row[j] * mask[j]
-                target[H] = 1
-            if not p.reset_after:
-                _reset_state(p, slot, target)
+        x = <const floating *> (p.x + b * p.x_b + t * p.x_t)
+        h = NULL
+        if p.resets != NULL and p.resets[b * T + t]:
+            pass
+        elif s > 0:
+            h = <const floating *> p.states + (b * T + s - 1) * H
+        elif p.h0 != NULL:
+            h = <const floating *> p.h0 + b * H
+        for c in range(p.copies):
+            g = c if p.copies == 3 else 2 * c     # the (last) gate that it serves
+            target = <floating *> p.f + (c * ROWS + r) * (I + 2 + H)
+            _masked(I, x, _mask(p.dropout, p.dropout_gates, g, b, B, I, tag), target)
+            target[I] = target[I + 1] = 1
+            target += I + 2
+            if g == 2 and not p.reset_after:
+                memcpy(target, <const floating *> p.d + ((first + r) * 4 + 3) * H,
+                       H * sizeof(floating))
+            elif h == NULL:
+                memset(target, 0, H * sizeof(floating))
+            else:
+                _masked(H, h, _mask(p.recurrent_dropout, 3, g, b, B, H, tag), target)
 
 
-cdef void _reset_state(const Products *p, Py_ssize_t slot, const floating *k) noexcept nogil:
-    # rk = r * k of one row; r is kept as its argument where its derivative needs that.
-    cdef Py_ssize_t j, H = p.H
-    cdef floating *rk = <floating *> p.rk + slot * (H + 1)
-    memcpy(rk, <const floating *> p.gates + (slot * 4 + 1) * H, H * sizeof(floating))
-    if not KEEPS_VALUE(p.functions.recurrent_activation):
-        if floating is float:
-            p.k32.activations[p.functions.recurrent_activation](
-                H, p.functions.recurrent_params, rk
-            )
-        else:
-            p.k64.activations[p.functions.recurrent_activation](
-                H, p.functions.recurrent_params, rk
-            )
-    for j in range(H):
-        rk[j] = rk[j] * k[j]
-    rk[H] = 1
-
-
-cdef void _multiply_gates(
-    const Products *p, Py_ssize_t n0, Py_ssize_t n1, floating *tag,
+cdef inline const floating *_mask(
+    const char *masks, Py_ssize_t gates, Py_ssize_t g, Py_ssize_t b, Py_ssize_t B, Py_ssize_t n,
+    floating *tag,
 ) noexcept nogil:
-    # Columns n0..n1 of every gate's dW and dU: one product where the gates see the same rows.
-    cdef Py_ssize_t I = p.inputs, H = p.H, rows = p.rows, g, n = n1 - n0
-    cdef const floating *d = <const floating *> p.d
-    cdef const floating *xs = <const floating *> p.xs
-    cdef const floating *hs = <const floating *> p.hs
-    cdef floating *dw = <floating *> p.dw
-    cdef floating *du = <floating *> p.du
-    cdef bint x_split = p.dropout != NULL and p.dropout_gates == 3
-    for g in range(3):            # h, z, r: d's order; the masks are in the order z, r, h
-        _gemm(True, I + 1, n, rows,
-              xs + ((g + 2) % 3 * rows * (I + 1) if x_split else 0), I + 1,
-              d + g * H + n0, 4 * H, dw + g * H + n0, 3 * H)
-    for g in range(3):            # z, r, h
-        if g == 2 and not p.reset_after:
-            _gemm(True, H + 1, n, rows, <const floating *> p.rk, H + 1, d + n0, 4 * H,
-                  du + 2 * H + n0, 3 * H)
-        else:
-            _gemm(True, H + 1, n, rows,
-                  hs + (g * rows * (H + 1) if p.recurrent_dropout != NULL else 0), H + 1,
-                  d + (g + 1) * H + n0, 4 * H, du + g * H + n0, 3 * H)
+    # Row b of gate g's dropout mask, of (gates, B, n); NULL without one.
+    if masks == NULL:
+        return NULL
+    return <const floating *> masks + ((g if gates == 3 else 0) * B + b) * n
+
+
+cdef inline void _masked(
+    Py_ssize_t n, const floating *values, const floating *mask, floating *target,
+) noexcept nogil:
+    cdef Py_ssize_t j
+    if mask == NULL:
+        memcpy(target, values, n * sizeof(floating))
+    else:
+        for j in range(n):
+            target[j] = values[j] * mask[j]
+
+
+cdef void _multiply_factors(
+    const Products *p, Py_ssize_t first, Py_ssize_t rows, Py_ssize_t n0, Py_ssize_t n1,
+    floating *tag,
+) noexcept nogil:
+    # Columns n0..n1 of every gate's dW, db and dU: what these rows add.
+    cdef Py_ssize_t I = p.inputs, H = p.H, ld = I + 2 + H, g, n = n1 - n0
+    cdef const floating *d = <const floating *> p.d + first * 4 * H + n0
+    cdef const floating *f = <const floating *> p.f
+    cdef floating *dw = <floating *> p.dw + n0
+    cdef bint add = first > 0
+    if p.copies == 3:
+        for g in range(2):        # z, r
+            _gemm(True, False, ld, n, rows, f + g * ROWS * ld, ld, d + (g + 1) * H, 4 * H, add,
+                  dw + g * H, 3 * H)
+    else:                         # both at once: columns 2 n0 .. 2 n1 of the two
+        _gemm(True, False, ld, 2 * n, rows, f, ld, d + H + n0, 4 * H, add, dw + n0, 3 * H)
+    f += (p.copies - 1) * ROWS * ld
+    dw += 2 * H
+    if p.reset_after:
+        _gemm(True, False, I + 1, n, rows, f, ld, d, 4 * H, add, dw, 3 * H)
+        _gemm(True, False, 1 + H, n, rows, f + I + 1, ld, d + 3 * H, 4 * H, add,
+              dw + (I + 1) * 3 * H, 3 * H)
+    else:
+        _gemm(True, False, ld, n, rows, f, ld, d, 4 * H, add, dw, 3 * H)
 
 
 cdef void _multiply_inputs(
-    const Products *p, Py_ssize_t r0, Py_ssize_t r1, floating *tag,
+    const Products *p, Py_ssize_t first, Py_ssize_t r0, Py_ssize_t r1, floating *tag,
 ) noexcept nogil:
-    # dX of the rows r0..r1, without dropout masks.
-    cdef Py_ssize_t I = p.inputs, H = p.H, g
-    cdef const floating *d = <const floating *> p.d + r0 * 4 * H
-    cdef const floating *wt = <const floating *> p.wt
-    cdef floating *dxs = <floating *> p.dxs
-    if p.dropout != NULL and p.dropout_gates == 3:
-        for g in range(3):        # h, z, r
-            _gemm(False, r1 - r0, I, H, d + g * H, 4 * H, wt + g * H * I, I,
-                  dxs + (g * p.rows + r0) * I, I)
-    else:
-        _gemm(False, r1 - r0, I, 3 * H, d, 4 * H, wt, I, dxs + r0 * I, I)
-
-
-cdef void _scatter_steps(
-    const Products *p, Py_ssize_t s0, Py_ssize_t s1, floating *tag,
-) noexcept nogil:
-    # dx of steps s0..s1 from the rows of dxs.
-    cdef Py_ssize_t s, t, b, g, j, slot, B = p.B, T = p.T, I = p.inputs
-    cdef Py_ssize_t gates = p.dropout_gates if p.dropout != NULL else 1
-    cdef const floating *row
+    # dX of the rows first + r0 .. first + r1.
+    cdef Py_ssize_t I = p.inputs, H = p.H, n = r1 - r0, gates, s = 0, t, b, g, j, r
+    cdef const floating *d = <const floating *> p.d + (first + r0) * 4 * H
+    cdef const floating *w = <const floating *> p.w
     cdef const floating *mask
+    cdef floating *dxs
     cdef floating *target
-    for s in range(s0, s1):
-        t = T - 1 - s if p.reverse else s
-        for b in range(B):
-            slot = p.slots[s * B + b] if p.slots != NULL else s * B + b
-            target = <floating *> p.dx + (b * T + t) * I
-            if slot >= 0 and p.dropout == NULL:
-                memcpy(target, <const floating *> p.dxs + slot * I, I * sizeof(floating))
-                continue
-            memset(target, 0, I * sizeof(floating))
-            if slot < 0:
-                continue
-            for g in range(gates):
-                row = <const floating *> p.dxs + (g * p.rows + slot) * I
-                mask = <const floating *> p.dropout + ((g + 2) % 3 * B + b if gates == 3 else b) * I
-                for j in range(I):
-                    target[j] += row[j] * mask[j]
-
-
-cdef void _product_worker(const Products *p, int phase, floating *tag) noexcept nogil:
-    cdef int rank = team_rank(), team = team_size()
-    cdef Py_ssize_t n
-    if phase == 0:
-        _gather_steps(p, p.T * rank // team, p.T * (rank + 1) // team, tag)
-    elif phase == 1:
-        _multiply_gates(p, p.H * rank // team, p.H * (rank + 1) // team, tag)
-        n = p.rows
-        _multiply_inputs(p, n * rank // team, n * (rank + 1) // team, tag)
+    if p.dxs == NULL:
+        dxs = <floating *> p.dx + (first + r0) * I
     else:
-        _scatter_steps(p, p.T * rank // team, p.T * (rank + 1) // team, tag)
+        dxs = <floating *> p.dxs + r0 * I
+    if p.dropout_gates == 3:
+        for g in range(3):        # z, r, h
+            _gemm(False, True, n, I, H, d + (g + 1) % 3 * H, 4 * H, w + g * H, 3 * H, False,
+                  dxs + g * ROWS * I, I)
+    else:
+        _gemm(False, True, n, I, 2 * H, d + H, 4 * H, w, 3 * H, False, dxs, I)
+        _gemm(False, True, n, I, H, d, 4 * H, w + 2 * H, 3 * H, True, dxs, I)
+    if p.dxs == NULL:
+        return
+    gates = max(p.dropout_gates, 1)
+    for r in range(n):
+        b = _place(p, first + r0 + r, &s)
+        t = p.T - 1 - s if p.reverse else s
+        target = <floating *> p.dx + (b * p.T + t) * I
+        for g in range(gates):
+            mask = _mask(p.dropout, gates, g, b, p.B, I, tag)
+            for j in range(I):
+                target[j] = ((target[j] if g else 0)
+                             + dxs[(g * ROWS + r) * I + j] * (mask[j] if mask != NULL else 1))
+
+
+cdef void _product_worker(const Products *p, floating *tag) noexcept nogil:
+    cdef int rank = team_rank(), team = team_size()
+    cdef Py_ssize_t first = 0, n
+    while first < p.rows:
+        n = min(<Py_ssize_t> ROWS, p.rows - first)
+        _gather(p, first, n * rank // team, n * (rank + 1) // team, tag)
+        barrier_wait(p.barrier, team)
+        _multiply_factors(p, first, n, p.H * rank // team, p.H * (rank + 1) // team, tag)
+        _multiply_inputs(p, first, n * rank // team, n * (rank + 1) // team, tag)
+        barrier_wait(p.barrier, team)
+        first += ROWS
 
 
 cdef void _run_products(const Products *p, int threads) noexcept nogil:
-    cdef int phase
     threads = _lease(threads)
-    for phase in range(3):
-        if threads == 1:
-            if p.k32 != NULL:
-                _product_worker(p, phase, <float *> NULL)
-            else:
-                _product_worker(p, phase, <double *> NULL)
+    if threads == 1:
+        if p.size == 4:
+            _product_worker(p, <float *> NULL)
         else:
-            with parallel(num_threads=threads):
-                if p.k32 != NULL:
-                    _product_worker(p, phase, <float *> NULL)
-                else:
-                    _product_worker(p, phase, <double *> NULL)
+            _product_worker(p, <double *> NULL)
+    else:
+        with parallel(num_threads=threads):
+            if p.size == 4:
+                _product_worker(p, <float *> NULL)
+            else:
+                _product_worker(p, <double *> NULL)
     _give_back(threads)
 
 
@@ -294,7 +282,7 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     packed : Fused
     problem : GRUProblem
     workspace, states
-        What `forward(..., save=True)` of the same problem gave.
+        What `forward(..., save=True)` of the same problem gave; the workspace is used up.
     dy : ndarray in y's shape, or None
     dstate : ndarray (B, H), or None
     threads : int
@@ -316,7 +304,6 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     spec = packed.spec
     dtype = spec.dtype
     H = spec.units
-    ut, wt = packed.backward_panels()
 
     view = views.take(problem.x, PyBUF_STRIDES)
     if not _strided(view, size):
@@ -330,11 +317,12 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     p.reverse = job.reverse = problem.reverse
     job.sequences = problem.return_sequences
     job.zero_masked = problem.zero_output_for_mask
-    job.barrier = &barrier
-    p.functions = job.functions = packed.functions
-    p.gates = views.packed(workspace.gates, size)
+    p.barrier = job.barrier = &barrier
+    job.functions = packed.functions
+    p.size = size
+    p.d = job.d = views.packed(workspace.gates, size)
     p.states = views.packed(states, size)
-    job.gates, job.states = p.gates, p.states
+    job.states = p.states
     value = problem.h0
     if value is not None:
         p.h0 = job.h0 = views.packed(value, size)
@@ -348,9 +336,8 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     _set_masks(views, problem, &job.lengths, &job.steps, &job.resets)
     p.resets = job.resets
     if workspace.slots is not None:
-        p.slots = job.slots = <const Py_ssize_t *> views.packed(
-            workspace.slots, sizeof(Py_ssize_t)
-        )
+        job.slots = <const Py_ssize_t *> views.packed(workspace.slots, sizeof(Py_ssize_t))
+        p.taken = <const Py_ssize_t *> views.packed(workspace.taken, sizeof(Py_ssize_t))
     value = problem.recurrent_dropout
     if value is not None:
         p.recurrent_dropout = job.recurrent_dropout = views.packed(value, size)
@@ -358,30 +345,27 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     if value is not None:
         p.dropout = views.packed(value, size)
         p.dropout_gates = 3 if value.ndim == 3 else 1
-    job.ut = views.packed(ut, size)
-    p.wt = views.packed(wt, size)
+    job.ut = views.packed(packed.backward_panels(), size)
+    p.w = views.packed(packed.kernel, size)
 
     carry = np.zeros((B, H), dtype) if dstate is None else np.array(dstate, dtype, order="C")
     view = views.take(carry, PyBUF_STRIDES | PyBUF_WRITABLE)
     job.carry = <char *> view.buf
-    dx = _empty((B, T, I), dtype)
-    dw = np.zeros((I + 1, 3, H), dtype)
-    du = np.zeros((H + 1, 3, H), dtype)
+    dx = (_empty if p.taken == NULL else np.zeros)((B, T, I), dtype)
+    dw = np.zeros((I + 2 + H, 3 * H), dtype)
     if B > 0 and T > 0:
-        x_gates = p.dropout_gates if p.dropout != NULL else 1
-        h_gates = 3 if p.recurrent_dropout != NULL else 1
-        d = _empty((rows, 4, H), dtype)
-        xs = _empty((x_gates, rows, I + 1), dtype)
-        hs = _empty((h_gates, rows, H + 1), dtype)
-        rk = None if spec.reset_after else _empty((rows, H + 1), dtype)
-        dxs = _empty((x_gates, rows, I), dtype)
+        if p.recurrent_dropout != NULL or p.dropout_gates == 3:
+            p.copies = 3
+        else:
+            p.copies = 1 if p.reset_after else 2
+        f = _empty((p.copies, ROWS, I + 2 + H), dtype)
+        if p.taken != NULL or p.dropout != NULL:
+            dxs = _empty((max(p.dropout_gates, 1), ROWS, I), dtype)
+            p.dxs = views.packed(dxs, size)
         pending = _empty((B, H), dtype)
-        p.d = job.d = views.packed(d, size)
-        p.xs, p.hs = views.packed(xs, size), views.packed(hs, size)
-        if rk is not None:
-            p.rk = views.packed(rk, size)
-        p.dxs, p.dx = views.packed(dxs, size), views.packed(dx, size)
-        p.dw, p.du = views.packed(dw, size), views.packed(du, size)
+        p.f = views.packed(f, size)
+        p.dx = views.packed(dx, size)
+        p.dw = views.packed(dw, size)
         job.pending = views.packed(pending, size)
         panels = (H + 2 * packed.lanes - 1) // (2 * packed.lanes)
         flops = 12.0 * rows * H * (H + I)
@@ -390,13 +374,11 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
         work.products, work.meetings = T, 1 if spec.reset_after else 2
         cut = _cut(threads, &work)
         if size == 4:
-            p.k32 = _kernels_f32()
-            back = p.k32.back
-            scratch_bytes = _padded(p.k32.back_scratch(&job, cut.rows))
+            back = _kernels_f32().back
+            scratch_bytes = _padded(_kernels_f32().back_scratch(&job, cut.rows))
         else:
-            p.k64 = _kernels_f64()
-            back = p.k64.back
-            scratch_bytes = _padded(p.k64.back_scratch(&job, cut.rows))
+            back = _kernels_f64().back
+            scratch_bytes = _padded(_kernels_f64().back_scratch(&job, cut.rows))
         threads = _team_limit(threads, flops)
         scratch = <char *> allocate_aligned(cut.threads * scratch_bytes)
         if scratch == NULL:
@@ -409,10 +391,5 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
         free_aligned(scratch)
     else:
         dx[...] = 0
-    dkernel = np.empty((I, 3, H), dtype)
-    dkernel[:, 2], dkernel[:, :2] = dw[:I, 0], dw[:I, 1:]
-    dbias = np.concatenate([dw[I, 1], dw[I, 2], dw[I, 0]])
-    if spec.reset_after:
-        dbias = np.stack([dbias, du[H].reshape(-1)])
-    drecurrent = np.ascontiguousarray(du[:H]).reshape(H, 3 * H)
-    return dx, carry, dkernel.reshape(I, 3 * H), drecurrent, dbias
+    dbias = dw[I : I + 2] if spec.reset_after else dw[I]
+    return dx, carry, dw[:I], dw[I + 2 :], dbias

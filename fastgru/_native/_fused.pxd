@@ -6,7 +6,7 @@ from fastgru._native.gates cimport gate_functions, gru_job, run_type
 
 cdef class Fused:
     cdef readonly object spec
-    cdef object weights, kept, transposed, dtype
+    cdef object kernel, recurrent_kernel, kept, transposed, dtype
     cdef const char *w
     cdef const char *u
     cdef const char *uh
@@ -19,6 +19,7 @@ cdef class Fused:
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept
 cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept
+cdef int _threads_for(get_num_threads, double flops) except -1
 cdef void _run_forward(
     gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run, char *scratch,
     Py_ssize_t scratch_bytes,

@@ -2,11 +2,21 @@
 # cython: initializedcheck=False, embedsignature=True
 """GRU forward through the fused loop (loop.h): one parallel region a call, and no BLAS."""
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE
 from cython.parallel cimport parallel
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
+from fastgru._native._arrays cimport (
+    bytes_of,
+    cnp,
+    empty,
+    float_type,
+    is_native,
+    is_plain,
+    shape_of,
+    strides_of,
+)
 from fastgru._native._cpu cimport (
     _functions,
     _give_back,
@@ -33,6 +43,8 @@ from fastgru._native.gates cimport (
 import numpy as np
 
 from fastgru._native import packing
+
+cnp.import_array()
 
 cdef object _empty = np.empty
 
@@ -73,7 +85,7 @@ cdef class Fused:
         self.kept = (w, u, uh, bias)
         self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
         # Only arrays, no cycle back to the set of weights on which this copy hangs.
-        self.weights = (weights.kernel, weights.recurrent_kernel)
+        self.kernel, self.recurrent_kernel = weights.kernel, weights.recurrent_kernel
         self.w = <const char *> <uintptr_t> w.ctypes.data
         self.u = <const char *> <uintptr_t> u.ctypes.data
         self.uh = NULL if uh is None else <const char *> <uintptr_t> uh.ctypes.data
@@ -81,7 +93,7 @@ cdef class Fused:
 
     cdef object backward_panels(self):
         if self.transposed is None:
-            self.transposed = packing.backward_panels(self.spec, *self.weights, self.lanes)
+            self.transposed = packing.backward_panels(self.recurrent_kernel, self.lanes)
         return self.transposed
 
 
@@ -125,49 +137,105 @@ cdef int _set_masks(_Views views, problem, const Py_ssize_t **lengths, const uns
     return 0
 
 
-def quick(Fused packed, x, bint sequences, bint reverse, int threads):
-    """Run a call that has nothing but x; return (y, state), or None where x is not plain enough.
+def quick(Fused packed, x, bint sequences, bint with_state, bint reverse, get_num_threads):
+    """Run a call that has nothing but x.
 
     Parameters
     ----------
     packed : Fused
-    x : ndarray, shape (B, T, I), the spec's dtype and I
-    sequences, reverse : bool
-    threads : int
+    x : object
+    sequences, with_state, reverse : bool
+    get_num_threads : callable
+        Asked only where the work is enough for two.
+
+    Returns
+    -------
+    y, or (y, state) with ``with_state``; None unless x is an ndarray (B, T, I) of the spec's dtype
+    and I that the loop can walk.
     """
     cdef gru_job job
     cdef team_barrier barrier
-    cdef Py_buffer xs, ys, ends
     cdef Py_ssize_t size = packed.size, H = packed.units, B, T
-    PyObject_GetBuffer(x, &xs, PyBUF_STRIDES)
-    B, T = xs.shape[0], xs.shape[1]
-    if not _strided(&xs, size) or B == 0 or xs.shape[2] != packed.inputs:
-        PyBuffer_Release(&xs)
+    cdef int type = float_type(size)
+    cdef cnp.npy_intp shape[3]
+    if packed.lanes != lanes(size) or not is_native(x, type, 3):
+        return None
+    B, T = shape_of(x)[0], shape_of(x)[1]
+    if B == 0 or shape_of(x)[2] != packed.inputs or not _walkable(x, size):
         return None
     memset(&job, 0, sizeof(job))
-    memset(&barrier, 0, sizeof(barrier))
-    state = _empty((B, H), packed.dtype)
+    shape[0], shape[1], shape[2] = B, T, H
     if sequences:
-        y = _empty((B, T, H), packed.dtype)
-    else:
-        y = _empty((B, H), packed.dtype)
-    PyObject_GetBuffer(y, &ys, PyBUF_STRIDES | PyBUF_WRITABLE)
-    PyObject_GetBuffer(state, &ends, PyBUF_STRIDES | PyBUF_WRITABLE)
-    try:
-        job.B, job.T, job.inputs, job.H = B, T, packed.inputs, H
-        job.x, job.x_b, job.x_t = <const char *> xs.buf, xs.strides[0], xs.strides[1]
-        job.y, job.y_b = <char *> ys.buf, ys.strides[0]
-        job.y_s = ys.strides[1] if sequences else 0
-        job.state = <char *> ends.buf
-        job.sequences, job.reverse = sequences, reverse
-        _set_weights(&job, packed)
-        job.barrier = &barrier
-        _run(&job, packed, threads, 0)
-    finally:
-        PyBuffer_Release(&xs)
-        PyBuffer_Release(&ys)
-        PyBuffer_Release(&ends)
-    return y, state
+        y = empty(3, shape, type)
+        job.y_b, job.y_s = T * H * size, H * size
+    shape[1] = H
+    if not sequences:
+        y = empty(2, shape, type)
+        job.y_b = H * size
+    state = None
+    if with_state:
+        state = empty(2, shape, type)
+        job.state = bytes_of(state)
+    job.B, job.T, job.inputs, job.H = B, T, packed.inputs, H
+    job.x, job.x_b, job.x_t = bytes_of(x), strides_of(x)[0], strides_of(x)[1]
+    job.y = bytes_of(y)
+    job.sequences, job.reverse = sequences, reverse
+    _set_weights(&job, packed)
+    job.barrier = &barrier
+    _run(&job, packed, _threads_for(get_num_threads, 6.0 * B * T * H * (H + packed.inputs)), False)
+    return (y, state) if with_state else y
+
+
+def step(Fused packed, x, h0, get_num_threads):
+    """Run one step from a state; return the new state, a new array.
+
+    None unless x (B, I) and h0 (B, H) are ndarrays of the spec's dtype, I and H, C-contiguous and
+    aligned.
+
+    Parameters
+    ----------
+    packed : Fused
+    x, h0 : object
+    get_num_threads : callable
+        Asked only where the work is enough for two.
+    """
+    cdef gru_job job
+    cdef team_barrier barrier
+    cdef Py_ssize_t size = packed.size, H = packed.units, I = packed.inputs, B
+    cdef int type = float_type(size)
+    if packed.lanes != lanes(size) or not is_plain(x, type, 2) or not is_plain(h0, type, 2):
+        return None
+    B = shape_of(x)[0]
+    if B == 0 or shape_of(x)[1] != I or shape_of(h0)[0] != B or shape_of(h0)[1] != H:
+        return None
+    memset(&job, 0, sizeof(job))
+    y = empty(2, shape_of(h0), type)
+    job.B, job.T, job.inputs, job.H = B, 1, I, H
+    job.x, job.x_b, job.h0 = bytes_of(x), I * size, bytes_of(h0)
+    job.y, job.y_b = bytes_of(y), H * size
+    job.state = job.y  # where the last state is already
+    job.sequences = True
+    _set_weights(&job, packed)
+    job.barrier = &barrier
+    _run(&job, packed, _threads_for(get_num_threads, 6.0 * B * H * (H + I)), False)
+    return y
+
+
+cdef bint _walkable(x, Py_ssize_t size) noexcept:
+    # As _strided: last axis contiguous, everything aligned; x has three axes.
+    cdef cnp.npy_intp *shape = shape_of(x)
+    cdef cnp.npy_intp *strides = strides_of(x)
+    return (
+        <uintptr_t> bytes_of(x) % size == 0
+        and (shape[0] < 2 or strides[0] % size == 0)
+        and (shape[1] < 2 or strides[1] % size == 0)
+        and (shape[2] < 2 or strides[2] == size)
+    )
+
+
+cdef int _threads_for(get_num_threads, double flops) except -1:
+    # Asking costs 0.1 us, a tenth of a small call; and one below ~2 us is never shared.
+    return 1 if flops < GIL_FLOPS else get_num_threads()
 
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept:
@@ -187,7 +255,7 @@ cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept:
 
 
 cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
-    # Cuts the call, allocates its scratch, and runs it.
+    # Cuts the call, allocates its scratch, and runs it. No state: its user does not want it.
     cdef Cut cut = _cut_job(job, packed, threads)
     cdef Py_ssize_t B = job.B, T = job.T, H = job.H, size = packed.size, columns
     cdef Py_ssize_t scratch_bytes, extra = 0
@@ -207,11 +275,18 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
         extra += 2 * B * H * size
     if not job.reset_after:
         extra += B * H * size
+    if job.state == NULL:
+        extra += B * H * size
     scratch = <char *> allocate_aligned(cut.threads * scratch_bytes + extra)
     if scratch == NULL:
         raise MemoryError(f"scratch of {cut.threads * scratch_bytes + extra} bytes")
     job.alternate = scratch + cut.threads * scratch_bytes
     job.reset_state = job.alternate + extra - B * H * size
+    if job.state == NULL:
+        job.state = job.reset_state
+        job.reset_state -= B * H * size
+    if cut.threads > 1:
+        memset(job.barrier, 0, sizeof(team_barrier))
     if cut.threads == 1 and flops < GIL_FLOPS:
         _run_forward(job, &cut, packed.panels, run, scratch, scratch_bytes)
     else:
@@ -222,24 +297,29 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
 
 
 class Workspace:
-    """What forward keeps for backward: gates (rows, 4, H) and where each step's rows are."""
+    """What forward keeps for backward: the gates (rows, 4, H) of the steps that were taken.
 
-    __slots__ = ("gates", "rows", "slots")
+    ``slots`` (T, B) says which row each step has, ``taken`` (rows,) which step, s * B + b, each row
+    has; None: all were taken, and (b, t) has row b * T + t.
+    """
+
+    __slots__ = ("gates", "rows", "slots", "taken")
 
     def __init__(self, problem, H, dtype):
         B, T = problem.x.shape[:2]
         valid = problem.mask.valid(T)
-        self.slots = None
+        self.slots = self.taken = None
         self.rows = B * T
         if valid is not None:
             order = valid.T[::-1] if problem.reverse else valid.T
             counts = np.cumsum(order.ravel(), dtype=np.intp).reshape(T, B)
             self.rows = int(counts[-1, -1]) if counts.size else 0
             self.slots = np.where(order, counts - 1, -1)
+            self.taken = np.flatnonzero(order)
         self.gates = _empty((self.rows, 4, H), dtype)
 
 
-def forward(Fused packed, problem, int threads, bint save):
+def forward(Fused packed, problem, int threads, bint save, bint keep_gates):
     """Run a `GRUProblem` that `CPUBackend.supports`; return (y, state, states, workspace).
 
     Parameters
@@ -251,6 +331,8 @@ def forward(Fused packed, problem, int threads, bint save):
         Upper bound, at least 1.
     save : bool
         Also return what `backward` needs, else None twice; the states may be y itself.
+    keep_gates : bool
+        With ``save``: without the workspace, backward runs forward again.
     """
     cdef gru_job job
     cdef team_barrier barrier
@@ -258,7 +340,6 @@ def forward(Fused packed, problem, int threads, bint save):
     cdef _Views views = _Views.__new__(_Views)
     cdef Py_ssize_t size = packed.size, B, T, H, I
     memset(&job, 0, sizeof(job))
-    memset(&barrier, 0, sizeof(barrier))
     spec = packed.spec
     dtype = spec.dtype
     H = spec.units
@@ -309,6 +390,7 @@ def forward(Fused packed, problem, int threads, bint save):
             states = _empty((B, T, H), dtype)
             view = views.take(states, PyBUF_STRIDES | PyBUF_WRITABLE)
             job.states = <char *> view.buf
+    if save and keep_gates:
         workspace = Workspace(problem, H, dtype)
         view = views.take(workspace.gates, PyBUF_STRIDES | PyBUF_WRITABLE)
         job.gates = <char *> view.buf

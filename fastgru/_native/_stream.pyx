@@ -1,108 +1,226 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""One time step of one cell on rows of state that stay where they are."""
+"""One time step of the cells of a stream, on rows of state that stay where they are.
 
-from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
-from libc.string cimport memset
+A step of a small layer takes the kernel less time than Python takes for a few calls. So all that
+can be is settled before: buffers are taken once, weights stay bound until they are written, and a
+step that has nothing special to it is one call into this file.
+"""
 
+from cpython.contextvars cimport get_value
+from libc.stdlib cimport calloc, free
+
+from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, shape_of
 from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded
 from fastgru._native._cut cimport Cut
-from fastgru._native._fused cimport Fused, _cut_job, _run_forward, _set_weights
+from fastgru._native._fused cimport (
+    Fused,
+    _cut_job,
+    _run_forward,
+    _set_weights,
+    _threads_for,
+)
 from fastgru._native.gates cimport (
     allocate_aligned,
     free_aligned,
     gru_job,
+    run_scratch_type,
     run_type,
     team_barrier,
 )
+
+cnp.import_array()
 
 cdef enum:
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
 
 
-cdef class Stepper:
-    """The state of some rows, and the step that advances it in place.
-
-    Parameters
-    ----------
-    state : ndarray, shape (n, H)
-        C-contiguous and writeable; read and written by every step.
-    output : ndarray, shape (n, H)
-        C-contiguous and writeable; its first rows are written by every step.
-    """
-
-    cdef readonly object state, output
+cdef class _Cell:
+    # One cell's part in the step: its rows of state and output, and the job that is run on them.
+    cdef object cell, spec, weights, state, output
+    cdef Fused packed
+    cdef Py_ssize_t inputs
+    cdef gru_job job
+    cdef team_barrier barrier
+    cdef Cut cut
+    cdef const void *kernels
+    cdef run_type run
+    cdef run_scratch_type run_scratch
     cdef char *scratch
-    cdef Py_ssize_t capacity
+    cdef Py_ssize_t capacity, per_thread
 
-    def __cinit__(self, state, output):
-        self.state, self.output = state, output
-        self.scratch = NULL
-        self.capacity = 0
+    def __cinit__(self, cell, state, output):
+        self.cell, self.spec, self.state, self.output = cell, cell.spec, state, output
+        self.inputs = self.spec.input_dim
+        self.job.T, self.job.H = 1, shape_of(state)[1]
+        self.job.h0 = self.job.state = bytes_of(state)
+        self.job.y, self.job.y_b = bytes_of(output), self.job.H * output.itemsize
+        self.job.sequences = True
+        self.job.barrier = &self.barrier
 
     def __dealloc__(self):
         free_aligned(self.scratch)
 
-    def step(self, Fused packed, x, rows, int threads):
-        """Advance ``rows`` (None: the first, as many as x has) by x; write the output's first rows.
+    cdef bint bind(self, weights, const void *kernels, pack) except -1:
+        # Takes over weights that were written since the last step; False: not ours to run.
+        cdef Fused packed
+        if self.cell.spec != self.spec:  # built anew, for another number of features
+            return False
+        if weights is None:  # after unpickling
+            weights = self.cell.snapshot()
+        packed = pack(self.spec, weights)
+        if packed is None:
+            return False
+        _set_weights(&self.job, packed)
+        if packed.size == 4:
+            self.run, self.run_scratch = _kernels_f32().run, _kernels_f32().run_scratch
+        else:
+            self.run, self.run_scratch = _kernels_f64().run, _kernels_f64().run_scratch
+        self.job.inputs, self.job.x_b = self.inputs, self.inputs * packed.size
+        self.packed, self.weights, self.kernels = packed, weights, kernels
+        return True
+
+    cdef bint prepare(self, Py_ssize_t m, pack, get_num_threads) except -1:
+        # All that may fail before a step of m rows; False: another backend must serve it.
+        cdef Py_ssize_t H = self.job.H, size = self.job.y_b // H, need
+        cdef const void *kernels = _kernels_f32() if size == 4 else <const void *> _kernels_f64()
+        cdef double flops = 6.0 * m * H * (H + self.inputs)
+        weights = self.cell._weights
+        if weights is None or weights is not self.weights or kernels != self.kernels:
+            if not self.bind(weights, kernels, pack):
+                return False
+        self.job.B, self.job.chunk_rows = m, max(m, 1)
+        self.cut = _cut_job(&self.job, self.packed, _threads_for(get_num_threads, flops))
+        self.per_thread = _padded(self.run_scratch(&self.job, self.cut.rows, self.packed.panels))
+        need = self.cut.threads * self.per_thread
+        if not self.job.reset_after:
+            need += m * self.job.y_b
+        if need > self.capacity:
+            free_aligned(self.scratch)
+            self.capacity = 0
+            self.scratch = <char *> allocate_aligned(need)
+            if self.scratch == NULL:
+                raise MemoryError(f"scratch of {need} bytes")
+            self.capacity = need
+        self.job.reset_state = self.scratch + self.cut.threads * self.per_thread
+        return True
+
+    cdef void step(self, const char *x, const Py_ssize_t *rows) noexcept:
+        self.job.x, self.job.rows = x, rows
+        if self.cut.threads == 1 and 6.0 * self.job.B * self.job.H * (
+            self.job.H + self.inputs
+        ) < GIL_FLOPS:
+            _run_forward(
+                &self.job, &self.cut, self.packed.panels, self.run, self.scratch, self.per_thread
+            )
+        else:
+            with nogil:
+                _run_forward(
+                    &self.job, &self.cut, self.packed.panels, self.run, self.scratch,
+                    self.per_thread,
+                )
+
+
+cdef class Stepper:
+    """The step of a stream that the fused kernels serve.
+
+    Parameters
+    ----------
+    cells : list of GRUCell
+        Built; the first reads x, each other one what the one before it gave.
+    states, outputs : list of ndarray, each of shape (n, H)
+        C-contiguous and writeable: read and written by every step.
+    forced : contextvars.ContextVar
+        Of the backend's name that every call must be served by, or of None.
+    pack : callable
+        ``pack(spec, weights)`` returns their `Fused`, or None where the kernels cannot serve them.
+    get_num_threads : callable
+        Asked only where the work is enough for two.
+    """
+
+    cdef list cells
+    cdef object forced, pack, get_num_threads, served
+    cdef Py_ssize_t rows, inputs, itemsize, out_bytes
+    cdef int type
+    cdef char *seen               # of each row: whether it was named already; zeros between calls
+
+    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads):
+        cdef _Cell last
+        self.cells = [
+            _Cell(cell, state, output)
+            for cell, state, output in zip(cells, states, outputs, strict=True)
+        ]
+        self.forced, self.pack, self.get_num_threads = forced, pack, get_num_threads
+        self.rows = shape_of(states[0])[0]
+        self.inputs = cells[0].spec.input_dim
+        self.type = float_type(states[0].itemsize)
+        last = self.cells[len(self.cells) - 1]
+        self.out_bytes = self.rows * last.job.y_b
+        self.served = last.output[:]  # a view, whose memory nobody can resize
+        self.seen = <char *> calloc(self.rows, 1)
+        if self.seen == NULL:
+            raise MemoryError(f"{self.rows} rows")
+
+    def __dealloc__(self):
+        free(self.seen)
+
+    def step(self, x, rows=None):
+        """Advance ``rows`` (None: all) by x; return the last cell's output of these rows.
+
+        None, and nothing done, where an argument is not plain (a C-contiguous array of the right
+        shape and dtype; rows of intp, distinct and in range) or another backend must serve it.
 
         Parameters
         ----------
-        packed : Fused
-        x : ndarray, shape (m, I), the layer's dtype, aligned, last axis contiguous
-        rows : ndarray of intp, shape (m,), C-contiguous, distinct and in range; or None
-        threads : int
+        x : ndarray, shape (n, I) or (m, I)
+        rows : ndarray of intp, shape (m,), optional
         """
-        cdef gru_job job
-        cdef Cut cut
-        cdef team_barrier barrier
-        cdef Py_buffer xs, states, outputs, indices
-        cdef Py_ssize_t size = packed.size, H, m, need, per_thread
-        cdef double flops
-        cdef run_type run
-        memset(&job, 0, sizeof(job))
-        memset(&barrier, 0, sizeof(barrier))
-        PyObject_GetBuffer(self.state, &states, PyBUF_STRIDES)
-        PyObject_GetBuffer(self.output, &outputs, PyBUF_STRIDES)
-        PyObject_GetBuffer(x, &xs, PyBUF_STRIDES)
-        if rows is not None:
-            PyObject_GetBuffer(rows, &indices, PyBUF_STRIDES)
-            job.rows = <const Py_ssize_t *> indices.buf
-        try:
-            H, m = states.shape[1], xs.shape[0]
-            job.B, job.T, job.inputs, job.H = m, 1, xs.shape[1], H
-            job.x, job.x_b = <const char *> xs.buf, xs.strides[0]
-            job.y, job.y_b = <char *> outputs.buf, H * size
-            job.h0 = job.state = <char *> states.buf
-            job.sequences = True
-            _set_weights(&job, packed)
-            job.barrier = &barrier
-            job.chunk_rows = max(m, 1)
-            flops = 6.0 * m * H * (H + job.inputs)
-            cut = _cut_job(&job, packed, threads)
-            if size == 4:
-                run = _kernels_f32().run
-                per_thread = _padded(_kernels_f32().run_scratch(&job, cut.rows, packed.panels))
-            else:
-                run = _kernels_f64().run
-                per_thread = _padded(_kernels_f64().run_scratch(&job, cut.rows, packed.panels))
-            need = cut.threads * per_thread + (0 if job.reset_after else m * H * size)
-            if need > self.capacity:
-                free_aligned(self.scratch)
-                self.capacity = 0
-                self.scratch = <char *> allocate_aligned(need)
-                if self.scratch == NULL:
-                    raise MemoryError(f"scratch of {need} bytes")
-                self.capacity = need
-            job.reset_state = self.scratch + cut.threads * per_thread
-            if cut.threads == 1 and flops < GIL_FLOPS:
-                _run_forward(&job, &cut, packed.panels, run, self.scratch, per_thread)
-            else:
-                with nogil:
-                    _run_forward(&job, &cut, packed.panels, run, self.scratch, per_thread)
-        finally:
-            PyBuffer_Release(&states)
-            PyBuffer_Release(&outputs)
-            PyBuffer_Release(&xs)
-            if rows is not None:
-                PyBuffer_Release(&indices)
+        cdef _Cell cell
+        cdef const Py_ssize_t *numbers = NULL
+        cdef Py_ssize_t m
+        cdef const char *data
+        forced = get_value(self.forced)
+        if forced is not None and forced != "cpu":
+            return None
+        if not is_plain(x, self.type, 2) or shape_of(x)[1] != self.inputs:
+            return None
+        m = shape_of(x)[0]
+        if rows is None:
+            if m != self.rows:
+                return None
+        else:
+            if not is_plain(rows, cnp.NPY_INTP, 1) or shape_of(rows)[0] != m:
+                return None
+            numbers = <const Py_ssize_t *> bytes_of(rows)
+            if not self.distinct(numbers, m):
+                return None
+        for cell in self.cells:
+            if not cell.prepare(m, self.pack, self.get_num_threads):
+                return None
+        data = bytes_of(x)
+        # What a step gave is the next one's x where a model feeds on itself, and one thread would
+        # write there what another has yet to read.
+        if cell.job.y <= data < cell.job.y + self.out_bytes:
+            x = x.copy()
+            data = bytes_of(x)
+        for cell in self.cells:
+            cell.step(data, numbers)
+            data = cell.job.y
+        # The same array as the last time, unless its owner has given it another shape since.
+        if (
+            not is_plain(self.served, self.type, 2)
+            or shape_of(self.served)[0] != m
+            or shape_of(self.served)[1] != cell.job.H
+        ):
+            self.served = cell.output[:m]
+        return self.served
+
+    cdef bint distinct(self, const Py_ssize_t *numbers, Py_ssize_t m) noexcept:
+        # Whether the numbers are rows, none of them twice.
+        cdef Py_ssize_t i, marked = 0
+        while marked < m and 0 <= numbers[marked] < self.rows and not self.seen[numbers[marked]]:
+            self.seen[numbers[marked]] = True
+            marked += 1
+        for i in range(marked):
+            self.seen[numbers[i]] = False
+        return marked == m

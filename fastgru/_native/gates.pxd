@@ -61,7 +61,6 @@ cdef extern from "loop.h" nogil:
     ctypedef struct gru_back_job:
         Py_ssize_t B, T, H
         int reset_after, reverse, sequences, zero_masked
-        const char *gates
         const char *states
         const char *h0
         const char *dy

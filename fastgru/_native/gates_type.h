@@ -333,10 +333,11 @@ static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRI
 
 #ifdef VECTOR_BYTES
 #    include "loop_type.h"
+#    include "loop_narrow_type.h"
 #    include "loop_back_type.h"
 #    define FUSED                                                                                  \
-        .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run_block),                                \
-        .run_scratch = FN(scratch_bytes), .back = FN(run_back),                                    \
+        .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run),                                      \
+        .run_scratch = FN(run_bytes), .back = FN(run_back),                                    \
         .back_scratch = FN(back_scratch_bytes)
 #else
 #    define FUSED .lanes = 0

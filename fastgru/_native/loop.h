@@ -41,7 +41,7 @@ typedef struct gru_job {
      * (rows, 4, H) of z, r, n, q_h, of reset_after=False z, r, n. Where the derivative of an
      * activation is not a function of its value, its argument stands instead. */
     char *gates;
-    const ptrdiff_t *slots; /* (T, B): the row of `gates` of each step and row; NULL: s * B + b */
+    const ptrdiff_t *slots; /* (T, B): the row of `gates` of each step and row; NULL: b * T + t */
     gate_functions functions;
     ptrdiff_t chunk_rows; /* rows of x.W that are made at a time */
     team_barrier *barrier;
@@ -51,14 +51,14 @@ typedef struct gru_job {
 typedef struct gru_back_job {
     ptrdiff_t B, T, H;
     int reset_after, reverse, sequences, zero_masked;
-    const char *gates;         /* (rows, 4, H) as forward kept them */
     const char *states;        /* (B, T, H) */
     const char *h0;            /* (B, H) or NULL */
     const char *dy;            /* (B, T, H) or (B, H), last axis contiguous; NULL: zeros */
     ptrdiff_t dy_b, dy_s;      /* bytes */
     char *carry;               /* (B, H): in the gradient of the last state, out that of h0 */
     char *pending;             /* (B, H) scratch: gradients of outputs that repeat a step's */
-    char *d;                   /* (rows, 4, H) out: da_h, da_z, da_r, dq_h; see below */
+    char *d;                   /* (rows, 4, H) in: the gates as forward kept them; out: da_h, da_z,
+                                * da_r, and dq_h, or with reset_after=False r * k */
     const unsigned char *steps;
     const ptrdiff_t *lengths;
     const unsigned char *resets;

@@ -20,7 +20,6 @@ typedef struct {
     const ptrdiff_t *rows;   /* b of each active row */
     ptrdiff_t gate;          /* whose dropout mask applies, with recurrent dropout */
     TYPE *const *d;          /* reset_after=False: rows of d */
-    const TYPE *const *gates;
     const TYPE *const *k;    /* reset_after=False: the state as gate h sees it */
 } FN(back_step);
 
@@ -43,7 +42,8 @@ static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
     }
 }
 
-/* reset_after=False: g = da_h Uh^T gives da_r, and its share of the carry */
+/* reset_after=False: g = da_h Uh^T gives da_r, and its share of the carry; d's last quarter, r as it
+ * was kept, becomes r k, the factor of dUh */
 static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
                              const TYPE *sums) {
     const gru_back_job *job = step->job;
@@ -53,7 +53,7 @@ static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
     TYPE *carry = (TYPE *)job->carry + b * H + u, *d = step->d[row] + u;
     const TYPE *k = step->k[row] + u;
     TYPE r[BACK_LANES], dr[BACK_LANES];
-    memcpy(r, step->gates[row] + H + u, (size_t)n * sizeof(TYPE));
+    memcpy(r, d + 3 * H, (size_t)n * sizeof(TYPE));
     FN(kernels).derivatives[f->recurrent_activation](n, f->recurrent_params, r, dr);
     for (ptrdiff_t j = 0; j < n; j++) {
         TYPE share = sums[j] * r[j];
@@ -61,6 +61,7 @@ static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
             share *= ((const TYPE *)job->recurrent_dropout)[(2 * job->B + b) * H + u + j];
         carry[j] += share;
         d[2 * H + j] = sums[j] * k[j] * dr[j];
+        d[3 * H + j] = r[j] * k[j];
     }
 }
 
@@ -74,49 +75,68 @@ static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
 EPILOGUE(carry)
 EPILOGUE(reset)
 
-/* n units of one row: d from the gates and the gradient of h'; carry becomes dh z. */
-static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RESTRICT gates,
-                           const TYPE *RESTRICT h, const TYPE *RESTRICT dout, TYPE *RESTRICT carry,
-                           TYPE *RESTRICT d, TYPE *RESTRICT work) {
+/* n units of one row: d in place of the gates, from them and the gradient of h'; carry becomes dh z.
+ * reset_after=False: d's last quarter gets what was kept of r, for epilogue_reset. */
+static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RESTRICT h,
+                           const TYPE *RESTRICT dout, TYPE *RESTRICT carry, TYPE *gates) {
     const gate_functions *f = &job->functions;
     const ptrdiff_t H = job->H;
     const TYPE one = C(1.0);
-    if (job->reset_after && f->activation == ACT_TANH && f->recurrent_activation == ACT_SIGMOID) {
-        for (ptrdiff_t j = 0; j < n; j++) {
-            const TYPE z = gates[j], r = gates[H + j], c = gates[2 * H + j], q = gates[3 * H + j];
-            const TYPE dh = carry[j] + dout[j];
-            const TYPE da = dh * (one - z) * (one - c * c);
-            d[j] = da;
-            d[H + j] = dh * (h[j] - c) * z * (one - z);
-            d[2 * H + j] = da * q * r * (one - r);
-            d[3 * H + j] = da * r;
-            carry[j] = dh * z;
+    const int fused =
+        job->reset_after && f->activation == ACT_TANH && f->recurrent_activation == ACT_SIGMOID;
+    for (ptrdiff_t u = 0, m; u < n; u += BACK_LANES) {
+        TYPE z[BACK_LANES], r[BACK_LANES], c[BACK_LANES], q[BACK_LANES], kept[BACK_LANES];
+        TYPE dz[BACK_LANES], dr[BACK_LANES], dc[BACK_LANES], da[BACK_LANES];
+        m = n - u < BACK_LANES ? n - u : BACK_LANES;
+        if (fused && m == BACK_LANES) {
+            for (ptrdiff_t j = 0; j < BACK_LANES; j++) {
+                z[j] = gates[u + j];
+                r[j] = gates[H + u + j];
+                c[j] = gates[2 * H + u + j];
+                q[j] = gates[3 * H + u + j];
+            }
+            for (ptrdiff_t j = 0; j < BACK_LANES; j++) {
+                const TYPE dh = carry[u + j] + dout[u + j];
+                da[j] = dh * (one - z[j]) * (one - c[j] * c[j]);
+                dz[j] = dh * (h[u + j] - c[j]) * z[j] * (one - z[j]);
+                dr[j] = da[j] * q[j] * r[j] * (one - r[j]);
+                q[j] = da[j] * r[j];
+                carry[u + j] = dh * z[j];
+            }
+            memcpy(gates + u, da, sizeof da);
+            memcpy(gates + H + u, dz, sizeof dz);
+            memcpy(gates + 2 * H + u, dr, sizeof dr);
+            memcpy(gates + 3 * H + u, q, sizeof q);
+            continue;
         }
-        return;
-    }
-    TYPE *z = work, *r = work + H, *c = work + 2 * H;
-    TYPE *dz = work + 3 * H, *dr = work + 4 * H, *dc = work + 5 * H;
-    for (int g = 0; g < 3; g++)
-        memcpy(work + g * H, gates + g * H, (size_t)n * sizeof(TYPE));
-    FN(kernels).derivatives[f->recurrent_activation](n, f->recurrent_params, z, dz);
-    FN(kernels).derivatives[f->recurrent_activation](n, f->recurrent_params, r, dr);
-    FN(kernels).derivatives[f->activation](n, f->params, c, dc);
-    for (ptrdiff_t j = 0; j < n; j++) {
-        const TYPE dh = carry[j] + dout[j];
-        const TYPE da = dh * (one - z[j]) * dc[j];
-        d[j] = da;
-        d[H + j] = dh * (h[j] - c[j]) * dz[j];
-        carry[j] = dh * z[j];
-        if (job->reset_after) {
-            d[2 * H + j] = da * gates[3 * H + j] * dr[j];
-            d[3 * H + j] = da * r[j];
+        const size_t bytes = (size_t)m * sizeof(TYPE);
+        memcpy(z, gates + u, bytes);
+        memcpy(r, gates + H + u, bytes);
+        memcpy(c, gates + 2 * H + u, bytes);
+        memcpy(q, gates + 3 * H + u, bytes);
+        memcpy(kept, r, bytes);
+        FN(kernels).derivatives[f->recurrent_activation](m, f->recurrent_params, z, dz);
+        FN(kernels).derivatives[f->recurrent_activation](m, f->recurrent_params, r, dr);
+        FN(kernels).derivatives[f->activation](m, f->params, c, dc);
+        for (ptrdiff_t j = 0; j < m; j++) {
+            const TYPE dh = carry[u + j] + dout[u + j];
+            da[j] = dh * (one - z[j]) * dc[j];
+            dz[j] *= dh * (h[u + j] - c[j]);
+            dr[j] *= da[j] * q[j];
+            q[j] = da[j] * r[j];
+            carry[u + j] = dh * z[j];
         }
+        memcpy(gates + u, da, bytes);
+        memcpy(gates + H + u, dz, bytes);
+        if (job->reset_after)
+            memcpy(gates + 2 * H + u, dr, bytes);
+        memcpy(gates + 3 * H + u, job->reset_after ? q : kept, bytes);
     }
 }
 
 static ptrdiff_t FN(back_scratch_bytes)(const gru_back_job *job, ptrdiff_t n) {
-    return (7 * job->H + (job->recurrent_dropout ? n * job->H : 0)) * (ptrdiff_t)sizeof(TYPE) +
-           6 * n * (ptrdiff_t)sizeof(void *) + 64 * 12;
+    return (job->H + (job->recurrent_dropout ? n * job->H : 0)) * (ptrdiff_t)sizeof(TYPE) +
+           5 * n * (ptrdiff_t)sizeof(void *) + 64 * 12;
 }
 
 /* All steps of rows b0..b0+n, units of the panels panel0..panel1 of 2 * lanes units; with team > 1
@@ -130,14 +150,12 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
     const int masked = job->steps || job->lengths;
     const TYPE *ut = (const TYPE *)job->ut;
     CARVE(TYPE, zeros, H);
-    CARVE(TYPE, work, 6 * H);
     CARVE(TYPE, dropped, job->recurrent_dropout ? n * H : 0);
     CARVE(TYPE *, d, n);
-    CARVE(const TYPE *, gates, n);
     CARVE(const TYPE *, k_rows, n);
     CARVE(const TYPE *, rows, n);
     CARVE(ptrdiff_t, index, n);
-    FN(back_step) step = {NULL, index, 0, d, gates, k_rows};
+    FN(back_step) step = {NULL, index, 0, d, k_rows};
     step.job = job;
 
     memset(zeros, 0, (size_t)H * sizeof(TYPE));
@@ -168,7 +186,7 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
             }
             if (!valid)
                 continue;
-            const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : s * job->B + b;
+            const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : b * T + t;
             const TYPE *h;
             if (job->resets && job->resets[b * T + t])
                 h = zeros;
@@ -178,9 +196,7 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
                 h = job->h0 ? (const TYPE *)job->h0 + b * H : zeros;
             index[active] = b;
             d[active] = (TYPE *)job->d + slot * 4 * H;
-            gates[active] = (const TYPE *)job->gates + slot * 4 * H;
-            FN(back_gates)(job, nu, gates[active] + u0, h + u0, dout,
-                           (TYPE *)job->carry + b * H + u0, d[active] + u0, work);
+            FN(back_gates)(job, nu, h + u0, dout, (TYPE *)job->carry + b * H + u0, d[active] + u0);
             if (dout == pending)
                 memset(pending, 0, own);
             k_rows[active] = h;
@@ -233,6 +249,7 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
 #undef CARVE
 #undef PARTIAL
 #undef TILE_UNITS
+#undef WHOLE
 #undef VECTOR
 #undef CONST_VECTOR
 #undef EACH_PIECE

@@ -1,123 +1,10 @@
 /* The fused loop for one ISA and one TYPE; included by gates_type.h, whose macros it uses.
  *
- * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A tile
- * multiplies R rows with P panels and keeps all R * P * N sums in registers; its gates are made
- * right after, while the sums are in L1. Every sum runs over k in one order, whatever the tile:
- * so a row's result depends neither on the other rows nor on how the work is cut (SPEC 5.12).
- *
- * Rows come by pointer: a masked or finished row is simply not listed, and h(t-1) is read where
- * step t-1 wrote it, in the output.
+ * Each tile's gates are made right after its sums, while they are in L1. Rows come by pointer: a
+ * masked or finished row is simply not listed, and h(t-1) is read where step t-1 wrote it, in the
+ * output.
  */
-typedef TYPE FN(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
-#define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
-
-/* What a tile multiplies: R rows with P panels of N vectors. */
-typedef struct {
-    ptrdiff_t K;             /* 0: the sums are what they start from */
-    const TYPE *const *rows; /* (K); SPLIT: gate g has rows of its own, rows[g * ld + r] */
-    ptrdiff_t ld;
-    const TYPE *w;           /* the first panel */
-    ptrdiff_t stride;        /* from panel to panel */
-    /* What the sums start from: vector j of panel p at start[r] + p * start_stride + j * LANES, but
-     * the last vector of each panel at last + p * last_stride, unless last is NULL. NULL rows of
-     * start: zeros; start itself NULL: zeros everywhere. */
-    const TYPE *const *start;
-    ptrdiff_t start_offset, start_stride;
-    const TYPE *last;
-    ptrdiff_t last_stride;
-    TYPE *const *out;        /* (P, N, LANES) of each row, from `offset` on */
-    ptrdiff_t offset;
-} FN(operands);
-
-#define TILE(NAME, R, P, N, SPLIT)                                                                 \
-    static void FN(NAME)(const FN(operands) *o) {                                                  \
-        enum { G = SPLIT ? N : 1, A = N * P };                                                     \
-        const ptrdiff_t stride = o->stride;                                                        \
-        const TYPE *w = o->w;                                                                      \
-        FN(vector) sum[R][A];                                                                      \
-        const TYPE *x[R][G];                                                                       \
-        UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int g = 0; g < G; g++) x[r][g] = o->rows[g * o->ld + r];                   \
-            UNROLL for (int j = 0; j < A; j++) sum[r][j] = (FN(vector)){0};                        \
-            if (o->start) {                                                                        \
-                const TYPE *start = o->start[r] + o->start_offset;                                 \
-                UNROLL for (int j = 0; j < A; j++) sum[r][j] = *(const FN(vector) *)(              \
-                    start + (j / N) * o->start_stride + (j % N) * LANES);                          \
-            }                                                                                      \
-            if (o->last) {                                                                         \
-                UNROLL for (int p = 0; p < P; p++) sum[r][p * N + N - 1] =                         \
-                    *(const FN(vector) *)(o->last + p * o->last_stride);                           \
-            }                                                                                      \
-        }                                                                                          \
-        for (ptrdiff_t k = 0; k < o->K; k++, w += N * LANES) {                                     \
-            FN(vector) v[A];                                                                       \
-            UNROLL for (int j = 0; j < A; j++) v[j] =                                              \
-                *(const FN(vector) *)(w + (j / N) * stride + (j % N) * LANES);                     \
-            UNROLL for (int r = 0; r < R; r++) {                                                   \
-                UNROLL for (int j = 0; j < A; j++) sum[r][j] += v[j] * x[r][SPLIT ? j % N : 0][k]; \
-            }                                                                                      \
-        }                                                                                          \
-        UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int j = 0; j < A; j++) *(FN(vector) *)(o->out[r] + o->offset + j * LANES) = \
-                sum[r][j];                                                                         \
-        }                                                                                          \
-    }
-#define TILES(N, S, SPLIT)                                                                         \
-    TILE(tile_1_1_##N##S, 1, 1, N, SPLIT)                                                          \
-    TILE(tile_1_2_##N##S, 1, 2, N, SPLIT)                                                          \
-    TILE(tile_1_3_##N##S, 1, 3, N, SPLIT)                                                          \
-    TILE(tile_1_4_##N##S, 1, 4, N, SPLIT)                                                          \
-    TILE(tile_2_1_##N##S, 2, 1, N, SPLIT)                                                          \
-    TILE(tile_3_1_##N##S, 3, 1, N, SPLIT)                                                          \
-    TILE(tile_4_1_##N##S, 4, 1, N, SPLIT)                                                          \
-    WIDE_TILES(N, S, SPLIT)
-
-typedef void (*FN(tile))(const FN(operands) *);
-/* By panels, from 1 on; NULL: too many sums for the registers. R * P <= MAX_ROWS. */
-#define MAX_PANELS 4
-typedef FN(tile) FN(tiles)[MAX_PANELS];
-
-#if VECTOR_REGISTERS >= 32
-#    define MAX_ROWS 8
-#    define WIDE_TILES(N, S, SPLIT)                                                                \
-        TILE(tile_2_2_##N##S, 2, 2, N, SPLIT)                                                      \
-        TILE(tile_2_4_##N##S, 2, 4, N, SPLIT)                                                      \
-        TILE(tile_3_2_##N##S, 3, 2, N, SPLIT)                                                      \
-        TILE(tile_4_2_##N##S, 4, 2, N, SPLIT)                                                      \
-        TILE(tile_5_1_##N##S, 5, 1, N, SPLIT)                                                      \
-        TILE(tile_6_1_##N##S, 6, 1, N, SPLIT)                                                      \
-        TILE(tile_7_1_##N##S, 7, 1, N, SPLIT)                                                      \
-        TILE(tile_8_1_##N##S, 8, 1, N, SPLIT)
-#    define TILE_TABLE(S)                                                                          \
-        {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
-         {FN(tile_2_1_##S), FN(tile_2_2_##S), NULL, FN(tile_2_4_##S)},                             \
-         {FN(tile_3_1_##S), FN(tile_3_2_##S)},                                                     \
-         {FN(tile_4_1_##S), FN(tile_4_2_##S)},                                                     \
-         {FN(tile_5_1_##S)},                                                                       \
-         {FN(tile_6_1_##S)},                                                                       \
-         {FN(tile_7_1_##S)},                                                                       \
-         {FN(tile_8_1_##S)}}
-#else
-#    define MAX_ROWS 4
-#    define WIDE_TILES(N, S, SPLIT) TILE(tile_2_2_##N##S, 2, 2, N, SPLIT)
-#    define TILE_TABLE(S)                                                                          \
-        {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
-         {FN(tile_2_1_##S), FN(tile_2_2_##S)},                                                     \
-         {FN(tile_3_1_##S)},                                                                       \
-         {FN(tile_4_1_##S)}}
-#endif
-
-TILES(3, , 0)
-TILES(3, s, 1)
-TILES(2, , 0)
-TILES(2, s, 1)
-TILES(1, , 0)
-
-static const FN(tiles) FN(tiles_3)[MAX_ROWS] = TILE_TABLE(3);
-static const FN(tiles) FN(tiles_3s)[MAX_ROWS] = TILE_TABLE(3s);
-static const FN(tiles) FN(tiles_2)[MAX_ROWS] = TILE_TABLE(2);
-static const FN(tiles) FN(tiles_2s)[MAX_ROWS] = TILE_TABLE(2s);
-static const FN(tiles) FN(tiles_1)[MAX_ROWS] = TILE_TABLE(1);
+#include "tile_type.h"
 
 /* What is done with the sums of a tile. */
 typedef struct {
@@ -131,54 +18,6 @@ typedef struct {
     TYPE *const *z;         /* reset_after=False */
     TYPE *const *gates;     /* where to keep them; NULL: nowhere */
 } FN(step);
-
-/* Rows row..row+R and panels panel..panel+P; sums is (R, P, vectors, LANES). */
-typedef void (*FN(epilogue))(const void *step, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                             const TYPE *sums);
-
-/* n rows times the panels panel0..panel1 of a matrix in panels of `vectors` vectors: `base` has
- * everything but w, start's and last's place and out, which are the matrix's, of panel0 and of all
- * rows. Without an epilogue the sums go to base->out. */
-static void FN(multiply_panels)(const FN(tiles) *table, int vectors, const FN(operands) *base,
-                                ptrdiff_t n, ptrdiff_t panel0, ptrdiff_t panel1,
-                                FN(epilogue) epilogue, const void *step) {
-    const ptrdiff_t width = vectors * LANES;
-    const ptrdiff_t tiles = (n + MAX_ROWS - 1) / MAX_ROWS;
-    TYPE sums[MAX_ROWS * 3 * LANES] __attribute__((aligned(64)));
-    TYPE *buffers[MAX_ROWS];
-    FN(operands) o = *base;
-    ptrdiff_t panel = panel0;
-    while (panel < panel1) {
-        ptrdiff_t row = 0;
-        int P = 1;
-        if (tiles == 1) {
-            P = panel1 - panel < MAX_PANELS ? (int)(panel1 - panel) : MAX_PANELS;
-            while (!table[n - 1][P - 1])
-                P--;
-        }
-        o.w = base->w + panel * base->stride;
-        o.start_offset = base->start_offset + (panel - panel0) * base->start_stride;
-        o.last = base->last ? base->last + panel * base->last_stride : NULL;
-        for (ptrdiff_t tile = 0; tile < tiles; tile++) {
-            const int R = (int)((n - row + tiles - tile - 1) / (tiles - tile));
-            o.rows = base->rows + row;
-            o.start = base->start ? base->start + row : NULL;
-            if (epilogue == NULL) {
-                o.out = base->out + row;
-                o.offset = (panel - panel0) * width;
-                table[R - 1][P - 1](&o);
-            } else {
-                for (int r = 0; r < R; r++)
-                    buffers[r] = sums + r * P * width;
-                o.out = buffers;
-                table[R - 1][P - 1](&o);
-                epilogue(step, row, R, panel, P, sums);
-            }
-            row += R;
-        }
-        panel += P;
-    }
-}
 
 /* The units of a tile, gathered row after row without gaps: so that a vector is full of units where
  * a layer has fewer of them than lanes, and a partial panel neither reads nor writes beyond H.
@@ -401,6 +240,8 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, row = panels * 3 * LANES;
     const ptrdiff_t recurrent = job->recurrent_dropout ? 3 : 1;
     const int masked = job->steps || job->lengths;
+    const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
+                                          job->states || job->gates);
     CARVE(TYPE, zeros, H);
     CARVE(TYPE, p, job->chunk_rows * row);
     CARVE(TYPE, dropped_x, job->dropout ? gates * job->chunk_rows * I : 0);
@@ -437,49 +278,59 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             const ptrdiff_t t = job->reverse ? T - 1 - s : s;
             ptrdiff_t active = 0;
             int started = 0; /* some row's state is not the zeros it began with */
-            for (ptrdiff_t k = 0; k < n; k++) {
-                const ptrdiff_t b = b0 + k;
-                if (FN(resets)(job, b, t))
-                    current[k] = zeros;
-                if (!FN(valid)(job, b, t))
-                    continue;
-                TYPE *target;
-                if (job->states) {
-                    target = (TYPE *)job->states + (b * T + s) * H;
-                } else if (job->sequences) {
-                    target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
-                } else {
-                    target = (TYPE *)job->alternate + b * H;
-                    if (target == current[k] || target == previous[k])
-                        target += job->B * H;
+            if (plain && s > 0) { /* every row as at the step before, one step on */
+                for (ptrdiff_t k = 0; k < n; k++) {
+                    k_rows[k] = h[k] = h_new[k];
+                    h_new[k] = (TYPE *)((char *)h_new[k] + job->y_s);
                 }
-                index[active] = k;
-                if (job->gates) {
-                    const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : s * job->B + b;
-                    gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
-                }
-                h[active] = current[k];
-                started |= current[k] != zeros;
-                h_new[active] = target;
-                active++;
-            }
-            for (ptrdiff_t g = 0; g < recurrent; g++)
-                for (ptrdiff_t a = 0; a < active; a++) {
-                    k_rows[g * n + a] = h[a];
-                    if (job->recurrent_dropout) {
-                        const ptrdiff_t b = b0 + index[a];
-                        TYPE *copy = dropped_h + (g * n + a) * H;
-                        FN(multiply)(H, h[a],
-                                     (const TYPE *)job->recurrent_dropout + (g * job->B + b) * H,
-                                     copy);
-                        k_rows[g * n + a] = copy;
+                active = n;
+                started = 1;
+            } else {
+                for (ptrdiff_t k = 0; k < n; k++) {
+                    const ptrdiff_t b = b0 + k;
+                    if (FN(resets)(job, b, t))
+                        current[k] = zeros;
+                    if (!FN(valid)(job, b, t))
+                        continue;
+                    TYPE *target;
+                    if (job->states) {
+                        target = (TYPE *)job->states + (b * T + s) * H;
+                    } else if (job->sequences) {
+                        target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
+                    } else {
+                        target = (TYPE *)job->alternate + b * H;
+                        if (target == current[k] || target == previous[k])
+                            target += job->B * H;
                     }
+                    index[active] = k;
+                    if (job->gates) {
+                        const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : b * T + t;
+                        gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
+                    }
+                    h[active] = current[k];
+                    started |= current[k] != zeros;
+                    h_new[active] = target;
+                    active++;
                 }
+                for (ptrdiff_t g = 0; g < recurrent; g++)
+                    for (ptrdiff_t a = 0; a < active; a++) {
+                        k_rows[g * n + a] = h[a];
+                        if (job->recurrent_dropout) {
+                            const ptrdiff_t b = b0 + index[a];
+                            TYPE *copy = dropped_h + (g * n + a) * H;
+                            FN(multiply)(H, h[a],
+                                         (const TYPE *)job->recurrent_dropout + (g * job->B + b) * H,
+                                         copy);
+                            k_rows[g * n + a] = copy;
+                        }
+                    }
+            }
             now.p = (const TYPE *const *)p_rows + used;
             /* zero states times finite weights are zero: the first step often needs no product */
             const ptrdiff_t K = started || !job->u_finite ? H : 0;
             FN(operands) o = {.K = K, .rows = k_rows, .ld = n, .w = (const TYPE *)job->u,
-                              .stride = H * 3 * LANES, .start = now.p, .start_stride = 3 * LANES};
+                              .stride = H * 3 * LANES, .descending = s & 1, .start = now.p,
+                              .start_stride = 3 * LANES};
             if (job->reset_after) {
                 o.last = (const TYPE *)job->bias + 3 * LANES;
                 o.last_stride = 4 * LANES;
@@ -506,8 +357,9 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             }
             used += active;
 
-            for (ptrdiff_t a = 0; a < active; a++)
-                current[index[a]] = previous[index[a]] = h_new[a];
+            if (!plain || s == T - 1)
+                for (ptrdiff_t a = 0; a < active; a++)
+                    current[index[a]] = previous[index[a]] = h_new[a];
             if (masked || job->states) {
                 for (ptrdiff_t k = 0; k < n; k++) {
                     const ptrdiff_t b = b0 + k;

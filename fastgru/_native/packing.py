@@ -6,31 +6,28 @@ last panel is padded with zeros. loop.h says which matrix is packed how.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
+from fastgru._native._packing import pack_panels
+
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return zeros at a 64-byte boundary, so that a vector never crosses a cache line."""
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def panels(matrix: np.ndarray, gates: int, lanes: int) -> np.ndarray:
-    """Pack a (K, gates * H) matrix: (panels, K, gates, lanes)."""
+    """Pack a (K, gates * H) matrix of any strides: (panels, K, gates, lanes)."""
     depth, columns = matrix.shape
     units = columns // gates
-    count = -(-units // lanes)
-    packed = aligned((count, depth, gates, lanes), matrix.dtype)
-    by_gate = matrix.reshape(depth, gates, units)
-    full = units // lanes
-    rest = by_gate[:, :, : full * lanes].reshape(depth, gates, full, lanes)
-    packed[:full] = rest.transpose(2, 0, 1, 3)
-    if full < count:
-        packed[full, :, :, : units - full * lanes] = by_gate[:, :, full * lanes :]
+    packed = aligned((-(-units // lanes), depth, gates, lanes), matrix.dtype)
+    pack_panels(matrix.reshape(depth, gates, units), packed)
     return packed
 
 
@@ -60,15 +57,9 @@ def forward_panels(
         uh = panels(u[:, 2 * spec.units :], 1, lanes)
         u = u[:, : 2 * spec.units]
     gates = 3 if spec.reset_after else 2
-    return w, panels(np.ascontiguousarray(u), gates, lanes), uh, biases(spec, weights, lanes)
+    return w, panels(u, gates, lanes), uh, biases(spec, weights, lanes)
 
 
-def backward_panels(
-    spec: Any, kernel: np.ndarray, recurrent_kernel: np.ndarray, lanes: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return U^T packed for the carry, and W^T (3H, I) with its rows in the order h, z, r."""
-    units = spec.units
-    ut = recurrent_kernel.reshape(units, 3, units).transpose(1, 2, 0)
-    by_gate = kernel.reshape(spec.input_dim, 3, units)[:, [2, 0, 1]]
-    wt = np.ascontiguousarray(by_gate.reshape(spec.input_dim, 3 * units).T)
-    return panels(ut.reshape(3 * units, units), 1, 2 * lanes), wt
+def backward_panels(recurrent_kernel: np.ndarray, lanes: int) -> np.ndarray:
+    """Return U^T packed for the carry."""
+    return panels(recurrent_kernel.T, 1, 2 * lanes)

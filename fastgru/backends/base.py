@@ -24,8 +24,17 @@ class Backend(Protocol):
     def supports_backward(self, problem: GRUProblem) -> str | None:
         """Return None when `backward` can serve the problem, else the reason it cannot."""
 
-    def forward(self, problem: GRUProblem, weights: GRUWeights, save: bool = False) -> GRUOutput:
-        """Run the layer; with ``save`` also return the state after every step."""
+    def forward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        save: bool = False,
+        keep_gates: bool = True,
+    ) -> GRUOutput:
+        """Run the layer; with ``save`` also return the state after every step.
+
+        With ``keep_gates`` as well, a backend may return a workspace that speeds up its backward.
+        """
 
     def backward(
         self,

@@ -6,6 +6,7 @@ by the first call, since it brings scipy.linalg with it.
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -110,14 +111,20 @@ class CPUBackend:
             reason = "the BLAS kernel has no backward"
         return reason
 
-    def forward(self, problem: GRUProblem, weights: GRUWeights, save: bool = False) -> GRUOutput:
+    def forward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        save: bool = False,
+        keep_gates: bool = True,
+    ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
         if _native is None and _load() is None:
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
         if _kernel(problem.spec) == "fused":
             packed = _packed_panels(problem.spec, weights)
-            return GRUOutput(*_fused.forward(packed, problem, threads, save))
+            return GRUOutput(*_fused.forward(packed, problem, threads, save, keep_gates))
         packed = weights.packed.get("cpu")
         if packed is None or (packed.spec is not problem.spec and packed.spec != problem.spec):
             packed = _native.Packed(problem.spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
@@ -139,7 +146,10 @@ class CPUBackend:
         packed = _packed_panels(problem.spec, weights)
         threads = problem.num_threads or get_num_threads()
         if workspace is None:
-            workspace = _fused.forward(packed, problem, threads, True)[3]
+            if problem.out is not None:  # the caller's, who may have written there since
+                problem = copy.copy(problem)
+                problem.out = None
+            workspace = _fused.forward(packed, problem, threads, True, True)[3]
         dx, dh0, dkernel, drecurrent, dbias = _products.backward(
             packed, problem, workspace, states, dy, dstate, threads
         )
@@ -171,40 +181,40 @@ class CPUBackend:
         return f"cpu kernel: fused {_native.get_isa()}, {how} ({why})"
 
     def quick(
-        self, weights: GRUWeights, spec: GRUSpec, x: np.ndarray, sequences: bool, reverse: bool
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return (y, state) of a call with nothing but x; None unless its weights are packed.
+        self,
+        weights: GRUWeights,
+        spec: GRUSpec,
+        x: Any,
+        sequences: bool,
+        with_state: bool,
+        reverse: bool,
+    ) -> Any:
+        """Return what a call with nothing but x gives: y, or (y, state).
 
-        That they are says that `forward` has served this spec before.
+        None where x is not plain enough, and unless the weights are packed, which says that
+        `forward` has served this spec before.
         """
         packed = weights.packed.get("cpu-fused")
         if packed is None or packed.spec is not spec or _forced_kernel == "blas":
             return None
-        if packed.lanes != _fused.lanes(x.itemsize):
-            return None
-        return _fused.quick(packed, x, sequences, reverse, get_num_threads())
+        return _fused.quick(packed, x, sequences, with_state, reverse, get_num_threads)
 
-    def steppers(self, states: list[np.ndarray], outputs: list[np.ndarray]) -> list[Any] | None:
-        """Return one native stepper per cell of a stream; None without the fused kernels."""
+    def quick_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
+        """Return the state one step after h0; None as for `quick`."""
+        packed = weights.packed.get("cpu-fused")
+        if packed is None or packed.spec is not spec or _forced_kernel == "blas":
+            return None
+        return _fused.step(packed, x, h0, get_num_threads)
+
+    def stepper(
+        self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
+    ) -> Any:
+        """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
         if _load() is None or _forced_kernel == "blas" or not _fused.lanes(4):
             return None
         from fastgru._native._stream import Stepper
 
-        return [Stepper(s, y) for s, y in zip(states, outputs, strict=True)]
-
-    def step(
-        self, steppers: list[Any], cells: list[Any], x: np.ndarray, rows: np.ndarray | None
-    ) -> np.ndarray | None:
-        """Advance a stream one step; None when some cell needs another backend."""
-        threads = get_num_threads()
-        for cell in cells:
-            if _reason(cell.spec) is not None:
-                return None
-        for stepper, cell in zip(steppers, cells, strict=True):
-            packed = _packed_panels(cell.spec, cell.snapshot())
-            stepper.step(packed, x, rows, threads)
-            x = stepper.output[: x.shape[0]]
-        return x
+        return Stepper(cells, states, outputs, forced, _panels_if_served, get_num_threads).step
 
 
 def _reason(spec: GRUSpec) -> str | None:
@@ -231,6 +241,10 @@ def _packed_panels(spec: GRUSpec, weights: GRUWeights) -> Any:
         packed = _fused.Fused(spec, weights)
         weights.packed["cpu-fused"] = packed
     return packed
+
+
+def _panels_if_served(spec: GRUSpec, weights: GRUWeights) -> Any:
+    return None if _reason(spec) is not None else _packed_panels(spec, weights)
 
 
 def build_info() -> dict[str, Any]:

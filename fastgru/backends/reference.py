@@ -36,7 +36,13 @@ class ReferenceBackend:
         """Return None: every problem is served."""
         return None
 
-    def forward(self, problem: GRUProblem, weights: GRUWeights, save: bool = False) -> GRUOutput:
+    def forward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        save: bool = False,
+        keep_gates: bool = True,
+    ) -> GRUOutput:
         """Run the layer, a step at a time."""
         p = problem
         x, valid, resets = _in_processing_order(p)

@@ -267,10 +267,18 @@ class SequenceLayer(Layer, abstract=True):
         reset_mask: Any = None,
         out: np.ndarray | None = None,
         num_threads: int | None = None,
+        save: str = "gates",
     ) -> tuple[Any, Tape]:
         """Run the layer and keep what `backward` needs.
 
         Takes what the call takes; ``training`` is True by default.
+
+        Parameters
+        ----------
+        save : {"gates", "states"}
+            What the tape keeps of every row and step: the gates too, 4 H numbers, or only the
+            state, H numbers; then `backward` computes the gates again, which costs it about as
+            much as another forward. The gradients are the same, bit for bit.
 
         Returns
         -------
@@ -278,11 +286,13 @@ class SequenceLayer(Layer, abstract=True):
         tape : Tape
             Good for one `backward`, as long as the weights stay the same.
         """
+        if save not in ("gates", "states"):
+            raise ValueError(f"save: expected 'gates' or 'states', came {save!r}")
         call = self.prepare(
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
         self.start(call)
-        return self.forward_prepared(call)
+        return self.forward_prepared(call, save == "gates")
 
     def stream(self, n: int = 1) -> Any:
         """Return a `Stream`: n rows of state that advance a time step at a time.
@@ -312,7 +322,7 @@ class SequenceLayer(Layer, abstract=True):
         """Run a prepared call and return what the user gets."""
         raise TypeError(f"{type(self).__name__} does not say how a call is run")
 
-    def forward_prepared(self, call: Any) -> tuple[Any, Tape]:
+    def forward_prepared(self, call: Any, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         raise TypeError(f"{type(self).__name__} does not say how a call is run")
 

@@ -235,11 +235,11 @@ class Bidirectional(SequenceLayer):
         for half, part in zip(self.halves, call.parts, strict=True):
             half.feed(part, sequences)
 
-    def forward_prepared(self, call: BothCalls) -> tuple[Any, Tape]:
+    def forward_prepared(self, call: BothCalls, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         outputs, tapes = [], []
         for half, part in zip(self.halves, call.parts, strict=True):
-            output, tape = half.forward_prepared(part)
+            output, tape = half.forward_prepared(part, keep_gates)
             outputs.append(output)
             tapes.append(tape)
         result, pair = self._merge(outputs, call.out)

@@ -230,9 +230,15 @@ class GRUCell(Layer):
         output : ndarray, shape (B, H)
         new_states : ndarray or list of one, as ``states`` came
         """
+        nested = isinstance(states, (list, tuple))
+        spec, weights = self.spec, self._weights
+        if not training and spec is not None and weights is not None:
+            h = states[0] if nested and len(states) == 1 else states
+            y = dispatch.quick_step(weights, spec, inputs, h)
+            if y is not None:
+                return y, ([y] if nested else y)
         x = as_array(inputs, self._dtype, "inputs")
         check_shape(x, (None, self.spec.input_dim if self.spec else None), "inputs", "(B, I)")
-        nested = isinstance(states, (list, tuple))
         if nested and len(states) != 1:
             raise ValueError(f"states: expected one state (B, H), came {len(states)}")
         h0 = as_array(states[0] if nested else states, self._dtype, "states")

@@ -163,14 +163,14 @@ class Sequential(SequenceLayer):
             x = layer.complete(call)
         return x
 
-    def forward_prepared(self, calls: list[Any]) -> tuple[Any, Tape]:
+    def forward_prepared(self, calls: list[Any], keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on the layers' prepared calls in order."""
         x: Any = None
         tapes = []
         for layer, call in zip(self.layers, calls, strict=True):
             if x is not None:
                 layer.feed(call, x)
-            x, tape = layer.forward_prepared(call)
+            x, tape = layer.forward_prepared(call, keep_gates)
             tapes.append(tape)
         return x, Tape(self, tapes=tapes)
 

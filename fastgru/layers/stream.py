@@ -34,7 +34,8 @@ class Stream:
         self._dtype = np.dtype(cells[0].dtype)
         self._states = [np.zeros((rows, cell.units), self._dtype) for cell in cells]
         self._outputs = [np.empty((rows, cell.units), self._dtype) for cell in cells]
-        self._steppers = dispatch.steppers(self._states, self._outputs)
+        self._native = dispatch.stepper(cells, self._states, self._outputs)
+        self._specs = [cell.spec for cell in cells]
         assert cells[0].spec is not None
         self._shape = (rows, cells[0].spec.input_dim)
 
@@ -57,18 +58,19 @@ class Stream:
         ValueError, TypeError
             Before any work; no row has advanced.
         """
-        if not (
-            rows is None
-            and type(x) is np.ndarray
-            and x.dtype == self._dtype
-            and x.shape == self._shape
-            and x.flags.carray
-        ):
+        served = self._native(x, rows)
+        if served is None:
             x, rows = self._checked(x, rows)
-        served = dispatch.step(self._steppers, self._cells, x, rows)
+            served = self._native(x, rows)
         return self._in_python(x, rows) if served is None else served
 
     def _checked(self, x: Any, rows: Any) -> tuple[np.ndarray, np.ndarray | None]:
+        for cell, spec in zip(self._cells, self._specs, strict=True):
+            if cell.spec != spec:
+                raise ValueError(
+                    f"{cell.name}: it has been built anew since, for another number of features; "
+                    "open another stream"
+                )
         count = self._rows
         if rows is not None:
             rows = np.asarray(rows)
@@ -83,13 +85,13 @@ class Stream:
                     f"rows: expected numbers in 0..{count - 1}, came values from {rows.min()} to "
                     f"{rows.max()}"
                 )
-            if np.unique(rows).size != rows.size:
+            if len(set(rows.tolist())) != rows.size:
                 raise ValueError("rows: expected each row at most once, came one of them twice")
             count = rows.size
         array = as_array(x, self._dtype, "x")
         hint = "(n, I)" if rows is None else "(len(rows), I)"
         check_shape(array, (count, self._shape[1]), "x", hint)
-        if not array.flags.carray:  # C-contiguous, aligned; a read-only one is copied too
+        if not array.flags.carray:  # C-contiguous and aligned, as the native step wants it
             array = np.array(array, order="C")
         return array, rows
 

@@ -1,0 +1,3 @@
+import numpy as np
+
+def pack_panels(matrix: np.ndarray, packed: np.ndarray) -> None: ...
