@@ -171,7 +171,7 @@ class CPUBackend:
         if threads > 1:
             how = f"{threads} threads, {'hidden' if shared else 'batch'} split"
         labels = ("one thread", "batch split", "hidden split")
-        model = [f"{n} {us:.3g} us" for n, us in zip(labels, times, strict=True) if us]
+        model = [f"{n} {us:.1f} us" for n, us in zip(labels, times, strict=True) if us]
         if limit == 1:
             why = "no more may be used"
         elif not _native.OPENMP:
