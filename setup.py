@@ -76,6 +76,7 @@ setup(
     ext_modules=cythonize(
         [
             extension("_cpu", "gates.c"),
+            extension("_cut"),
             extension("_fused"),
             extension("_backward"),
             extension("_packing"),

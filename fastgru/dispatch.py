@@ -174,7 +174,8 @@ class Explanation:
         For each backend, in the order they are asked, why it does not serve the call;
         None for those that could.
     details : list of str
-        One line about the problem and how it is run.
+        One line about the problem; on the CPU one about the kernel and how it is cut among
+        threads, with the estimates that decide it and their reasons.
     """
 
     def __init__(self, problem: GRUProblem, unroll: bool = False) -> None:
@@ -192,6 +193,8 @@ class Explanation:
             f"problem b{batch}t{steps}i{inputs}h{spec.units} {spec.dtype.name}, "
             f"reset_after={spec.reset_after}, mask {problem.mask.kind}"
         ]
+        if self.backend == "cpu":
+            self.details.append(_CPU.explain(problem))
 
     @classmethod
     def of_custom_cell(cls, name: str) -> Explanation:

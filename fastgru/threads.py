@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from fastgru.problem import check_num_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _default: int | None = None  # computed by the first question
 _process: int = 0  # what set_num_threads said; 0: nothing yet
+_followers: list[Callable[[int], None]] = []
 _block: contextvars.ContextVar[int] = contextvars.ContextVar("fastgru_num_threads", default=0)
 
 
@@ -34,7 +35,8 @@ def set_num_threads(num_threads: int) -> None:
     Parameters
     ----------
     num_threads : int
-        At least 1; an upper bound, since small work runs on one thread.
+        At least 1; an upper bound, since small work runs on one thread, and calls that run at the
+        same time share them: each has its caller's thread, and all together so many in all.
 
     Raises
     ------
@@ -45,6 +47,14 @@ def set_num_threads(num_threads: int) -> None:
     """
     global _process
     _process = _checked(num_threads)
+    for follower in _followers:
+        follower(_process)
+
+
+def follow(follower: Callable[[int], None]) -> None:
+    """Call ``follower(n)`` with the process's number of threads, now and whenever it is set."""
+    _followers.append(follower)
+    follower(_process or default_num_threads())
 
 
 @contextmanager

@@ -174,6 +174,20 @@ class TestBitForBit:
             np.testing.assert_array_equal(ys[1], ys[0])
             np.testing.assert_array_equal(ys[2], ys[0])
 
+    def test_5_12_cuts(self, isa, dtype, kind):
+        from fastgru._native import _cut
+
+        spec, weights, x, h0, _ = draw(dtype, kind, 10, 9, units=150)
+        ys = []
+        try:
+            for threads, shared in ((1, False), (2, False), (4, False), (2, True), (3, True)):
+                _cut.force(threads, shared)
+                ys.append(forward(GRUProblem(spec, x, h0, NO_MASK, num_threads=4), weights).y)
+        finally:
+            _cut.force(0, False)
+        for y in ys[1:]:
+            np.testing.assert_array_equal(y, ys[0])
+
     def test_5_12_pieces(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind, steps=29)
         whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)

@@ -1,12 +1,16 @@
-"""Thread counts: SPEC section 3."""
+"""Thread counts (SPEC section 3), and that the calls of a process share them."""
 
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import subprocesses
 
+import fastgru
 from fastgru import threads
+from fastgru.backends import cpu as cpu_backend
 
 
 def default_in_a_new_process(code="", **environment):
@@ -17,7 +21,11 @@ def default_in_a_new_process(code="", **environment):
 
 @pytest.fixture(autouse=True)
 def process_setting_is_restored(monkeypatch):
-    monkeypatch.setattr(threads, "_process", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(threads, "_process", 0)
+        yield
+    for follower in threads._followers:
+        follower(threads.get_num_threads())
 
 
 def test_default_is_bounded_by_omp_num_threads():
@@ -138,3 +146,92 @@ def test_errors_change_nothing(value, error, message):
     with pytest.raises(error, match=message), threads.num_threads(value):
         pass
     assert threads.get_num_threads() == 4
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def native():
+    native = cpu_backend._load()
+    if native is None:
+        pytest.skip("the extension is not built")
+    assert native.threads_in_use() == 0
+    yield native
+    assert native.threads_in_use() == 0
+
+
+def test_callers_share_the_limit(native):
+    threads.set_num_threads(4)
+    first = native.lease_threads(3)
+    second = native.lease_threads(3)
+    third = native.lease_threads(3)
+    assert (first, second, third) == (3, 1, 1), "a caller itself is never refused"
+    native.give_back_threads(first)
+    fourth = native.lease_threads(3)
+    assert fourth == 2
+    for granted in (second, third, fourth):
+        native.give_back_threads(granted)
+    # A call that names a larger number itself may have it.
+    assert native.lease_threads(6) == 6
+    native.give_back_threads(6)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["rows split", "panels split"])
+def test_concurrent_calls_stay_within_the_limit(native, shared):
+    """Each call wants four threads; beside the callers' own there are three in all."""
+    from fastgru._native import _cut
+
+    limit, callers = 4, 6
+    threads.set_num_threads(limit)
+    layer = fastgru.GRU(150, return_sequences=True)
+    x = np.random.default_rng(0).standard_normal((12, 40, 20)).astype("float32")
+    alone, tape = layer.forward(x, num_threads=1)
+    dx = layer.backward(tape, np.ones_like(alone)).inputs
+    running = []
+
+    def call(_):
+        np.testing.assert_array_equal(layer(x), alone)
+        y, tape = layer.forward(x)
+        np.testing.assert_allclose(layer.backward(tape, np.ones_like(y)).inputs, dx, atol=1e-5)
+        with pytest.raises(ValueError, match="expected three axes"):
+            layer(x[0])
+
+    try:
+        _cut.force(4, shared)
+        with ThreadPoolExecutor(callers) as pool:
+            calls = [pool.submit(call, i) for i in range(60)]
+            while not all(c.done() for c in calls):
+                running.append(native.threads_in_use())
+                time.sleep(1e-4)
+            for c in calls:
+                c.result()
+    finally:
+        _cut.force(0, False)
+    assert max(running) <= limit + callers - 1
+
+
+def test_all_threads_taken(native):
+    layer = fastgru.GRU(150)
+    x = np.random.default_rng(0).standard_normal((12, 40, 20)).astype("float32")
+    free = layer(x)
+    granted = native.lease_threads(threads.get_num_threads())
+    try:
+        np.testing.assert_array_equal(layer(x), free)
+        assert "1 thread" in str(layer.explain(x))
+    finally:
+        native.give_back_threads(granted)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_child_of_fork_has_nothing_leased(native):
+    code = """
+        import os
+        from fastgru._native import _cpu
+        _cpu.lease_threads(2)
+        child = os.fork()
+        if child == 0:
+            os._exit(_cpu.threads_in_use())
+        print(os.waitpid(child, 0)[1])
+    """
+    assert subprocesses.run_python(code).strip() == "0"

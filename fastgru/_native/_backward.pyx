@@ -21,14 +21,17 @@ from fastgru._native._blas cimport floating
 from fastgru._native._cpu cimport (
     _blas_enter,
     _blas_exit,
+    _give_back,
     _kernels_f32,
     _kernels_f64,
+    _lease,
     _padded,
     _strided,
     _team_limit,
     _Views,
 )
-from fastgru._native._fused cimport Cut, Fused, _cut, _part, _parts, _set_masks
+from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
+from fastgru._native._fused cimport Fused, _set_masks
 from fastgru._native.gates cimport (
     allocate_aligned,
     back_type,
@@ -231,17 +234,19 @@ cdef void _product_worker(const Products *p, floating *tag) noexcept nogil:
 
 
 cdef void _run_products(const Products *p, int threads) noexcept nogil:
+    threads = _lease(threads)
     if threads == 1:
         if p.size == 4:
             _product_worker(p, <float *> NULL)
         else:
             _product_worker(p, <double *> NULL)
-        return
-    with parallel(num_threads=threads):
-        if p.size == 4:
-            _product_worker(p, <float *> NULL)
-        else:
-            _product_worker(p, <double *> NULL)
+    else:
+        with parallel(num_threads=threads):
+            if p.size == 4:
+                _product_worker(p, <float *> NULL)
+            else:
+                _product_worker(p, <double *> NULL)
+    _give_back(threads)
 
 
 cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
@@ -260,12 +265,13 @@ cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, bac
 
 cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
                     char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
-    cdef int threads = cut.threads
+    cdef int threads = _lease(cut.threads)
     if threads == 1:
         _back_worker(job, cut, panels, back, scratch, scratch_bytes)
-        return
-    with parallel(num_threads=threads):
-        _back_worker(job, cut, panels, back, scratch, scratch_bytes)
+    else:
+        with parallel(num_threads=threads):
+            _back_worker(job, cut, panels, back, scratch, scratch_bytes)
+    _give_back(threads)
 
 
 def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
@@ -283,6 +289,7 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     """
     cdef gru_back_job job
     cdef Products p
+    cdef Work work
     cdef Cut cut
     cdef team_barrier barrier
     cdef Py_buffer *view
@@ -362,7 +369,10 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
         job.pending = views.packed(pending, size)
         panels = (H + 2 * packed.lanes - 1) // (2 * packed.lanes)
         flops = 12.0 * rows * H * (H + I)
-        cut = _cut(threads, B, panels, H, size, flops, 6.0 * B * H * H)
+        work.B, work.T, work.inputs, work.H = B, T, 0, H
+        work.panels, work.lanes, work.size = panels, 2 * packed.lanes, size
+        work.products, work.meetings = T, 1 if spec.reset_after else 2
+        cut = _cut(threads, &work)
         if size == 4:
             back = _kernels_f32().back
             scratch_bytes = _padded(_kernels_f32().back_scratch(&job, cut.rows))

@@ -16,3 +16,7 @@ cdef const kernels_f32 *_kernels_f32() noexcept
 cdef const kernels_f64 *_kernels_f64() noexcept
 cdef void _blas_enter() noexcept
 cdef void _blas_exit() noexcept
+cdef int _lease(int wanted) noexcept nogil
+cdef void _give_back(int granted) noexcept nogil
+cdef int _available(int threads) noexcept nogil
+cdef bint _start_pool() noexcept

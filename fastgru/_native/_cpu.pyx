@@ -26,10 +26,13 @@ from fastgru._native.gates cimport (
     fastgru_kernels_f64,
     free_aligned,
     gate_functions,
+    give_back,
     kernels_f32,
     kernels_f64,
-    process_id,
+    lease,
 )
+
+import os
 
 import numpy as np
 
@@ -58,7 +61,10 @@ cdef enum:
     SPLIT_ROWS = 4            # rows a thread needs before h.U is about as fast as with all rows
 
 cdef int _isa = 0
-cdef long _pool_owner = 0     # the process whose OpenMP threads were started
+cdef bint _pool_started = False  # OpenMP's threads are there
+cdef bint _pool_lost = False  # ... but in the process that forked this one
+cdef int _used = 0            # threads that run calls now, the callers' own among them
+cdef int _limit = 1           # how many there may be, but for callers' own
 
 
 cdef class Packed:
@@ -158,30 +164,83 @@ cdef int _pack(array, Matrix *m, Py_ssize_t size) except -1:
 
 
 cdef void _run(Job *job) noexcept nogil:
-    cdef int threads = job.threads
+    cdef int threads = _lease(job.threads)
     if threads == 1:
         if job.k32 != NULL:
             _worker(job, <float *> NULL)
         else:
             _worker(job, <double *> NULL)
-        return
-    with parallel(num_threads=threads):
-        if job.k32 != NULL:
-            _worker(job, <float *> NULL)
-        else:
-            _worker(job, <double *> NULL)
+    else:
+        with parallel(num_threads=threads):
+            if job.k32 != NULL:
+                _worker(job, <float *> NULL)
+            else:
+                _worker(job, <double *> NULL)
+    _give_back(threads)
+
+
+# Leases: each caller brings a thread of its own; the others are shared by all callers of the
+# process, so that N calls of 4 threads do not start 4 N. A call that gets fewer than it hoped for
+# takes longer and is otherwise the same.
+
+cdef int _lease(int wanted) noexcept nogil:
+    # How many threads the caller may run on, itself included; to be given back.
+    return lease(&_used, wanted, max(_limit, wanted))
+
+
+cdef void _give_back(int granted) noexcept nogil:
+    give_back(&_used, granted)
+
+
+cdef int _available(int threads) noexcept nogil:
+    # How many of so many a lease would give now: by this a call is cut.
+    return max(min(threads, max(_limit, threads) - _used), 1)
+
+
+def set_thread_limit(int limit):
+    """Take the number of threads that all calls of the process may use together."""
+    global _limit
+    _limit = limit
+
+
+def lease_threads(int wanted):
+    """Take as many threads as a call that wants so many would get; for tests."""
+    return _lease(wanted)
+
+
+def give_back_threads(int granted):
+    """End a `lease_threads`."""
+    _give_back(granted)
+
+
+def threads_in_use():
+    """Return how many threads run calls now, the callers' own among them."""
+    return _used
+
+
+def _forget_threads():
+    # In a child of fork no call runs, and libgomp would wait for threads that are not there.
+    global _used, _pool_lost
+    _used = 0
+    _pool_lost = _pool_started
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
+
+
+cdef bint _start_pool() noexcept:
+    # Whether a call may start threads; asked for when it is about to.
+    global _pool_started
+    if not FASTGRU_OPENMP or _pool_lost:
+        return False
+    _pool_started = True
+    return True
 
 
 cdef int _team_limit(int threads, double flops) noexcept:
     # How many threads a call of so much work may start.
-    global _pool_owner
-    if not FASTGRU_OPENMP or flops < REGION_FLOPS or threads == 1:
-        return 1
-    if _pool_owner == 0:
-        _pool_owner = process_id()
-    elif _pool_owner != process_id():
-        return 1  # libgomp's threads did not survive the fork, and it waits for them
-    return threads
+    return _available(threads) if threads > 1 and flops >= REGION_FLOPS and _start_pool() else 1
 
 
 cdef const kernels_f32 *_kernels_f32() noexcept:

@@ -1,14 +1,8 @@
 # What forward and backward share.
 
 from fastgru._native._cpu cimport _Views
+from fastgru._native._cut cimport Cut
 from fastgru._native.gates cimport gate_functions, gru_job, run_type
-
-# How a call is cut: either each thread runs rows of its own, or all run the same rows and each owns
-# a range of panels (shared).
-cdef struct Cut:
-    int threads
-    bint shared
-    Py_ssize_t rows           # per thread
 
 cdef class Fused:
     cdef readonly object spec
@@ -24,20 +18,12 @@ cdef class Fused:
     cdef object backward_panels(self)
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept
-cdef Cut _cut(
-    int threads, Py_ssize_t B, Py_ssize_t panels, Py_ssize_t H, Py_ssize_t size, double flops,
-    double step_flops,
-) noexcept
+cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept
 cdef int _threads_for(get_num_threads, double flops) except -1
-cdef void _part(
-    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
-    Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
-) noexcept nogil
 cdef void _run_forward(
     gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run, char *scratch,
     Py_ssize_t scratch_bytes,
 ) noexcept nogil
-cdef int _parts(const Cut *cut, int team) noexcept nogil
 cdef int _set_masks(
     _Views views, problem, const Py_ssize_t **lengths, const unsigned char **steps,
     const unsigned char **resets,

@@ -19,15 +19,16 @@ from fastgru._native._arrays cimport (
 )
 from fastgru._native._cpu cimport (
     _functions,
+    _give_back,
     _kernels_f32,
     _kernels_f64,
+    _lease,
     _padded,
     _strided,
-    _team_limit,
     _Views,
 )
+from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native.gates cimport (
-    FASTGRU_TEAM_BARRIER,
     allocate_aligned,
     denormals_off,
     denormals_restore,
@@ -51,11 +52,6 @@ cdef enum:
     P_BYTES = 1 << 18         # x.W of one time chunk, per thread: stays in L2 beside the weights
     P_ROWS = 32               # ... but at least so many rows, or W is read too often
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
-    # Work of a step from which half of it and a barrier beat all of it: on two cores 1.6 times at
-    # B=1 H=128, 2.1 at H=256, 2.9 at H=320, where half of U then fits L2.
-    STEP_FLOPS = 60000
-    SPLIT_ROWS = 6            # rows a thread needs to be as fast as with all rows
-    L2_BYTES = 1 << 20        # a U beyond it is better shared out than read by each thread
 
 
 def lanes(Py_ssize_t itemsize):
@@ -101,46 +97,6 @@ cdef class Fused:
         return self.transposed
 
 
-cdef Cut _cut(
-    int threads, Py_ssize_t B, Py_ssize_t panels, Py_ssize_t H, Py_ssize_t size, double flops,
-    double step_flops,
-) noexcept:
-    # Rows of its own to each thread, or the same rows and a range of panels to each.
-    cdef Cut cut
-    threads = _team_limit(threads, flops)
-    cut.shared = False
-    if threads > 1 and FASTGRU_TEAM_BARRIER and panels >= 2 and step_flops >= STEP_FLOPS:
-        cut.shared = B < SPLIT_ROWS * threads or 3 * H * H * size > L2_BYTES
-    if cut.shared:
-        threads = <int> min(threads, panels)
-    else:
-        threads = <int> min(threads, max(B, 1))
-    cut.threads = threads
-    cut.rows = B if cut.shared else (B + threads - 1) // threads
-    return cut
-
-
-cdef void _part(
-    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
-    Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
-) noexcept nogil:
-    # The part-th of `parts`.
-    if cut.shared:
-        b0[0], n[0] = 0, B
-        panel0[0], panel1[0] = panels * part // parts, panels * (part + 1) // parts
-    else:
-        b0[0] = B * part // parts
-        n[0] = B * (part + 1) // parts - b0[0]
-        panel0[0], panel1[0] = 0, panels
-
-
-cdef int _parts(const Cut *cut, int team) noexcept nogil:
-    # How many parts a team makes; OpenMP may give fewer threads than were asked for. Panels are cut
-    # for the team that is there, since it meets at barriers; rows as the scratch was made for, and
-    # a thread then takes several parts, one after the other.
-    return team if cut.shared else cut.threads
-
-
 cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
                           char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef Py_ssize_t b0, n, panel0, panel1
@@ -157,12 +113,13 @@ cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_t
 
 cdef void _run_forward(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
                        char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
-    cdef int threads = cut.threads
+    cdef int threads = _lease(cut.threads)
     if threads == 1:
         _forward_worker(job, cut, panels, run, scratch, scratch_bytes)
-        return
-    with parallel(num_threads=threads):
-        _forward_worker(job, cut, panels, run, scratch, scratch_bytes)
+    else:
+        with parallel(num_threads=threads):
+            _forward_worker(job, cut, panels, run, scratch, scratch_bytes)
+    _give_back(threads)
 
 
 cdef int _set_masks(_Views views, problem, const Py_ssize_t **lengths, const unsigned char **steps,
@@ -277,8 +234,8 @@ cdef bint _walkable(x, Py_ssize_t size) noexcept:
 
 
 cdef int _threads_for(get_num_threads, double flops) except -1:
-    # Asking costs 0.1 us, a tenth of a small call.
-    return 1 if _team_limit(2, flops) == 1 else get_num_threads()
+    # Asking costs 0.1 us, a tenth of a small call; and one below ~2 us is never shared.
+    return 1 if flops < GIL_FLOPS else get_num_threads()
 
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept:
@@ -288,15 +245,23 @@ cdef void _set_weights(gru_job *job, Fused packed) noexcept:
     job.reset_after = packed.uh == NULL
 
 
+cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept:
+    cdef Work work
+    _work(
+        &work, job.B, job.T, job.inputs, job.H, packed.lanes, packed.size,
+        job.h0 != NULL or not job.u_finite, job.reset_after,
+    )
+    return _cut(threads, &work)
+
+
 cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
     # Cuts the call, allocates its scratch, and runs it. No state: its user does not want it.
-    cdef Cut cut
+    cdef Cut cut = _cut_job(job, packed, threads)
     cdef Py_ssize_t B = job.B, T = job.T, H = job.H, size = packed.size, columns
     cdef Py_ssize_t scratch_bytes, extra = 0
     cdef double flops = 6.0 * B * T * H * (H + job.inputs)
     cdef run_type run
     cdef char *scratch
-    cut = _cut(threads, B, packed.panels, H, size, flops, 6.0 * B * H * H)
     columns = (packed.panels + cut.threads - 1) // cut.threads if cut.shared else packed.panels
     job.chunk_rows = max(P_BYTES // (3 * packed.lanes * columns * size), <Py_ssize_t> P_ROWS)
     job.chunk_rows = max(min(job.chunk_rows, cut.rows * T), cut.rows)

@@ -12,10 +12,10 @@ from libc.stdlib cimport calloc, free
 
 from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, shape_of
 from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded
+from fastgru._native._cut cimport Cut
 from fastgru._native._fused cimport (
-    Cut,
     Fused,
-    _cut,
+    _cut_job,
     _run_forward,
     _set_weights,
     _threads_for,
@@ -90,9 +90,7 @@ cdef class _Cell:
             if not self.bind(weights, kernels, pack):
                 return False
         self.job.B, self.job.chunk_rows = m, max(m, 1)
-        self.cut = _cut(
-            _threads_for(get_num_threads, flops), m, self.packed.panels, H, size, flops, flops
-        )
+        self.cut = _cut_job(&self.job, self.packed, _threads_for(get_num_threads, flops))
         self.per_thread = _padded(self.run_scratch(&self.job, self.cut.rows, self.packed.panels))
         need = self.cut.threads * self.per_thread
         if not self.job.reset_after:

@@ -15,7 +15,10 @@ cdef extern from "runtime.h" nogil:
         pass
     int team_rank()
     int team_size()
-    long process_id()
+    double microseconds()
+    int lease(int *used, int wanted, int limit)
+    void give_back(int *used, int granted)
+    long cache_bytes(int level)
     unsigned long long denormals_off()
     void denormals_restore(unsigned long long old)
     void barrier_wait(team_barrier *b, int size)

@@ -1,6 +1,9 @@
 /* What a loop over threads needs from the compiler and the machine; every piece has a fallback.
  *
  * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
+ * microseconds           a clock; without OpenMP nothing is timed
+ * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
+ * cache_bytes            size of a core's L2 and of the L3 behind it
  * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
  *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
  *                        against 321 ns) and a sleeping one tens
@@ -17,20 +20,17 @@
 #    define FASTGRU_OPENMP 1
 static inline int team_rank(void) { return omp_get_thread_num(); }
 static inline int team_size(void) { return omp_get_num_threads(); }
-static inline int in_team(void) { return omp_in_parallel(); }
+static inline double microseconds(void) { return 1e6 * omp_get_wtime(); }
 #else
 #    define FASTGRU_OPENMP 0
 static inline int team_rank(void) { return 0; }
 static inline int team_size(void) { return 1; }
-static inline int in_team(void) { return 0; }
+static inline double microseconds(void) { return 0; }
 #endif
 
-#ifdef _WIN32
-static inline long process_id(void) { return 0; } /* no fork there */
-#else
+#ifndef _WIN32
 #    include <sched.h>
 #    include <unistd.h>
-static inline long process_id(void) { return (long)getpid(); }
 #endif
 
 #if defined(__SSE2__) || defined(_M_X64)
@@ -95,6 +95,47 @@ static inline void barrier_wait(team_barrier *b, int size) {
 #    define FASTGRU_TEAM_BARRIER 0 /* then no two threads share a step */
 static inline void barrier_wait(team_barrier *b, int size) { (void)b, (void)size; }
 #endif
+
+#if defined(__GNUC__) || defined(__clang__)
+static inline int swap_if(int *value, int *expected, int wanted) {
+    return __atomic_compare_exchange_n(value, expected, wanted, 1, __ATOMIC_RELAXED,
+                                       __ATOMIC_RELAXED);
+}
+#elif defined(_MSC_VER)
+#    include <intrin.h>
+static inline int swap_if(int *value, int *expected, int wanted) {
+    const int old = _InterlockedCompareExchange((volatile long *)value, wanted, *expected);
+    const int same = old == *expected;
+    *expected = old;
+    return same;
+}
+#endif
+
+/* Counts the caller and as many more threads, up to `wanted` in all, as the limit leaves; returns
+ * how many that are. The caller itself is there already, so it is never refused. */
+static inline int lease(int *used, int wanted, int limit) {
+    int now = *(volatile int *)used, granted;
+    do {
+        granted = limit - now < wanted ? limit - now : wanted;
+        granted = granted > 1 ? granted : 1;
+    } while (!swap_if(used, &now, now + granted));
+    return granted;
+}
+static inline void give_back(int *used, int granted) {
+    int now = *(volatile int *)used;
+    while (!swap_if(used, &now, now - granted))
+        ;
+}
+
+static inline long cache_bytes(int level) {
+    long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+    bytes = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
+#endif
+    if (bytes <= 0) /* unknown to the system */
+        bytes = level == 2 ? 1L << 20 : 1L << 24;
+    return bytes;
+}
 
 /* 64-byte aligned memory that free_aligned gives back; NULL when there is none. */
 static inline void *allocate_aligned(size_t bytes) {

@@ -19,7 +19,7 @@ from fastgru.problem import (
     GRUSpec,
     GRUWeights,
 )
-from fastgru.threads import get_num_threads
+from fastgru.threads import follow, get_num_threads
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +39,7 @@ _THREAD_FUNCTIONS = (
 _native: Any = None  # the extensions, once they are imported
 _fused: Any = None
 _products: Any = None
+_cut: Any = None
 _forced_kernel: str | None = None
 _missing: str | None = None  # why there is no extension
 _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
@@ -46,10 +47,11 @@ _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
 
 def _load() -> Any:
     """Import the extension and set it up, once; None when it is not there."""
-    global _native, _fused, _products, _missing, _forced_kernel
+    global _native, _fused, _products, _cut, _missing, _forced_kernel
     if _native is None and _missing is None:
         try:
             from fastgru._native import _backward, _cpu
+            from fastgru._native import _cut as cut
             from fastgru._native import _fused as fused
         except ImportError as error:
             _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
@@ -61,7 +63,8 @@ def _load() -> Any:
             raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', came {_forced_kernel!r}")
         if _forced_kernel == "fused" and not fused.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
-        _fused, _products, _native = fused, _backward, _cpu
+        follow(_cpu.set_thread_limit)
+        _fused, _products, _cut, _native = fused, _backward, cut, _cpu
     return _native
 
 
@@ -151,6 +154,31 @@ class CPUBackend:
             packed, problem, workspace, states, dy, dstate, threads
         )
         return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)
+
+    def explain(self, problem: GRUProblem) -> str:
+        """Say with which kernel, on how many threads and why `forward` would run a problem now."""
+        if _native is None and _load() is None:
+            raise BackendError(_missing)
+        spec, (batch, steps) = problem.spec, problem.x.shape[:2]
+        limit = problem.num_threads or get_num_threads()
+        if _kernel(spec) == "blas":
+            why = "FASTGRU_KERNEL asks for it" if _forced_kernel else "this compiler made no other"
+            return f"cpu kernel: blas {_native.get_isa()} ({why}), at most {limit} threads"
+        threads, shared, *times = _cut.plan(
+            spec, _fused.lanes(spec.dtype.itemsize), (batch, steps), problem.h0 is not None, limit
+        )
+        how = "1 thread"
+        if threads > 1:
+            how = f"{threads} threads, {'hidden' if shared else 'batch'} split"
+        labels = ("one thread", "batch split", "hidden split")
+        model = [f"{n} {us:.1f} us" for n, us in zip(labels, times, strict=True) if us]
+        if limit == 1:
+            why = "no more may be used"
+        elif not _native.OPENMP:
+            why = "built without OpenMP"
+        else:
+            why = f"model: {', '.join(model)}" if model else "too little work to share"
+        return f"cpu kernel: fused {_native.get_isa()}, {how} ({why})"
 
     def quick(
         self,
