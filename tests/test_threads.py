@@ -1,6 +1,9 @@
 """Thread counts (SPEC section 3), and that the calls of a process share them."""
 
+import ctypes
 import os
+import shutil
+import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -235,3 +238,40 @@ def test_child_of_fork_has_nothing_leased(native):
         print(os.waitpid(child, 0)[1])
     """
     assert subprocesses.run_python(code).strip() == "0"
+
+
+def test_inside_a_region_of_the_callers_own(tmp_path):
+    """Rank and team of a caller's OpenMP region are not ours: no row may be left out."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler (cc) to build a caller with OpenMP")
+    source, library = tmp_path / "caller.c", tmp_path / "caller.so"
+    source.write_text(
+        "#include <omp.h>\n"
+        "void each_thread(void (*call)(int)) {\n"
+        "#pragma omp parallel num_threads(3)\n"
+        "    call(omp_get_thread_num());\n"
+        "}\n"
+    )
+    command = [compiler, "-fopenmp", "-shared", "-fPIC", "-o", str(library), str(source)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("the C compiler (cc) has no OpenMP")
+    layer = fastgru.GRU(16, return_sequences=True)
+    x = np.random.default_rng(0).normal(size=(9, 20, 8)).astype("float32")
+    expected, tape = layer.forward(x)
+    gradient = layer.backward(tape, np.ones_like(expected)).weights[0]
+    results = {}
+
+    def call(rank):
+        y, tape = layer.forward(x)
+        results[rank] = layer(x), y, layer.backward(tape, np.ones_like(y)).weights[0]
+
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_int)(call)
+    each_thread = ctypes.CDLL(str(library)).each_thread
+    each_thread.argtypes = [type(callback)]
+    each_thread(callback)
+    assert len(results) >= 1
+    for y, saved, weights in results.values():
+        np.testing.assert_array_equal(y, expected)
+        np.testing.assert_array_equal(saved, expected)
+        np.testing.assert_array_equal(weights, gradient)

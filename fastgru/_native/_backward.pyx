@@ -220,8 +220,7 @@ cdef void _multiply_inputs(
                              + dxs[(g * ROWS + r) * I + j] * (mask[j] if mask != NULL else 1))
 
 
-cdef void _product_worker(const Products *p, floating *tag) noexcept nogil:
-    cdef int rank = team_rank(), team = team_size()
+cdef void _product_worker(const Products *p, int rank, int team, floating *tag) noexcept nogil:
     cdef Py_ssize_t first = 0, n
     while first < p.rows:
         n = min(<Py_ssize_t> ROWS, p.rows - first)
@@ -237,28 +236,29 @@ cdef void _run_products(const Products *p, int threads) noexcept nogil:
     threads = _lease(threads)
     if threads == 1:
         if p.size == 4:
-            _product_worker(p, <float *> NULL)
+            _product_worker(p, 0, 1, <float *> NULL)
         else:
-            _product_worker(p, <double *> NULL)
+            _product_worker(p, 0, 1, <double *> NULL)
     else:
         with parallel(num_threads=threads):
             if p.size == 4:
-                _product_worker(p, <float *> NULL)
+                _product_worker(p, team_rank(), team_size(), <float *> NULL)
             else:
-                _product_worker(p, <double *> NULL)
+                _product_worker(p, team_rank(), team_size(), <double *> NULL)
     _give_back(threads)
 
 
 cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
-                       char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
+                       char *scratch, Py_ssize_t scratch_bytes, int rank,
+                       int team) noexcept nogil:
     cdef Py_ssize_t b0, n, panel0, panel1
-    cdef int team = team_size(), part = team_rank(), parts = _parts(cut, team)
+    cdef int part = rank, parts = _parts(cut, team)
     cdef unsigned long long old = denormals_off()
     while part < parts:
         _part(cut, job.B, panels, part, parts, &b0, &n, &panel0, &panel1)
         if n > 0:
             back(job, b0, n, panel0, panel1, team if cut.shared else 1,
-                 scratch + team_rank() * scratch_bytes)
+                 scratch + rank * scratch_bytes)
         part += team
     denormals_restore(old)
 
@@ -267,10 +267,10 @@ cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_t
                     char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef int threads = _lease(cut.threads)
     if threads == 1:
-        _back_worker(job, cut, panels, back, scratch, scratch_bytes)
+        _back_worker(job, cut, panels, back, scratch, scratch_bytes, 0, 1)
     else:
         with parallel(num_threads=threads):
-            _back_worker(job, cut, panels, back, scratch, scratch_bytes)
+            _back_worker(job, cut, panels, back, scratch, scratch_bytes, team_rank(), team_size())
     _give_back(threads)
 
 

@@ -30,6 +30,8 @@ from fastgru._native.gates cimport (
     kernels_f32,
     kernels_f64,
     lease,
+    team_rank,
+    team_size,
 )
 
 import os
@@ -167,15 +169,15 @@ cdef void _run(Job *job) noexcept nogil:
     cdef int threads = _lease(job.threads)
     if threads == 1:
         if job.k32 != NULL:
-            _worker(job, <float *> NULL)
+            _worker(job, 0, 1, <float *> NULL)
         else:
-            _worker(job, <double *> NULL)
+            _worker(job, 0, 1, <double *> NULL)
     else:
         with parallel(num_threads=threads):
             if job.k32 != NULL:
-                _worker(job, <float *> NULL)
+                _worker(job, team_rank(), team_size(), <float *> NULL)
             else:
-                _worker(job, <double *> NULL)
+                _worker(job, team_rank(), team_size(), <double *> NULL)
     _give_back(threads)
 
 

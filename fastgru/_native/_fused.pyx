@@ -98,15 +98,17 @@ cdef class Fused:
 
 
 cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
-                          char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
+                          char *scratch, Py_ssize_t scratch_bytes, int rank,
+                          int team) noexcept nogil:
+    # Rank and team are told: without a region of ours they may be those of a caller's.
     cdef Py_ssize_t b0, n, panel0, panel1
-    cdef int team = team_size(), part = team_rank(), parts = _parts(cut, team)
+    cdef int part = rank, parts = _parts(cut, team)
     cdef unsigned long long old = denormals_off()
     while part < parts:
         _part(cut, job.B, panels, part, parts, &b0, &n, &panel0, &panel1)
         if n > 0:
             run(job, b0, n, panel0, panel1, team if cut.shared else 1,
-                scratch + team_rank() * scratch_bytes)
+                scratch + rank * scratch_bytes)
         part += team
     denormals_restore(old)
 
@@ -115,10 +117,10 @@ cdef void _run_forward(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type
                        char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef int threads = _lease(cut.threads)
     if threads == 1:
-        _forward_worker(job, cut, panels, run, scratch, scratch_bytes)
+        _forward_worker(job, cut, panels, run, scratch, scratch_bytes, 0, 1)
     else:
         with parallel(num_threads=threads):
-            _forward_worker(job, cut, panels, run, scratch, scratch_bytes)
+            _forward_worker(job, cut, panels, run, scratch, scratch_bytes, team_rank(), team_size())
     _give_back(threads)
 
 

@@ -16,8 +16,6 @@ from fastgru._native.gates cimport (
     kernels_f32,
     kernels_f64,
     team_barrier,
-    team_rank,
-    team_size,
 )
 
 
@@ -294,9 +292,8 @@ cdef inline void _run_block(
         s0 = s1
 
 
-cdef inline void _worker(Job *job, floating *tag) noexcept nogil:
+cdef inline void _worker(Job *job, int rank, int team, floating *tag) noexcept nogil:
     # One thread of the team; the team may be smaller than was asked for.
-    cdef int rank = team_rank(), team = team_size()
     cdef Py_ssize_t block = 0, step = 1, u0 = 0, u1 = job.H, n
     cdef char *mine = job.scratch + rank * job.scratch_bytes
     cdef char *shared = mine
