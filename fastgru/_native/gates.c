@@ -42,6 +42,11 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #endif
 
 #define MASKED_BYTES 0 /* no masked loads and stores */
+#ifdef __aarch64__
+#    define FUSED_MULTIPLY_ADD 1
+#else
+#    define FUSED_MULTIPLY_ADD 0
+#endif
 #define ISA base
 #include "gates_template.h"
 #undef ISA
@@ -57,8 +62,10 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #    endif
 #    undef VECTOR_BYTES
 #    undef MASKED_BYTES
+#    undef FUSED_MULTIPLY_ADD
 #    define VECTOR_BYTES 32
 #    define MASKED_BYTES 32
+#    define FUSED_MULTIPLY_ADD 1
 #    define ISA avx2
 #    include "gates_template.h"
 #    undef ISA

@@ -208,6 +208,16 @@ DERIVATIVE_THEN(sparse_sigmoid, sparse_sigmoid, M(fabs)(x) < C(1.0) ? C(0.5) : C
 
 static const KERNELS FN(kernels); /* the table at the end */
 
+/* z h + (1 - z) n. Which product is rounded before the sum is said: left to the compiler it depends
+ * on the code around, and a row's bits would on how many panels a tile has. */
+static inline TYPE FN(mix)(TYPE z, TYPE h, TYPE n) {
+#if FUSED_MULTIPLY_ADD
+    return M(__builtin_fma)(z, h, (C(1.0) - z) * n);
+#else
+    return z * h + (C(1.0) - z) * n;
+#endif
+}
+
 /* tanh and sigmoid in one pass: everything stays in registers */
 static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
                             const TYPE *RESTRICT q, const TYPE *RESTRICT b, const TYPE *RESTRICT h,
@@ -216,41 +226,45 @@ static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRIC
         const TYPE z = FN(sigmoid_1)(p[j] + q[j] + b[j]);
         const TYPE r = FN(sigmoid_1)(p[H + j] + q[H + j] + b[H + j]);
         const TYPE c = FN(tanh_1)(p[2 * H + j] + b[2 * H + j] + r * (q[2 * H + j] + b[3 * H + j]));
-        h_new[j] = z * h[j] + (C(1.0) - z) * c;
+        h_new[j] = FN(mix)(z, h[j], c);
     }
 }
 
 #ifdef VECTOR_BYTES
 #    define VECTOR_UNITS ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
-/* The same of sums that are made, n a multiple of VECTOR_UNITS: az, ar, q = h.Uh with its bias, c = x.Wh with its bias */
-static inline void FN(gates_fused)(ptrdiff_t n, const TYPE *RESTRICT az, const TYPE *RESTRICT ar,
-                                   const TYPE *RESTRICT c, const TYPE *RESTRICT q,
-                                   const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
+/* Gates of sums that are made, in two passes, n a multiple of VECTOR_UNITS. First z and r in place, */
+static inline void FN(sigmoids)(ptrdiff_t n, TYPE *a) {
     for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
-        for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++) {
-            const TYPE z = FN(sigmoid_1)(az[j]), r = FN(sigmoid_1)(ar[j]);
-            h_new[j] = z * h[j] + (C(1.0) - z) * FN(tanh_1)(c[j] + r * q[j]);
-        }
+        for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++)
+            a[j] = FN(sigmoid_1)(a[j]);
 }
 
-/* gates_fused that keeps z, r, n and q, ld apart. */
-static inline void FN(gates_kept)(ptrdiff_t n, const TYPE *RESTRICT az, const TYPE *RESTRICT ar,
-                                  const TYPE *RESTRICT c, const TYPE *RESTRICT q,
-                                  const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
-                                  TYPE *RESTRICT kept, ptrdiff_t ld) {
+/* then the state: q = h.Uh with its bias, c = x.Wh with its bias */
+static inline void FN(new_state)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE *RESTRICT r,
+                                 const TYPE *RESTRICT c, const TYPE *RESTRICT q,
+                                 const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
+    for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
+        for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++)
+            h_new[j] = FN(mix)(z[j], h[j], FN(tanh_1)(c[j] + r[j] * q[j]));
+}
+
+/* new_state that keeps z, r, n and q, ld apart. */
+static inline void FN(new_state_kept)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE *RESTRICT r,
+                                      const TYPE *RESTRICT c, const TYPE *RESTRICT q,
+                                      const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
+                                      TYPE *RESTRICT kept, ptrdiff_t ld) {
     for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
         for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++) {
-            const TYPE z = FN(sigmoid_1)(az[j]), r = FN(sigmoid_1)(ar[j]);
-            const TYPE new = FN(tanh_1)(c[j] + r * q[j]);
-            kept[j] = z;
-            kept[ld + j] = r;
+            const TYPE new = FN(tanh_1)(c[j] + r[j] * q[j]);
+            kept[j] = z[j];
+            kept[ld + j] = r[j];
             kept[2 * ld + j] = new;
             kept[3 * ld + j] = q[j];
-            h_new[j] = z * h[j] + (C(1.0) - z) * new;
+            h_new[j] = FN(mix)(z[j], h[j], new);
         }
 }
 
-/* gates_kept with any activations: what is kept where KEEPS_VALUE does not hold is the argument. */
+/* The same with any activations: what is kept where KEEPS_VALUE does not hold is the argument. */
 static void FN(gates_any)(ptrdiff_t n, TYPE *RESTRICT z, TYPE *RESTRICT r, const TYPE *RESTRICT c,
                           const TYPE *RESTRICT q, const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
                           TYPE *RESTRICT kept, ptrdiff_t ld, const gate_functions *f) {
@@ -270,7 +284,7 @@ static void FN(gates_any)(ptrdiff_t n, TYPE *RESTRICT z, TYPE *RESTRICT r, const
         memcpy(kept + ld, r, bytes);
     }
     for (ptrdiff_t j = 0; j < n; j++)
-        h_new[j] = z[j] * h[j] + (C(1.0) - z[j]) * h_new[j];
+        h_new[j] = FN(mix)(z[j], h[j], h_new[j]);
 }
 
 #    undef VECTOR_UNITS
@@ -289,7 +303,7 @@ static void FN(blend)(ptrdiff_t n, const TYPE *RESTRICT z, TYPE *RESTRICT c, con
                       TYPE *RESTRICT h_new, const gate_functions *f) {
     FN(kernels).activations[f->activation](n, f->params, c);
     for (ptrdiff_t j = 0; j < n; j++)
-        h_new[j] = z[j] * h[j] + (C(1.0) - z[j]) * c[j];
+        h_new[j] = FN(mix)(z[j], h[j], c[j]);
 }
 
 static void FN(after)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p, const TYPE *RESTRICT q,

@@ -77,11 +77,13 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 FN(narrow_sums_2)(job, j, x + v, h + v, a + v, ld);
             if (v < ld)
                 FN(narrow_sums_1)(job, j, x + v, h + v, a + v, ld);
-            if (FUSED_GATES(f))
-                FN(gates_fused)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld);
-            else
+            if (FUSED_GATES(f)) {
+                FN(sigmoids)(2 * ld, a);
+                FN(new_state)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld);
+            } else {
                 FN(gates_any)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld,
                               kept, ld, f);
+            }
         }
         if (job->sequences)
             for (ptrdiff_t b = 0; b < n; b++) {

@@ -56,12 +56,14 @@ static inline void FN(gather)(TYPE *to, const TYPE *from, ptrdiff_t n) {
     ((f)->activation == ACT_TANH && (f)->recurrent_activation == ACT_SIGMOID)
 
 static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                               const TYPE *sums) {
+                               TYPE *sums) {
     const FN(step) *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
     const ptrdiff_t first = (panel - step->panel0) * 3 * LANES, H = job->H;
     if (FUSED_GATES(f) && !PARTIAL(job, panel, P)) {
+        for (int j = 0; j < R * P; j++)
+            FN(sigmoids)(2 * LANES, sums + j * 3 * LANES);
         for (int r = 0; r < R; r++) {
             const TYPE *p = step->p[row + r] + first, *a = sums + r * P * 3 * LANES;
             const TYPE *h = step->h[row + r] + panel * LANES;
@@ -69,12 +71,12 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
             if (step->gates) {
                 TYPE *gates = step->gates[row + r] + panel * LANES;
                 for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
-                    FN(gates_kept)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
-                                   h + j * LANES, h_new + j * LANES, gates + j * LANES, H);
+                    FN(new_state_kept)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
+                                       h + j * LANES, h_new + j * LANES, gates + j * LANES, H);
             } else {
                 for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
-                    FN(gates_fused)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
-                                    h + j * LANES, h_new + j * LANES);
+                    FN(new_state)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
+                                  h + j * LANES, h_new + j * LANES);
             }
         }
         return;
@@ -91,10 +93,12 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
         units = WHOLE(o + n);
     }
     if (FUSED_GATES(f)) {
+        FN(sigmoids)(units, a[0]);
+        FN(sigmoids)(units, a[1]);
         if (step->gates)
-            FN(gates_kept)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS);
+            FN(new_state_kept)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS);
         else
-            FN(gates_fused)(units, a[0], a[1], a[2], a[3], h, h_new);
+            FN(new_state)(units, a[0], a[1], a[2], a[3], h, h_new);
     } else {
         FN(gates_any)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS, f);
     }
@@ -107,7 +111,7 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
 }
 
 static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                            const TYPE *sums) {
+                            TYPE *sums) {
     const FN(step) *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
@@ -140,7 +144,7 @@ static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t
 }
 
 static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                           const TYPE *sums) {
+                           TYPE *sums) {
     const FN(step) *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
@@ -158,7 +162,7 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     if (KEEPS_VALUE(f->activation))
         memcpy(a, c, (size_t)units * sizeof(TYPE));
     for (ptrdiff_t i = 0; i < units; i++)
-        h[i] = z[i] * h[i] + (C(1.0) - z[i]) * c[i];
+        h[i] = FN(mix)(z[i], h[i], c[i]);
     EACH_PIECE(R, P) {
         FN(scatter)(step->h_new[row + r] + u, h + o, n);
         if (step->gates)
@@ -203,7 +207,7 @@ static void FN(project)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t
     }
     for (ptrdiff_t i = 0; i < count; i++)
         biases[i] = (const TYPE *)job->bias + panel0 * 4 * LANES;
-    const FN(operands) o = {.K = I, .rows = rows, .ld = ld, .w = (const TYPE *)job->w,
+    FN(operands) o = {.K = I, .rows = rows, .ld = ld, .w = (const TYPE *)job->w,
                             .stride = I * 3 * LANES, .start = biases, .start_stride = 4 * LANES,
                             .out = out};
     if (count)
