@@ -214,6 +214,38 @@ def test_concurrent_calls_stay_within_the_limit(native, shared):
     assert max(running) <= limit + callers - 1
 
 
+IDLE = """
+    import os, time
+    import numpy as np
+    import fastgru
+
+    layer, x = fastgru.GRU(64), np.zeros((32, 50, 32), np.float32)
+    before = dict(os.environ)
+    fastgru.set_num_threads(2)
+    layer(x)
+    assert dict(os.environ) == before
+    spent = []
+    for _ in range(5):
+        for _ in range(5):
+            layer(x)
+        start = time.process_time()
+        time.sleep(0.05)
+        spent.append(time.process_time() - start)
+    print(sorted(spent)[2])
+"""
+
+
+def test_threads_sleep_soon_after_a_call(native):
+    if not native.OPENMP or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one thread: built without OpenMP, or one processor")
+    long = "1000000"  # what the user has set is left alone: gcc's runtime spins for tens of ms
+    ours, users = (
+        float(subprocesses.run_python(IDLE, **variables))
+        for variables in ({}, {"GOMP_SPINCOUNT": long, "KMP_BLOCKTIME": "50"})
+    )
+    assert ours < users / 4
+
+
 def test_all_threads_taken(native):
     layer = fastgru.GRU(150)
     x = np.random.default_rng(0).standard_normal((12, 40, 20)).astype("float32")

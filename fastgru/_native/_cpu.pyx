@@ -30,6 +30,7 @@ from fastgru._native.gates cimport (
     kernels_f32,
     kernels_f64,
     lease,
+    openmp_threads,
     team_rank,
     team_size,
 )
@@ -40,7 +41,7 @@ import numpy as np
 
 cdef object _empty = np.empty
 
-OPENMP = bool(FASTGRU_OPENMP)
+OPENMP = openmp_threads() > 0
 ISA_NAMES = []
 while fastgru_isa_names[len(ISA_NAMES)] != NULL:
     ISA_NAMES.append(fastgru_isa_names[len(ISA_NAMES)].decode())

@@ -46,7 +46,7 @@ cdef enum:
 cdef double STEP = 0.05       # what a step costs beside products and gates
 cdef double FETCHING = 0.025  # ... and for each row, if half of its state comes from another core
 cdef double L2_SPEED = 120000, L3_SPEED = 95000, MEMORY_SPEED = 30000
-cdef double REST = 1000       # after so long a pause OpenMP's threads may be asleep
+cdef double REST = 100        # after so long a pause OpenMP's threads may sleep: backends/cpu.py
 cdef double WAKING = 50       # ... and waking them takes so long, at least
 # A team must be that much faster than one thread, since its cores have other users too; and one
 # that meets at every step as much faster than one that does not: how long a meeting takes depends

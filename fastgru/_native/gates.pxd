@@ -13,6 +13,7 @@ cdef extern from "runtime.h" nogil:
     bint FASTGRU_TEAM_BARRIER
     ctypedef struct team_barrier:
         pass
+    int openmp_threads()
     int team_rank()
     int team_size()
     double microseconds()

@@ -1,5 +1,6 @@
 /* What a loop over threads needs from the compiler and the machine; every piece has a fallback.
  *
+ * openmp_threads         how many a region has unless it says; 0 without OpenMP
  * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
  * microseconds           a clock; without OpenMP nothing is timed
  * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
@@ -18,11 +19,14 @@
 #ifdef _OPENMP
 #    include <omp.h>
 #    define FASTGRU_OPENMP 1
+/* Asking makes the runtime read its environment now, not at the first parallel region. */
+static inline int openmp_threads(void) { return omp_get_max_threads(); }
 static inline int team_rank(void) { return omp_get_thread_num(); }
 static inline int team_size(void) { return omp_get_num_threads(); }
 static inline double microseconds(void) { return 1e6 * omp_get_wtime(); }
 #else
 #    define FASTGRU_OPENMP 0
+static inline int openmp_threads(void) { return 0; }
 static inline int team_rank(void) { return 0; }
 static inline int team_size(void) { return 1; }
 static inline double microseconds(void) { return 0; }

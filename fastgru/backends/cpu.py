@@ -6,8 +6,10 @@ by the first call, since it brings scipy.linalg with it.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastgru.activations import Activation
@@ -36,6 +38,11 @@ _THREAD_FUNCTIONS = (
     ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
 )
 
+# OpenMP's threads spin after a call, to be there for the next one: gcc's use 10 ms of CPU time each
+# time, clang's 200. Ours sleep after about 0.1 ms (1 ms with clang's), unless the user has said.
+# Read when the extension loads the runtime; one that another package has loaded is not ours to set.
+_SPINNING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
+
 _native: Any = None  # the extensions, once they are imported
 _fused: Any = None
 _products: Any = None
@@ -50,9 +57,10 @@ def _load() -> Any:
     global _native, _fused, _products, _cut, _missing, _forced_kernel
     if _native is None and _missing is None:
         try:
-            from fastgru._native import _backward, _cpu
-            from fastgru._native import _cut as cut
-            from fastgru._native import _fused as fused
+            with _spinning():
+                from fastgru._native import _backward, _cpu
+                from fastgru._native import _cut as cut
+                from fastgru._native import _fused as fused
         except ImportError as error:
             _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
             return None
@@ -66,6 +74,20 @@ def _load() -> Any:
         follow(_cpu.set_thread_limit)
         _fused, _products, _cut, _native = fused, _backward, cut, _cpu
     return _native
+
+
+@contextlib.contextmanager
+def _spinning() -> Iterator[None]:
+    if "OMP_WAIT_POLICY" in os.environ:
+        yield
+        return
+    added = [name for name in _SPINNING if name not in os.environ]
+    os.environ.update({name: _SPINNING[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _find_blas(native: Any) -> None:
