@@ -33,6 +33,18 @@ static inline TYPE FN(expm1_negative)(TYPE x) {
     return FN(expm1_core)(FN(clip)(x, -EXP_LIMIT / 2, C(0.0)));
 }
 
+static inline TYPE FN(log1p_1)(TYPE e) {
+    /* 0 <= e <= 1: 2 atanh(s) */
+    const TYPE s = e / (e + C(2.0)), w = s * s;
+    return s * (w * FN(log1p_poly)(w) + C(2.0));
+}
+
+static inline TYPE FN(hypot_1)(TYPE x, TYPE y) {
+    /* y >= 0; without overflow, NaN stays NaN */
+    const TYPE a = M(fabs)(x), large = a < y ? y : a, ratio = (a < y ? a : y) / large;
+    return large * M(sqrt)(ratio * ratio + C(1.0));
+}
+
 /* NAME(x): an array function in place. A and B: the first two parameters. */
 #define ACTIVATION(NAME, EXPRESSION)                                                               \
     static void FN(NAME)(ptrdiff_t n, const double *params, TYPE *a) {                             \
@@ -78,15 +90,15 @@ ACTIVATION(selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.673263242354377284
                                                        : x))
 ACTIVATION(celu, MAX0(x) + A * FN(expm1_negative)(MIN0(x) / A))
 ACTIVATION(exponential, FN(exp_1)(x))
-/* log1p, erf and hypot are libm's, one element at a time: no GRU is known that lives on them */
-ACTIVATION(softplus, MAX0(x) + M(log1p)(FN(exp_1)(-M(fabs)(x))))
-ACTIVATION(log_sigmoid, MIN0(x) - M(log1p)(FN(exp_1)(-M(fabs)(x))))
+ACTIVATION(softplus, MAX0(x) + FN(log1p_1)(FN(exp_1)(-M(fabs)(x))))
+ACTIVATION(log_sigmoid, MIN0(x) - FN(log1p_1)(FN(exp_1)(-M(fabs)(x))))
 ACTIVATION(softsign, x / (C(1.0) + M(fabs)(x)))
 ACTIVATION(silu, x * FN(sigmoid_1)(x))
+/* erf is libm's, one element at a time */
 ACTIVATION(gelu, x *(C(0.5) * (M(erf)(x * C(0.70710678118654752440)) + C(1.0))))
 ACTIVATION(squareplus, x > C(0.0)
-                           ? C(0.5) * (x + M(hypot)(x, M(sqrt)(A)))
-                           : C(0.5) * A / (M(hypot)(x, M(sqrt)(A)) - x))
+                           ? C(0.5) * (x + FN(hypot_1)(x, M(sqrt)(A)))
+                           : C(0.5) * A / (FN(hypot_1)(x, M(sqrt)(A)) - x))
 ACTIVATION(tanh_shrink, x - FN(tanh_1)(x))
 ACTIVATION(soft_shrink, x - FN(clip)(x, -A, A))
 ACTIVATION(hard_shrink, M(fabs)(x) <= A ? C(0.0) : x)
@@ -193,7 +205,7 @@ DERIVATIVE_THEN(silu, silu, FN(silu_slope)(x))
 DERIVATIVE_THEN(mish, mish, FN(mish_slope)(x))
 DERIVATIVE_THEN(gelu, gelu, FN(gelu_slope)(x))
 DERIVATIVE_THEN(gelu_tanh, gelu_tanh, FN(gelu_tanh_slope)(x))
-DERIVATIVE_THEN(squareplus, squareplus, C(0.5) * (C(1.0) + x / M(hypot)(x, M(sqrt)(A))))
+DERIVATIVE_THEN(squareplus, squareplus, C(0.5) * (C(1.0) + x / FN(hypot_1)(x, M(sqrt)(A))))
 DERIVATIVE_THEN(tanh_shrink, tanh_shrink, FN(tanh_1)(x) * FN(tanh_1)(x))
 DERIVATIVE_THEN(soft_shrink, soft_shrink, M(fabs)(x) > A ? C(1.0) : C(0.0))
 DERIVATIVE_THEN(hard_shrink, hard_shrink, M(fabs)(x) > A ? C(1.0) : C(0.0))
