@@ -12,8 +12,10 @@ class Fused:
 
 class Workspace:
     gates: np.ndarray
+    reset_state: np.ndarray | None
     rows: int
     slots: np.ndarray | None
+    taken: np.ndarray | None
 
 def lanes(itemsize: int) -> int: ...
 def quick(

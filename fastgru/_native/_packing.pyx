@@ -7,9 +7,14 @@ from libc.string cimport memcpy
 from fastgru._native._blas cimport floating
 
 
-def pack_panels(const floating[:, :, :] matrix, floating[:, :, :, ::1] packed):
-    """Copy (K, gates, H), of any strides, into (panels, K, gates, lanes); what is left is zeros."""
-    cdef Py_ssize_t K = packed.shape[1], gates = packed.shape[2], lanes = packed.shape[3]
+def pack_panels(
+    const floating[:, :, :] matrix, floating[:, :, :, ::1] packed, Py_ssize_t first=0,
+):
+    """Copy (K, gates, H), of any strides, into (panels, rows, gates, lanes), from row `first` on.
+
+    The lanes beyond H become zeros.
+    """
+    cdef Py_ssize_t K = matrix.shape[0], gates = packed.shape[2], lanes = packed.shape[3]
     cdef Py_ssize_t H = matrix.shape[2], panel, k, g, i, n
     cdef const char *row
     cdef floating *out
@@ -20,7 +25,7 @@ def pack_panels(const floating[:, :, :] matrix, floating[:, :, :, ::1] packed):
             for k in range(K):
                 for g in range(gates):
                     row = <const char *> &matrix[k, g, panel * lanes]
-                    out = &packed[panel, k, g, 0]
+                    out = &packed[panel, first + k, g, 0]
                     if contiguous:
                         memcpy(out, row, n * sizeof(floating))
                     else:     # a transposed matrix: `lanes` lines at a time, all in cache

@@ -60,6 +60,14 @@ def forward_panels(
     return w, panels(u, gates, lanes), uh, biases(spec, weights, lanes)
 
 
-def backward_panels(recurrent_kernel: np.ndarray, lanes: int) -> np.ndarray:
-    """Return U^T packed for the carry."""
-    return panels(recurrent_kernel.T, 1, 2 * lanes)
+def backward_panels(
+    kernel: np.ndarray, recurrent_kernel: np.ndarray, lanes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return U^T, its rows z, r, h, for the carry, and W^T, its rows h, z, r, for the inputs."""
+    inputs, columns = kernel.shape
+    packed = aligned((-(-inputs // (2 * lanes)), columns, 1, 2 * lanes), kernel.dtype)
+    units = columns // 3
+    rows = kernel.T.reshape(columns, 1, inputs)
+    pack_panels(rows[2 * units :], packed)
+    pack_panels(rows[: 2 * units], packed, units)
+    return panels(recurrent_kernel.T, 1, 2 * lanes), packed
