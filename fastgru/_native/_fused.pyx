@@ -29,6 +29,7 @@ from fastgru._native._cpu cimport (
 )
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native.gates cimport (
+    ROW_GROUP,
     allocate_aligned,
     denormals_off,
     denormals_restore,
@@ -308,8 +309,8 @@ class Workspace:
     """What forward keeps for backward, of every row and step that was taken.
 
     ``gates`` (panels, rows, 4 or 3, lanes) and, with reset_after=False, ``reset_state`` (rows, H)
-    are described in loop.h. ``slots`` (T, B) says which row each step has, ``taken`` (rows,) which
-    step, s * B + b, each row has; None: all were taken, and the row is s * B + b.
+    are described in loop.h. ``slots`` (B * T,) says which row each place of its order has, and
+    ``taken`` (rows,) which place each row has; None: all were taken, and both are the same.
     """
 
     __slots__ = ("gates", "reset_state", "rows", "slots", "taken")
@@ -321,11 +322,13 @@ class Workspace:
         self.slots = self.taken = self.reset_state = None
         self.rows = B * T
         if valid is not None:
-            order = valid.T[::-1] if problem.reverse else valid.T
-            counts = np.cumsum(order.ravel(), dtype=np.intp).reshape(T, B)
-            self.rows = int(counts[-1, -1]) if counts.size else 0
-            self.slots = np.where(order, counts - 1, -1)
-            self.taken = np.flatnonzero(order)
+            if problem.reverse:
+                valid = valid[:, ::-1]
+            groups = [valid[b : b + ROW_GROUP].T.ravel() for b in range(0, B, ROW_GROUP)]
+            taken = np.concatenate(groups) if groups else np.zeros(0, bool)
+            self.taken = np.flatnonzero(taken)
+            self.rows = len(self.taken)
+            self.slots = np.cumsum(taken, dtype=np.intp) - 1
         vectors = 4 if spec.reset_after else 3
         self.gates = packing.aligned((packed.panels, self.rows, vectors, packed.lanes), spec.dtype)
         if not spec.reset_after:

@@ -27,6 +27,7 @@ cdef extern from "runtime.h" nogil:
 
 
 cdef extern from "loop.h" nogil:
+    enum: ROW_GROUP
     ctypedef struct gru_job:
         Py_ssize_t B, T
         Py_ssize_t inputs

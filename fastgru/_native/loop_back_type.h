@@ -243,7 +243,8 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
             }
             if (!valid)
                 continue;
-            const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : s * job->B + b;
+            const ptrdiff_t place = kept_place(job->B, T, s, b);
+            const ptrdiff_t slot = job->slots ? job->slots[place] : place;
             const TYPE *h;
             if (job->resets && job->resets[b * T + t])
                 h = zeros;
@@ -253,7 +254,7 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
                 h = job->h0 ? (const TYPE *)job->h0 + b * H : zeros;
             index[waiting + active] = b;
             dx_rows[waiting + active] = (TYPE *)job->dx + (b * T + t) * I;
-            d[active] = (TYPE *)job->d + (s % job->d_steps * job->B + b) * 4 * H;
+            d[active] = (TYPE *)job->d + (b * job->d_steps + s % job->d_steps) * 4 * H;
             gates[active] = (TYPE *)job->gates + slot * GATE_VECTORS(job) * LANES;
             FN(back_gates)(job, nu, h + u0, dout, (TYPE *)job->carry + b * H + u0,
                            gates[active] + 2 * panel0 * GATE_STRIDE(job), GATE_STRIDE(job),

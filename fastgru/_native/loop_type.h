@@ -312,7 +312,8 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                     }
                     index[active] = k;
                     if (job->gates) {
-                        slots[active] = job->slots ? job->slots[s * job->B + b] : s * job->B + b;
+                        const ptrdiff_t place = kept_place(job->B, T, s, b);
+                        slots[active] = job->slots ? job->slots[place] : place;
                         gate_rows[active] = (TYPE *)job->gates + slots[active] * vectors * LANES;
                     } else {
                         slots[active] = b;

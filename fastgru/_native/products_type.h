@@ -9,11 +9,11 @@
  *
  * Both operands lie row after row, so for each row a tile takes one vector of three gates of d and
  * multiplies it with R columns of f; all 3 * R sums stay in registers for a few hundred rows. d is
- * in panels already; f is packed by all threads together. They cut the result among themselves, never
- * the rows: so every sum has one order, and gradients do not depend on the threads.
+ * in panels already. The columns of f are cut among the threads, never the rows: so every sum has one
+ * order, gradients do not depend on the threads, and each packs its own columns and waits for nobody.
  */
 #define PRODUCT_ROWS 384 /* a panel of d is 96 KB then: it is read again and again from L2 */
-#define ROWS_AT_ONCE 16  /* packed: what they write of one tile is contiguous */
+#define ROWS_AT_ONCE 8   /* packed: what they write of one tile is contiguous */
 
 /* Tile: R columns of f, (rows, R), with one panel of d, (rows, vectors, LANES), from its first wanted
  * vector on. Without SPLIT all three vectors meet the same columns. */
@@ -84,45 +84,54 @@ typedef void (*FN(factor_tile))(const FN(factors) *);
 FACTOR_TILES(, 0)
 FACTOR_TILES(s, 1)
 
-/* Columns of f that are cut into tiles together: those of x, or those of h. */
+/* A thread's columns of f that are cut into tiles together: those of x, or those of h. */
 typedef struct {
-    ptrdiff_t columns, tiles;
-    ptrdiff_t copies;     /* 1, 3: one for each gate z, r, h, or 2: for z and r, and for h */
-    ptrdiff_t first;      /* where its copies begin in what is packed, in rows of PRODUCT_ROWS */
-    ptrdiff_t vector;     /* of d, the first that it multiplies */
-    ptrdiff_t gate[3];    /* of this and the next two */
-    ptrdiff_t result;     /* row of dw */
+    ptrdiff_t first, columns;
+    ptrdiff_t tiles;
+    ptrdiff_t all;     /* columns of all threads */
+    ptrdiff_t copies;  /* 1, 3: one for each gate z, r, h, or 2: for z and r, and for h */
+    TYPE *packed;      /* (copies, columns * PRODUCT_ROWS): of each tile (PRODUCT_ROWS, width) */
+    ptrdiff_t vector;  /* of d, the first that it multiplies */
+    ptrdiff_t gate[3]; /* of this and the next two */
+    TYPE *dw;          /* the first column's row */
 } FN(group);
 
-static void FN(make_groups)(const gru_back_job *job, FN(group) *groups) {
-    const ptrdiff_t I = job->inputs, H = job->H;
-    groups[0] = (FN(group)){.columns = I, .copies = job->dropout_gates == 3 ? 3 : 1,
-                            .gate = {2, 0, 1}};
-    groups[1] = groups[0];
-    groups[1].columns = H;
-    groups[1].copies = job->recurrent_dropout ? 3 : job->reset_after ? 1 : 2;
-    groups[1].first = groups[0].copies * I;
-    groups[1].result = I + 1;
-    if (job->reset_after) {
-        groups[1].vector = 1;
-        groups[1].gate[0] = 0, groups[1].gate[1] = 1, groups[1].gate[2] = 2;
-        groups[1].result = I + 2;
-    }
-    for (int i = 0; i < 2; i++)
-        groups[i].tiles = (groups[i].columns + MAX_ROWS - 1) / MAX_ROWS;
+static ptrdiff_t FN(copies)(const gru_back_job *job, int of_h) {
+    if (of_h)
+        return job->recurrent_dropout ? 3 : job->reset_after ? 1 : 2;
+    return job->dropout_gates == 3 ? 3 : 1;
 }
 
-/* The first column of a tile; all have about the same width. */
+/* Bytes of what all threads pack. */
+static ptrdiff_t FN(product_bytes)(const gru_back_job *job) {
+    return (FN(copies)(job, 0) * job->inputs + FN(copies)(job, 1) * job->H) * PRODUCT_ROWS *
+           (ptrdiff_t)sizeof(TYPE);
+}
+
+static void FN(make_groups)(const gru_back_job *job, int rank, int team, FN(group) *groups) {
+    TYPE *packed = (TYPE *)job->factors, *dw = (TYPE *)job->dw;
+    for (int of_h = 0; of_h < 2; of_h++) {
+        FN(group) *group = &groups[of_h];
+        const ptrdiff_t all = of_h ? job->H : job->inputs;
+        *group = (FN(group)){.all = all, .copies = FN(copies)(job, of_h), .gate = {2, 0, 1}};
+        if (of_h && job->reset_after) {
+            group->vector = 1;
+            group->gate[0] = 0, group->gate[1] = 1, group->gate[2] = 2;
+        }
+        group->first = all * rank / team;
+        group->columns = all * (rank + 1) / team - group->first;
+        group->tiles = (group->columns + MAX_ROWS - 1) / MAX_ROWS;
+        group->packed = packed + group->copies * group->first * PRODUCT_ROWS;
+        group->dw = dw + group->first * 3 * job->H;
+        packed += group->copies * all * PRODUCT_ROWS;
+        dw += (all + (job->reset_after ? 2 : 1)) * 3 * job->H;
+    }
+}
+
+/* The first column of a tile, counted from the group's; all have about the same width. */
 static inline ptrdiff_t FN(tile_column)(const FN(group) *group, ptrdiff_t tile) {
     const ptrdiff_t width = group->columns / group->tiles, wider = group->columns % group->tiles;
     return tile * width + (tile < wider ? tile : wider);
-}
-
-/* Bytes of what is packed. */
-static ptrdiff_t FN(product_bytes)(const gru_back_job *job) {
-    FN(group) groups[2];
-    FN(make_groups)(job, groups);
-    return (groups[1].first + groups[1].copies * job->H) * PRODUCT_ROWS * (ptrdiff_t)sizeof(TYPE);
 }
 
 /* n rows of one copy into its tiles, the first of them as row `row`: values[i] * masks[i], or, of NULL
@@ -130,9 +139,9 @@ static ptrdiff_t FN(product_bytes)(const gru_back_job *job) {
 static void FN(pack_factors)(const FN(group) *group, TYPE *packed, ptrdiff_t row, ptrdiff_t n,
                              const TYPE *const *values, const TYPE *const *masks) {
     for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
-        const ptrdiff_t first = FN(tile_column)(group, tile);
-        const ptrdiff_t width = FN(tile_column)(group, tile + 1) - first;
-        TYPE *to = packed + first * PRODUCT_ROWS + row * width;
+        const ptrdiff_t column = FN(tile_column)(group, tile), first = group->first + column;
+        const ptrdiff_t width = FN(tile_column)(group, tile + 1) - column;
+        TYPE *to = packed + column * PRODUCT_ROWS + row * width;
         for (ptrdiff_t i = 0; i < n; i++, to += width) {
             if (!values[i])
                 memset(to, 0, (size_t)width * sizeof(TYPE));
@@ -147,18 +156,18 @@ static void FN(pack_factors)(const FN(group) *group, TYPE *packed, ptrdiff_t row
     }
 }
 
-/* The factors of the rows first + r0 .. first + r1 of d. */
+/* The factors of the rows first .. first + rows of d. */
 static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrdiff_t first,
-                          ptrdiff_t r0, ptrdiff_t r1) {
+                          ptrdiff_t rows) {
     const ptrdiff_t B = job->B, T = job->T, H = job->H;
     const TYPE *values[3][ROWS_AT_ONCE], *masks[ROWS_AT_ONCE]; /* values: x, h, r * h */
     ptrdiff_t b[ROWS_AT_ONCE];
-    for (ptrdiff_t r = r0, n; r < r1; r += n) {
-        n = r1 - r < ROWS_AT_ONCE ? r1 - r : ROWS_AT_ONCE;
+    for (ptrdiff_t row = 0, n; row < rows; row += n) {
+        n = rows - row < ROWS_AT_ONCE ? rows - row : ROWS_AT_ONCE;
         for (ptrdiff_t i = 0; i < n; i++) {
-            const ptrdiff_t place = job->taken ? job->taken[first + r + i] : first + r + i;
-            const ptrdiff_t s = place / B, t = job->reverse ? T - 1 - s : s;
-            b[i] = place % B;
+            const ptrdiff_t kept = first + row + i;
+            const ptrdiff_t s = kept_step(B, T, job->taken ? job->taken[kept] : kept, &b[i]);
+            const ptrdiff_t t = job->reverse ? T - 1 - s : s;
             values[0][i] = (const TYPE *)(job->x + b[i] * job->x_b + t * job->x_t);
             values[1][i] = NULL;
             if (job->resets && job->resets[b[i] * T + t])
@@ -167,20 +176,18 @@ static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrd
                 values[1][i] = (const TYPE *)job->states + (b[i] * T + s - 1) * H;
             else if (job->h0)
                 values[1][i] = (const TYPE *)job->h0 + b[i] * H;
-            values[2][i] = (const TYPE *)job->reset_state + (first + r + i) * H;
+            values[2][i] = (const TYPE *)job->reset_state + kept * H;
         }
-        for (int which = 0; which < 2; which++) {
-            const FN(group) *group = &groups[which];
-            const TYPE *dropout = (const TYPE *)(which ? job->recurrent_dropout : job->dropout);
-            TYPE *packed = (TYPE *)job->factors + group->first * PRODUCT_ROWS;
+        for (int of_h = 0; of_h < 2; of_h++) {
+            const FN(group) *group = &groups[of_h];
+            const TYPE *dropout = (const TYPE *)(of_h ? job->recurrent_dropout : job->dropout);
             for (ptrdiff_t copy = 0; copy < group->copies; copy++) {
-                const int reset = which && !job->reset_after && copy == group->copies - 1;
+                const int reset = of_h && !job->reset_after && copy == group->copies - 1;
                 if (dropout && !reset)
                     for (ptrdiff_t i = 0; i < n; i++)
-                        masks[i] = dropout + (copy * B + b[i]) * group->columns;
-                FN(pack_factors)(group, packed, r, n, values[reset ? 2 : which],
-                                 dropout && !reset ? masks : NULL);
-                packed += group->columns * PRODUCT_ROWS;
+                        masks[i] = dropout + (copy * B + b[i]) * group->all;
+                FN(pack_factors)(group, group->packed + copy * group->columns * PRODUCT_ROWS, row, n,
+                                 values[reset ? 2 : of_h], dropout && !reset ? masks : NULL);
             }
         }
     }
@@ -204,49 +211,43 @@ static void FN(add_biases)(const gru_back_job *job, const FN(factors) *o, ptrdif
     }
 }
 
-/* One tile of a group with one panel of d. */
-static void FN(add_product)(const gru_back_job *job, const FN(group) *group, ptrdiff_t tile,
-                            FN(factors) *o, ptrdiff_t u) {
-    const ptrdiff_t first = FN(tile_column)(group, tile);
-    const ptrdiff_t width = FN(tile_column)(group, tile + 1) - first;
-    const TYPE *packed = (const TYPE *)job->factors + (group->first + first) * PRODUCT_ROWS;
-    const TYPE *d = o->d;
-    o->d += group->vector * LANES;
-    for (int j = 0; j < 3; j++) {
-        const ptrdiff_t gate = group->gate[j];
-        const ptrdiff_t copy = group->copies == 3 ? gate : gate == 2 ? group->copies - 1 : 0;
-        o->f[j] = packed + copy * group->columns * PRODUCT_ROWS;
-        o->dw[j] = (TYPE *)job->dw + (group->result + first) * o->ld + gate * job->H + u;
+/* All tiles of a group with one panel of d. */
+static void FN(add_products)(const FN(group) *group, const FN(factors) *panel, ptrdiff_t H,
+                             ptrdiff_t u) {
+    FN(factors) o = *panel;
+    o.d += group->vector * LANES;
+    for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
+        const ptrdiff_t column = FN(tile_column)(group, tile);
+        const ptrdiff_t width = FN(tile_column)(group, tile + 1) - column;
+        for (int j = 0; j < 3; j++) {
+            const ptrdiff_t gate = group->gate[j];
+            const ptrdiff_t copy = group->copies == 3 ? gate : gate == 2 ? group->copies - 1 : 0;
+            o.f[j] = group->packed + (copy * group->columns + column) * PRODUCT_ROWS;
+            o.dw[j] = group->dw + column * o.ld + gate * H + u;
+        }
+        (group->copies > 1 ? FN(factor_tiless) : FN(factor_tiles))[width - 1](&o);
     }
-    (group->copies > 1 ? FN(factor_tiless) : FN(factor_tiles))[width - 1](o);
-    o->d = d;
 }
 
-/* dW, db and dU; all threads of a team call it together, which meet at the barrier. */
+/* A thread's columns of dW and dU, and its panels of db. */
 static void FN(run_products)(const gru_back_job *job, int rank, int team) {
     const ptrdiff_t H = job->H, panels = (H + LANES - 1) / LANES;
     FN(group) groups[2];
-    FN(make_groups)(job, groups);
-    const ptrdiff_t each = 1 + groups[0].tiles + groups[1].tiles; /* pieces of work of a panel */
+    FN(make_groups)(job, rank, team, groups);
     for (ptrdiff_t first = 0; first < job->rows; first += PRODUCT_ROWS) {
         const ptrdiff_t n = job->rows - first < PRODUCT_ROWS ? job->rows - first : PRODUCT_ROWS;
         FN(factors) o = {.rows = n, .d_stride = GATE_VECTORS(job) * LANES, .add = first > 0,
                          .ld = 3 * H};
-        FN(pack_rows)(job, groups, first, n * rank / team, n * (rank + 1) / team);
-        barrier_wait(job->barrier, team);
-        const ptrdiff_t end = panels * each * (rank + 1) / team;
-        for (ptrdiff_t piece = panels * each * rank / team; piece < end; piece++) {
-            const ptrdiff_t panel = piece / each, u = panel * LANES, tile = piece % each - 1;
+        FN(pack_rows)(job, groups, first, n);
+        for (ptrdiff_t panel = 0; panel < panels; panel++) {
+            const ptrdiff_t u = panel * LANES;
             o.units = H - u < LANES ? H - u : LANES;
             o.d = (const TYPE *)job->gates + panel * GATE_STRIDE(job) + first * o.d_stride;
-            if (tile < 0)
+            if (panel % team == rank)
                 FN(add_biases)(job, &o, u);
-            else if (tile < groups[0].tiles)
-                FN(add_product)(job, &groups[0], tile, &o, u);
-            else
-                FN(add_product)(job, &groups[1], tile - groups[0].tiles, &o, u);
+            FN(add_products)(&groups[0], &o, H, u);
+            FN(add_products)(&groups[1], &o, H, u);
         }
-        barrier_wait(job->barrier, team);
     }
 }
 
