@@ -33,7 +33,7 @@ from fastgru._native.gates cimport (
 
 import numpy as np
 
-from fastgru._native import packing
+from fastgru._native._packing import aligned
 
 cdef object _empty = np.empty
 
@@ -156,14 +156,14 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     if value is not None:
         job.dropout = views.packed(value, size)
         job.dropout_gates = 3 if value.ndim == 3 else 1
-    ut, wt = packed.backward_panels()
+    ut, wt = packed.backward_panels(threads)
     job.ut, job.wt = views.packed(ut, size), views.packed(wt, size)
 
     carry = np.zeros((B, H), dtype) if dstate is None else np.array(dstate, dtype, order="C")
     job.carry = views.packed(carry, size)
     dx = (_empty if job.taken == NULL else np.zeros)((B, T, I), dtype)
     biases = 2 if spec.reset_after else 1
-    dw = packing.aligned((I + biases + H, 3 * H), dtype)
+    dw = aligned((I + biases + H, 3 * H), dtype)
     if job.rows == 0:
         dx[...] = 0
         dw[...] = 0

@@ -8,7 +8,7 @@ from fastgru.problem import GRUProblem, GRUSpec, GRUWeights
 class Fused:
     spec: GRUSpec
     lanes: int
-    def __init__(self, spec: GRUSpec, weights: GRUWeights) -> None: ...
+    def __init__(self, spec: GRUSpec, weights: GRUWeights, threads: int) -> None: ...
 
 class Workspace:
     gates: np.ndarray

@@ -44,6 +44,7 @@ from fastgru._native.gates cimport (
 import numpy as np
 
 from fastgru._native import packing
+from fastgru._native._packing import aligned
 
 cnp.import_array()
 
@@ -67,9 +68,11 @@ cdef class Fused:
     ----------
     spec : GRUSpec
     weights : GRUWeights
+    threads : int
+        Upper bound, for the packing itself.
     """
 
-    def __cinit__(self, spec, weights):
+    def __cinit__(self, spec, weights, int threads):
         self.spec = spec
         self.dtype = spec.dtype
         self.size = spec.dtype.itemsize
@@ -82,7 +85,7 @@ cdef class Fused:
             &self.functions.recurrent_activation,
             self.functions.recurrent_params,
         )
-        w, u, uh, bias = packing.forward_panels(spec, weights, self.lanes)
+        w, u, uh, bias = packing.forward_panels(spec, weights, self.lanes, threads)
         self.kept = (w, u, uh, bias)
         self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
         # Only arrays, no cycle back to the set of weights on which this copy hangs.
@@ -92,11 +95,11 @@ cdef class Fused:
         self.uh = NULL if uh is None else <const char *> <uintptr_t> uh.ctypes.data
         self.bias = <const char *> <uintptr_t> bias.ctypes.data
 
-    cdef object backward_panels(self):
+    cdef object backward_panels(self, int threads):
         # U^T and W^T for the products of backward, made when it is first asked for.
         if self.transposed is None:
             self.transposed = packing.backward_panels(
-                self.kernel, self.recurrent_kernel, self.lanes
+                self.kernel, self.recurrent_kernel, self.lanes, threads
             )
         return self.transposed
 
@@ -330,7 +333,7 @@ class Workspace:
             self.rows = len(self.taken)
             self.slots = np.cumsum(taken, dtype=np.intp) - 1
         vectors = 4 if spec.reset_after else 3
-        self.gates = packing.aligned((packed.panels, self.rows, vectors, packed.lanes), spec.dtype)
+        self.gates = aligned((packed.panels, self.rows, vectors, packed.lanes), spec.dtype)
         if not spec.reset_after:
             self.reset_state = _empty((self.rows, spec.units), spec.dtype)
 
