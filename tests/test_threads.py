@@ -196,7 +196,7 @@ def test_concurrent_calls_stay_within_the_limit(native, shared):
     def call(_):
         np.testing.assert_array_equal(layer(x), alone)
         y, tape = layer.forward(x)
-        np.testing.assert_allclose(layer.backward(tape, np.ones_like(y)).inputs, dx, atol=1e-5)
+        np.testing.assert_array_equal(layer.backward(tape, np.ones_like(y)).inputs, dx)
         with pytest.raises(ValueError, match="expected three axes"):
             layer(x[0])
 

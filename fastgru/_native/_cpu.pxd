@@ -14,8 +14,6 @@ cdef int _functions(activation, int *which, double *params) except -1
 cdef int _team_limit(int threads, double flops) noexcept
 cdef const kernels_f32 *_kernels_f32() noexcept
 cdef const kernels_f64 *_kernels_f64() noexcept
-cdef void _blas_enter() noexcept
-cdef void _blas_exit() noexcept
 cdef int _lease(int wanted) noexcept nogil
 cdef void _give_back(int granted) noexcept nogil
 cdef int _available(int threads) noexcept nogil

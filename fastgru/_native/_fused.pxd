@@ -15,7 +15,7 @@ cdef class Fused:
     cdef readonly Py_ssize_t lanes
     cdef Py_ssize_t size, panels, inputs, units
     cdef bint u_finite            # by its sum: one that overflows counts as not
-    cdef object backward_panels(self)
+    cdef object backward_panels(self, int threads)
 
 cdef void _set_weights(gru_job *job, Fused packed) noexcept
 cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept

@@ -8,12 +8,14 @@ from fastgru.problem import GRUProblem, GRUSpec, GRUWeights
 class Fused:
     spec: GRUSpec
     lanes: int
-    def __init__(self, spec: GRUSpec, weights: GRUWeights) -> None: ...
+    def __init__(self, spec: GRUSpec, weights: GRUWeights, threads: int) -> None: ...
 
 class Workspace:
     gates: np.ndarray
+    reset_state: np.ndarray | None
     rows: int
     slots: np.ndarray | None
+    taken: np.ndarray | None
 
 def lanes(itemsize: int) -> int: ...
 def quick(

@@ -29,6 +29,7 @@ from fastgru._native._cpu cimport (
 )
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native.gates cimport (
+    ROW_GROUP,
     allocate_aligned,
     denormals_off,
     denormals_restore,
@@ -43,6 +44,7 @@ from fastgru._native.gates cimport (
 import numpy as np
 
 from fastgru._native import packing
+from fastgru._native._packing import aligned
 
 cnp.import_array()
 
@@ -66,9 +68,11 @@ cdef class Fused:
     ----------
     spec : GRUSpec
     weights : GRUWeights
+    threads : int
+        Upper bound, for the packing itself.
     """
 
-    def __cinit__(self, spec, weights):
+    def __cinit__(self, spec, weights, int threads):
         self.spec = spec
         self.dtype = spec.dtype
         self.size = spec.dtype.itemsize
@@ -81,7 +85,7 @@ cdef class Fused:
             &self.functions.recurrent_activation,
             self.functions.recurrent_params,
         )
-        w, u, uh, bias = packing.forward_panels(spec, weights, self.lanes)
+        w, u, uh, bias = packing.forward_panels(spec, weights, self.lanes, threads)
         self.kept = (w, u, uh, bias)
         self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
         # Only arrays, no cycle back to the set of weights on which this copy hangs.
@@ -91,9 +95,12 @@ cdef class Fused:
         self.uh = NULL if uh is None else <const char *> <uintptr_t> uh.ctypes.data
         self.bias = <const char *> <uintptr_t> bias.ctypes.data
 
-    cdef object backward_panels(self):
+    cdef object backward_panels(self, int threads):
+        # U^T and W^T for the products of backward, made when it is first asked for.
         if self.transposed is None:
-            self.transposed = packing.backward_panels(self.recurrent_kernel, self.lanes)
+            self.transposed = packing.backward_panels(
+                self.kernel, self.recurrent_kernel, self.lanes, threads
+            )
         return self.transposed
 
 
@@ -264,6 +271,7 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
     cdef double flops = 6.0 * B * T * H * (H + job.inputs)
     cdef run_type run
     cdef char *scratch
+    cdef char *rest
     columns = (packed.panels + cut.threads - 1) // cut.threads if cut.shared else packed.panels
     job.chunk_rows = max(P_BYTES // (3 * packed.lanes * columns * size), <Py_ssize_t> P_ROWS)
     job.chunk_rows = max(min(job.chunk_rows, cut.rows * T), cut.rows)
@@ -275,7 +283,7 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
         scratch_bytes = _padded(_kernels_f64().run_scratch(job, cut.rows, packed.panels))
     if not job.sequences and not save:
         extra += 2 * B * H * size
-    if not job.reset_after:
+    if not job.reset_after and job.reset_state == NULL:
         extra += B * H * size
     if job.state == NULL:
         extra += B * H * size
@@ -283,10 +291,12 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
     if scratch == NULL:
         raise MemoryError(f"scratch of {cut.threads * scratch_bytes + extra} bytes")
     job.alternate = scratch + cut.threads * scratch_bytes
-    job.reset_state = job.alternate + extra - B * H * size
+    rest = job.alternate + extra
     if job.state == NULL:
-        job.state = job.reset_state
-        job.reset_state -= B * H * size
+        rest -= B * H * size
+        job.state = rest
+    if not job.reset_after and job.reset_state == NULL:
+        job.reset_state = rest - B * H * size
     if cut.threads > 1:
         memset(job.barrier, 0, sizeof(team_barrier))
     if cut.threads == 1 and flops < GIL_FLOPS:
@@ -299,26 +309,33 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
 
 
 class Workspace:
-    """What forward keeps for backward: the gates (rows, 4, H) of the steps that were taken.
+    """What forward keeps for backward, of every row and step that was taken.
 
-    ``slots`` (T, B) says which row each step has, ``taken`` (rows,) which step, s * B + b, each row
-    has; None: all were taken, and (b, t) has row b * T + t.
+    ``gates`` (panels, rows, 4 or 3, lanes) and, with reset_after=False, ``reset_state`` (rows, H)
+    are described in loop.h. ``slots`` (B * T,) says which row each place of its order has, and
+    ``taken`` (rows,) which place each row has; None: all were taken, and both are the same.
     """
 
-    __slots__ = ("gates", "rows", "slots", "taken")
+    __slots__ = ("gates", "reset_state", "rows", "slots", "taken")
 
-    def __init__(self, problem, H, dtype):
+    def __init__(self, problem, Fused packed):
+        spec = packed.spec
         B, T = problem.x.shape[:2]
         valid = problem.mask.valid(T)
-        self.slots = self.taken = None
+        self.slots = self.taken = self.reset_state = None
         self.rows = B * T
         if valid is not None:
-            order = valid.T[::-1] if problem.reverse else valid.T
-            counts = np.cumsum(order.ravel(), dtype=np.intp).reshape(T, B)
-            self.rows = int(counts[-1, -1]) if counts.size else 0
-            self.slots = np.where(order, counts - 1, -1)
-            self.taken = np.flatnonzero(order)
-        self.gates = _empty((self.rows, 4, H), dtype)
+            if problem.reverse:
+                valid = valid[:, ::-1]
+            groups = [valid[b : b + ROW_GROUP].T.ravel() for b in range(0, B, ROW_GROUP)]
+            taken = np.concatenate(groups) if groups else np.zeros(0, bool)
+            self.taken = np.flatnonzero(taken)
+            self.rows = len(self.taken)
+            self.slots = np.cumsum(taken, dtype=np.intp) - 1
+        vectors = 4 if spec.reset_after else 3
+        self.gates = aligned((packed.panels, self.rows, vectors, packed.lanes), spec.dtype)
+        if not spec.reset_after:
+            self.reset_state = _empty((self.rows, spec.units), spec.dtype)
 
 
 def forward(Fused packed, problem, int threads, bint save, bint keep_gates):
@@ -393,9 +410,11 @@ def forward(Fused packed, problem, int threads, bint save, bint keep_gates):
             view = views.take(states, PyBUF_STRIDES | PyBUF_WRITABLE)
             job.states = <char *> view.buf
     if save and keep_gates:
-        workspace = Workspace(problem, H, dtype)
-        view = views.take(workspace.gates, PyBUF_STRIDES | PyBUF_WRITABLE)
-        job.gates = <char *> view.buf
+        workspace = Workspace(problem, packed)
+        job.gates = views.packed(workspace.gates, size)
+        job.rows_kept = workspace.rows
+        if workspace.reset_state is not None:
+            job.reset_state = views.packed(workspace.reset_state, size)
         if workspace.slots is not None:
             job.slots = <const Py_ssize_t *> views.packed(workspace.slots, sizeof(Py_ssize_t))
 

@@ -2,29 +2,145 @@
 # cython: initializedcheck=False, embedsignature=True
 """The copying of weights into panels, which training does at every step."""
 
+from cython.parallel cimport parallel
+from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
+from fastgru._native._arrays cimport bytes_of, cnp, shape_of, strides_of
 from fastgru._native._blas cimport floating
+from fastgru._native._cpu cimport _give_back, _lease, _team_limit
+from fastgru._native.gates cimport team_rank, team_size
+
+import math
+
+import numpy as np
+
+cnp.import_array()
+
+cdef object _ndarray = np.ndarray
+
+cdef enum:
+    ROWS = 8                  # whose lines neighbouring panels share, and find in L1
+    LINES = 8                 # of a transposed matrix, as many as may lie in one set of L1,
+    LINE = 16                 # ... and so many numbers of each, before the next ones
+    COPY_FLOPS = 50           # what the copying of a number costs beside a FLOP
 
 
-def pack_panels(const floating[:, :, :] matrix, floating[:, :, :, ::1] packed):
-    """Copy (K, gates, H), of any strides, into (panels, K, gates, lanes); what is left is zeros."""
-    cdef Py_ssize_t K = packed.shape[1], gates = packed.shape[2], lanes = packed.shape[3]
-    cdef Py_ssize_t H = matrix.shape[2], panel, k, g, i, n
-    cdef const char *row
+cdef struct Packing:
+    const char *matrix        # (K, gates * H); strides in bytes
+    Py_ssize_t row, column
+    Py_ssize_t K, gates, H
+    Py_ssize_t rotation       # row k goes to row (k + rotation) % K
+    char *packed              # (panels, K, gates, lanes)
+    Py_ssize_t panels, lanes, size
+
+
+def aligned(tuple shape, dtype):
+    """Return an empty array at a 64-byte boundary: a vector never crosses a cache line."""
+    # Not zeros, which are fresh pages every time.
+    cdef cnp.npy_intp size = math.prod(shape) * dtype.itemsize + 64
+    memory = cnp.PyArray_EMPTY(1, &size, cnp.NPY_UINT8, 0)
+    return _ndarray(shape, dtype, memory, -<uintptr_t> bytes_of(memory) % 64)
+
+
+def panels(matrix, Py_ssize_t gates, Py_ssize_t lanes, int threads, Py_ssize_t rotation=0):
+    """Pack a (K, gates * H) matrix of any strides: (panels, K, gates, lanes).
+
+    Row k becomes row (k + rotation) % K; the lanes beyond H are zeros.
+    """
+    cdef Packing p
+    cdef Py_ssize_t columns = shape_of(matrix)[1]
+    p.matrix, p.row, p.column = bytes_of(matrix), strides_of(matrix)[0], strides_of(matrix)[1]
+    p.K, p.gates, p.H = shape_of(matrix)[0], gates, columns // gates
+    p.rotation = rotation
+    p.panels, p.lanes = (p.H + lanes - 1) // lanes, lanes
+    dtype = matrix.dtype
+    p.size = dtype.itemsize
+    packed = aligned((p.panels, p.K, gates, lanes), dtype)
+    p.packed = bytes_of(packed)
+    threads = _team_limit(threads, COPY_FLOPS * <double> (p.K * columns))
+    if threads == 1:
+        _pack_part(&p, 0, 1)
+    else:
+        with nogil:
+            _pack_together(&p, threads)
+    return packed
+
+
+cdef void _pack_together(const Packing *p, int threads) noexcept nogil:
+    threads = _lease(threads)
+    if threads == 1:
+        _pack_part(p, 0, 1)
+    else:
+        with parallel(num_threads=threads):
+            _pack_part(p, team_rank(), team_size())
+    _give_back(threads)
+
+
+cdef void _pack_part(const Packing *p, int rank, int team) noexcept nogil:
+    cdef Py_ssize_t panel0 = p.panels * rank // team, panel1 = p.panels * (rank + 1) // team
+    if p.size == 4:
+        _pack(p, panel0, panel1, <float *> p.packed)
+    else:
+        _pack(p, panel0, panel1, <double *> p.packed)
+
+
+cdef void _pack(
+    const Packing *p, Py_ssize_t panel0, Py_ssize_t panel1, floating *packed,
+) noexcept nogil:
+    # The panels panel0..panel1.
+    cdef Py_ssize_t panel, k0 = 0, k, g, i, n, stride = p.gates * p.lanes
+    cdef bint transposed = p.column != sizeof(floating)
+    cdef Py_ssize_t step = p.K if transposed else ROWS
+    cdef const char *source
     cdef floating *out
-    cdef bint contiguous = matrix.strides[2] == sizeof(floating)
-    with nogil:
-        for panel in range(packed.shape[0]):
-            n = min(lanes, H - panel * lanes)
-            for k in range(K):
-                for g in range(gates):
-                    row = <const char *> &matrix[k, g, panel * lanes]
-                    out = &packed[panel, k, g, 0]
-                    if contiguous:
-                        memcpy(out, row, n * sizeof(floating))
-                    else:     # a transposed matrix: `lanes` lines at a time, all in cache
-                        for i in range(n):
-                            out[i] = (<const floating *> (row + i * matrix.strides[2]))[0]
-                    for i in range(n, lanes):
-                        out[i] = 0
+    while k0 < p.K:
+        for panel in range(panel0, panel1):
+            n = min(p.lanes, p.H - panel * p.lanes)
+            for g in range(p.gates):
+                source = p.matrix + (g * p.H + panel * p.lanes) * p.column
+                out = packed + panel * p.K * stride + g * p.lanes
+                if transposed:
+                    _transpose(p, source, n, out)
+                else:
+                    for k in range(k0, min(k0 + step, p.K)):
+                        _copy(out + _target(p, k) * stride, source + k * p.row,
+                              n * sizeof(floating))
+                for k in range(k0, min(k0 + step, p.K)):
+                    for i in range(n, p.lanes):
+                        out[_target(p, k) * stride + i] = 0
+        k0 += step
+
+
+cdef inline Py_ssize_t _target(const Packing *p, Py_ssize_t k) noexcept nogil:
+    return k + p.rotation if k + p.rotation < p.K else k + p.rotation - p.K
+
+
+cdef inline void _copy(void *out, const char *source, Py_ssize_t bytes) noexcept nogil:
+    if bytes == 64:           # of a known length it takes no call
+        memcpy(out, source, 64)
+    else:
+        memcpy(out, source, bytes)
+
+
+cdef inline void _transpose(
+    const Packing *p, const char *source, Py_ssize_t n, floating *out,
+) noexcept nogil:
+    # n lanes of all rows.
+    cdef Py_ssize_t k0 = 0, k, i0, i, stride = p.gates * p.lanes
+    cdef const char *line
+    cdef floating *row
+    while k0 < p.K:
+        i0 = 0
+        while i0 < n:
+            for k in range(k0, min(k0 + LINE, p.K)):
+                line = source + k * p.row + i0 * p.column
+                row = out + _target(p, k) * stride + i0
+                if n - i0 >= LINES:
+                    for i in range(LINES):
+                        row[i] = (<const floating *> (line + i * p.column))[0]
+                else:
+                    for i in range(n - i0):
+                        row[i] = (<const floating *> (line + i * p.column))[0]
+            i0 += LINES
+        k0 += LINE

@@ -89,6 +89,9 @@ typedef struct {
         void (*back)(const struct gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,  \
                      ptrdiff_t panel1, int team, char *scratch);                                   \
         ptrdiff_t (*back_scratch)(const struct gru_back_job *job, ptrdiff_t n);                    \
+        /* dW, db and dU after the walk, and the bytes of job->factors */                          \
+        void (*products)(const struct gru_back_job *job, int rank, int team);                      \
+        ptrdiff_t (*product_scratch)(const struct gru_back_job *job);                              \
     } NAME;
 
 /* Whether the derivative is a function of the value: then backward needs no argument. */

@@ -28,6 +28,7 @@ cdef extern from "runtime.h" nogil:
 
 
 cdef extern from "loop.h" nogil:
+    enum: ROW_GROUP
     ctypedef struct gru_job:
         Py_ssize_t B, T
         Py_ssize_t inputs
@@ -55,26 +56,42 @@ cdef extern from "loop.h" nogil:
         const char *bias
         int u_finite
         char *gates
+        Py_ssize_t rows_kept
         const Py_ssize_t *slots
         gate_functions functions
         Py_ssize_t chunk_rows
         team_barrier *barrier
     ctypedef struct gru_back_job:
-        Py_ssize_t B, T, H
+        Py_ssize_t B, T
+        Py_ssize_t inputs
+        Py_ssize_t H
         int reset_after, reverse, sequences, zero_masked
+        const char *x
+        Py_ssize_t x_b, x_t
         const char *states
         const char *h0
         const char *dy
         Py_ssize_t dy_b, dy_s
         char *carry
         char *pending
-        char *d
+        char *gates
+        Py_ssize_t rows
+        const char *reset_state
         const unsigned char *steps
         const Py_ssize_t *lengths
         const unsigned char *resets
         const Py_ssize_t *slots
+        const Py_ssize_t *taken
+        const char *dropout
+        Py_ssize_t dropout_gates
         const char *recurrent_dropout
         const char *ut
+        const char *wt
+        char *d
+        Py_ssize_t d_steps, input_steps
+        char *dx
+        char *factors
+        char *dw
         gate_functions functions
         team_barrier *barrier
 
@@ -91,6 +108,8 @@ ctypedef void (*back_type)(
     Py_ssize_t panel1, int team, char *scratch,
 ) noexcept nogil
 ctypedef Py_ssize_t (*back_scratch_type)(const gru_back_job *job, Py_ssize_t n) noexcept nogil
+ctypedef void (*products_type)(const gru_back_job *job, int rank, int team) noexcept nogil
+ctypedef Py_ssize_t (*product_scratch_type)(const gru_back_job *job) noexcept nogil
 
 
 cdef extern from "gates.h" nogil:
@@ -117,6 +136,8 @@ cdef extern from "gates.h" nogil:
         run_scratch_type run_scratch
         back_type back
         back_scratch_type back_scratch
+        products_type products
+        product_scratch_type product_scratch
     ctypedef struct kernels_f64:
         void (*after)(
             Py_ssize_t n, Py_ssize_t H, const double *p, const double *q, const double *b,
@@ -141,6 +162,8 @@ cdef extern from "gates.h" nogil:
         run_scratch_type run_scratch
         back_type back
         back_scratch_type back_scratch
+        products_type products
+        product_scratch_type product_scratch
     const char *fastgru_activation_names[]
     const char *fastgru_isa_names[]
     bint fastgru_isa_supported(int isa)

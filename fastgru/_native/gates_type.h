@@ -361,10 +361,12 @@ static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRI
 #    include "loop_type.h"
 #    include "loop_narrow_type.h"
 #    include "loop_back_type.h"
+#    include "products_type.h"
 #    define FUSED                                                                                  \
         .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run),                                      \
-        .run_scratch = FN(run_bytes), .back = FN(run_back),                                    \
-        .back_scratch = FN(back_scratch_bytes)
+        .run_scratch = FN(run_bytes), .back = FN(run_back),                                        \
+        .back_scratch = FN(back_scratch_bytes), .products = FN(run_products),                      \
+        .product_scratch = FN(product_bytes)
 #else
 #    define FUSED .lanes = 0
 #endif

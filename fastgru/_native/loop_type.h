@@ -16,7 +16,8 @@ typedef struct {
     TYPE *const *h_new;     /* state after the step */
     TYPE *const *rk;        /* reset_after=False: r * k */
     TYPE *const *z;         /* reset_after=False */
-    TYPE *const *gates;     /* where to keep them; NULL: nowhere */
+    TYPE *const *gates;     /* where to keep them, in the first panel; NULL: nowhere */
+    ptrdiff_t gates_stride; /* ... from panel to panel */
 } FN(step);
 
 /* The units of a tile, gathered row after row without gaps: so that a vector is full of units where
@@ -60,7 +61,7 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
     const FN(step) *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
-    const ptrdiff_t first = (panel - step->panel0) * 3 * LANES, H = job->H;
+    const ptrdiff_t first = (panel - step->panel0) * 3 * LANES;
     if (FUSED_GATES(f) && !PARTIAL(job, panel, P)) {
         for (int j = 0; j < R * P; j++)
             FN(sigmoids)(2 * LANES, sums + j * 3 * LANES);
@@ -69,10 +70,11 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
             const TYPE *h = step->h[row + r] + panel * LANES;
             TYPE *h_new = step->h_new[row + r] + panel * LANES;
             if (step->gates) {
-                TYPE *gates = step->gates[row + r] + panel * LANES;
+                TYPE *gates = step->gates[row + r] + panel * step->gates_stride;
                 for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
                     FN(new_state_kept)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
-                                       h + j * LANES, h_new + j * LANES, gates + j * LANES, H);
+                                       h + j * LANES, h_new + j * LANES,
+                                       gates + j * step->gates_stride, LANES);
             } else {
                 for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
                     FN(new_state)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
@@ -106,7 +108,8 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
         FN(scatter)(step->h_new[row + r] + u, h_new + o, n);
         if (step->gates)
             for (int g = 0; g < 4; g++)
-                FN(scatter)(step->gates[row + r] + g * H + u, kept + g * TILE_UNITS + o, n);
+                FN(scatter)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
+                            kept + g * TILE_UNITS + o, n);
     }
 }
 
@@ -139,7 +142,8 @@ static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t
         FN(scatter)(step->z[row + r] + (first + j) * LANES, z + o, n);
         if (step->gates)
             for (int g = 0; g < 2; g++)
-                FN(scatter)(step->gates[row + r] + g * job->H + u, a[g] + o, n);
+                FN(scatter)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
+                            a[g] + o, n);
     }
 }
 
@@ -166,7 +170,8 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     EACH_PIECE(R, P) {
         FN(scatter)(step->h_new[row + r] + u, h + o, n);
         if (step->gates)
-            FN(scatter)(step->gates[row + r] + 2 * job->H + u, a + o, n);
+            FN(scatter)(step->gates[row + r] + (panel + j) * step->gates_stride + 2 * LANES, a + o,
+                        n);
     }
 }
 
@@ -226,7 +231,7 @@ static ptrdiff_t FN(scratch_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t pa
     if (!job->reset_after)
         items += n * panels * LANES;
     return items * (ptrdiff_t)sizeof(TYPE) +
-           (ptrdiff_t)sizeof(void *) * ((gates + 2) * job->chunk_rows + 11 * n) + 64 * 20;
+           (ptrdiff_t)sizeof(void *) * ((gates + 2) * job->chunk_rows + 12 * n) + 64 * 21;
 }
 
 #define CARVE(type, name, count)                                                                   \
@@ -243,6 +248,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const size_t own = (size_t)(u1 - u0) * sizeof(TYPE); /* bytes of this thread's units */
     const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, row = panels * 3 * LANES;
     const ptrdiff_t recurrent = job->recurrent_dropout ? 3 : 1;
+    const ptrdiff_t vectors = job->reset_after ? 4 : 3; /* of gates, in a panel */
     const int masked = job->steps || job->lengths;
     const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
                                           job->states || job->gates);
@@ -263,8 +269,10 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     CARVE(TYPE *, rk_rows, n);
     CARVE(TYPE *, gate_rows, n);
     CARVE(ptrdiff_t, index, n);
+    CARVE(ptrdiff_t, slots, n); /* where its gates or its reset_state lie */
     const FN(step) step = {job, panel0, (const TYPE *const *)p_rows, h, k_rows + (recurrent - 1) * n,
-                           h_new, rk_rows, z_rows, job->gates ? gate_rows : NULL};
+                           h_new, rk_rows, z_rows, job->gates ? gate_rows : NULL,
+                           job->rows_kept * vectors * LANES};
     FN(step) now = step;
 
     memset(zeros, 0, (size_t)H * sizeof(TYPE));
@@ -308,8 +316,11 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                     }
                     index[active] = k;
                     if (job->gates) {
-                        const ptrdiff_t slot = job->slots ? job->slots[s * job->B + b] : b * T + t;
-                        gate_rows[active] = (TYPE *)job->gates + slot * 4 * H;
+                        const ptrdiff_t place = kept_place(job->B, T, s, b);
+                        slots[active] = job->slots ? job->slots[place] : place;
+                        gate_rows[active] = (TYPE *)job->gates + slots[active] * vectors * LANES;
+                    } else {
+                        slots[active] = b;
                     }
                     h[active] = current[k];
                     started |= current[k] != zeros;
@@ -344,7 +355,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             } else {
                 for (ptrdiff_t a = 0; a < active; a++) {
                     z_rows[a] = z + a * panels * LANES;
-                    rk_rows[a] = (TYPE *)job->reset_state + (b0 + index[a]) * H;
+                    rk_rows[a] = (TYPE *)job->reset_state + slots[a] * H;
                 }
                 o.stride = H * 2 * LANES;
                 if (active)

@@ -145,7 +145,7 @@ class CPUBackend:
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
         if _kernel(problem.spec) == "fused":
-            packed = _packed_panels(problem.spec, weights)
+            packed = _packed_panels(problem.spec, weights, threads)
             return GRUOutput(*_fused.forward(packed, problem, threads, save, keep_gates))
         packed = weights.packed.get("cpu")
         if packed is None or (packed.spec is not problem.spec and packed.spec != problem.spec):
@@ -165,8 +165,8 @@ class CPUBackend:
         """Return the gradient of <y, dy> + <state, dstate>; without a workspace, forward again."""
         if _native is None and _load() is None:
             raise BackendError(_missing)
-        packed = _packed_panels(problem.spec, weights)
         threads = problem.num_threads or get_num_threads()
+        packed = _packed_panels(problem.spec, weights, threads)
         if workspace is None:
             if problem.out is not None:  # the caller's, who may have written there since
                 problem = copy.copy(problem)
@@ -256,17 +256,17 @@ def _kernel(spec: GRUSpec) -> str:
     return "fused" if _fused.lanes(spec.dtype.itemsize) else "blas"
 
 
-def _packed_panels(spec: GRUSpec, weights: GRUWeights) -> Any:
+def _packed_panels(spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     lanes = _fused.lanes(spec.dtype.itemsize)
     packed = weights.packed.get("cpu-fused")
     if packed is None or packed.lanes != lanes or (packed.spec is not spec and packed.spec != spec):
-        packed = _fused.Fused(spec, weights)
+        packed = _fused.Fused(spec, weights, threads)
         weights.packed["cpu-fused"] = packed
     return packed
 
 
 def _panels_if_served(spec: GRUSpec, weights: GRUWeights) -> Any:
-    return None if _reason(spec) is not None else _packed_panels(spec, weights)
+    return None if _reason(spec) is not None else _packed_panels(spec, weights, 1)
 
 
 def build_info() -> dict[str, Any]:
