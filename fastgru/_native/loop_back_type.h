@@ -124,6 +124,8 @@ static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RES
             const FN(vector) da = dh * (one - z) * (one - c * c), dq = da * r;
             const FN(vector) dz = dh * (CONST_VECTOR(h + u) - c) * z * (one - z);
             const FN(vector) dr = da * q * r * (one - r);
+            UNROLL for (int g = 0; g < 4; g++)
+                __builtin_prefetch(gates - (ROW_GROUP * 4 - g) * LANES, 1);
             VECTOR(gates) = VECTOR(d + u) = da;
             VECTOR(gates + LANES) = VECTOR(d + H + u) = dz;
             VECTOR(gates + 2 * LANES) = VECTOR(d + 2 * H + u) = dr;
