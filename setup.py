@@ -76,10 +76,12 @@ setup(
     ext_modules=cythonize(
         [
             extension("_cpu", "gates.c"),
+            extension("_crowd"),
             extension("_cut"),
             extension("_fused"),
             extension("_backward"),
             extension("_packing"),
+            extension("_quick"),
             extension("_stream"),
         ],
         build_dir="build",

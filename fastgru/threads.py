@@ -91,9 +91,13 @@ def default_num_threads() -> int:
     """Return min(affinity, cgroup quota rounded up, OMP_NUM_THREADS); looked up once."""
     global _default
     if _default is None:
-        limits = [_affinity(), _cgroup_limit(Path("/")), _omp_limit()]
-        _default = max(1, min(limit for limit in limits if limit is not None))
+        _default = min(processors(), _omp_limit() or processors())
     return _default
+
+
+def processors() -> int:
+    """Return how many processors this process may use: min(affinity, cgroup quota rounded up)."""
+    return max(1, min(_affinity(), _cgroup_limit(Path("/")) or _affinity()))
 
 
 def _affinity() -> int:

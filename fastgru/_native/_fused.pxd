@@ -1,8 +1,9 @@
-# What forward and backward share.
+# What the roads through the fused loop share.
 
 from fastgru._native._cpu cimport _Views
+from fastgru._native._crowd cimport Request
 from fastgru._native._cut cimport Cut
-from fastgru._native.gates cimport gate_functions, gru_job, run_type
+from fastgru._native.gates cimport gate_functions, gru_job, run_scratch_type, run_type
 
 cdef class Fused:
     cdef readonly object spec
@@ -17,6 +18,16 @@ cdef class Fused:
     cdef bint u_finite            # by its sum: one that overflows counts as not
     cdef object backward_panels(self, int threads)
 
+cdef Py_ssize_t _lanes(Py_ssize_t itemsize) noexcept
+cdef double _flops(const gru_job *job) noexcept
+cdef void _kernel(Fused packed, run_type *run, run_scratch_type *run_scratch) noexcept
+cdef char *_allocate(
+    gru_job *job, const Cut *cut, Fused packed, run_scratch_type run_scratch, bint save,
+    Py_ssize_t *each,
+) noexcept nogil
+cdef int _run(
+    gru_job *job, Fused packed, int threads, bint save, Request *entered,
+) except -1
 cdef void _set_weights(gru_job *job, Fused packed) noexcept
 cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept
 cdef int _threads_for(get_num_threads, double flops) except -1

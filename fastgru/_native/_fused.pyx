@@ -7,16 +7,6 @@ from cython.parallel cimport parallel
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
-from fastgru._native._arrays cimport (
-    bytes_of,
-    cnp,
-    empty,
-    float_type,
-    is_native,
-    is_plain,
-    shape_of,
-    strides_of,
-)
 from fastgru._native._cpu cimport (
     _functions,
     _give_back,
@@ -27,6 +17,7 @@ from fastgru._native._cpu cimport (
     _strided,
     _Views,
 )
+from fastgru._native._crowd cimport Request, _leave
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native.gates cimport (
     ROW_GROUP,
@@ -35,6 +26,7 @@ from fastgru._native.gates cimport (
     denormals_restore,
     free_aligned,
     gru_job,
+    run_scratch_type,
     run_type,
     team_barrier,
     team_rank,
@@ -46,8 +38,6 @@ import numpy as np
 from fastgru._native import packing
 from fastgru._native._packing import aligned
 
-cnp.import_array()
-
 cdef object _empty = np.empty
 
 cdef enum:
@@ -56,9 +46,13 @@ cdef enum:
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
 
 
+cdef Py_ssize_t _lanes(Py_ssize_t itemsize) noexcept:
+    return _kernels_f32().lanes if itemsize == 4 else _kernels_f64().lanes
+
+
 def lanes(Py_ssize_t itemsize):
     """Return how many units a panel has; 0: this compiler made no fused loop."""
-    return _kernels_f32().lanes if itemsize == 4 else _kernels_f64().lanes
+    return _lanes(itemsize)
 
 
 cdef class Fused:
@@ -77,7 +71,7 @@ cdef class Fused:
         self.dtype = spec.dtype
         self.size = spec.dtype.itemsize
         self.inputs, self.units = spec.input_dim, spec.units
-        self.lanes = lanes(self.size)
+        self.lanes = _lanes(self.size)
         self.panels = (spec.units + self.lanes - 1) // self.lanes
         _functions(spec.activation, &self.functions.activation, self.functions.params)
         _functions(
@@ -92,7 +86,8 @@ cdef class Fused:
         self.kernel, self.recurrent_kernel = weights.kernel, weights.recurrent_kernel
         self.w = <const char *> <uintptr_t> w.ctypes.data
         self.u = <const char *> <uintptr_t> u.ctypes.data
-        self.uh = NULL if uh is None else <const char *> <uintptr_t> uh.ctypes.data
+        if uh is not None:
+            self.uh = <const char *> <uintptr_t> uh.ctypes.data
         self.bias = <const char *> <uintptr_t> bias.ctypes.data
 
     cdef object backward_panels(self, int threads):
@@ -146,100 +141,8 @@ cdef int _set_masks(_Views views, problem, const Py_ssize_t **lengths, const uns
     return 0
 
 
-def quick(Fused packed, x, bint sequences, bint with_state, bint reverse, get_num_threads):
-    """Run a call that has nothing but x.
-
-    Parameters
-    ----------
-    packed : Fused
-    x : object
-    sequences, with_state, reverse : bool
-    get_num_threads : callable
-        Asked only where the work is enough for two.
-
-    Returns
-    -------
-    y, or (y, state) with ``with_state``; None unless x is an ndarray (B, T, I) of the spec's dtype
-    and I that the loop can walk.
-    """
-    cdef gru_job job
-    cdef team_barrier barrier
-    cdef Py_ssize_t size = packed.size, H = packed.units, B, T
-    cdef int type = float_type(size)
-    cdef cnp.npy_intp shape[3]
-    if packed.lanes != lanes(size) or not is_native(x, type, 3):
-        return None
-    B, T = shape_of(x)[0], shape_of(x)[1]
-    if B == 0 or shape_of(x)[2] != packed.inputs or not _walkable(x, size):
-        return None
-    memset(&job, 0, sizeof(job))
-    shape[0], shape[1], shape[2] = B, T, H
-    if sequences:
-        y = empty(3, shape, type)
-        job.y_b, job.y_s = T * H * size, H * size
-    shape[1] = H
-    if not sequences:
-        y = empty(2, shape, type)
-        job.y_b = H * size
-    state = None
-    if with_state:
-        state = empty(2, shape, type)
-        job.state = bytes_of(state)
-    job.B, job.T, job.inputs, job.H = B, T, packed.inputs, H
-    job.x, job.x_b, job.x_t = bytes_of(x), strides_of(x)[0], strides_of(x)[1]
-    job.y = bytes_of(y)
-    job.sequences, job.reverse = sequences, reverse
-    _set_weights(&job, packed)
-    job.barrier = &barrier
-    _run(&job, packed, _threads_for(get_num_threads, 6.0 * B * T * H * (H + packed.inputs)), False)
-    return (y, state) if with_state else y
-
-
-def step(Fused packed, x, h0, get_num_threads):
-    """Run one step from a state; return the new state, a new array.
-
-    None unless x (B, I) and h0 (B, H) are ndarrays of the spec's dtype, I and H, C-contiguous and
-    aligned.
-
-    Parameters
-    ----------
-    packed : Fused
-    x, h0 : object
-    get_num_threads : callable
-        Asked only where the work is enough for two.
-    """
-    cdef gru_job job
-    cdef team_barrier barrier
-    cdef Py_ssize_t size = packed.size, H = packed.units, I = packed.inputs, B
-    cdef int type = float_type(size)
-    if packed.lanes != lanes(size) or not is_plain(x, type, 2) or not is_plain(h0, type, 2):
-        return None
-    B = shape_of(x)[0]
-    if B == 0 or shape_of(x)[1] != I or shape_of(h0)[0] != B or shape_of(h0)[1] != H:
-        return None
-    memset(&job, 0, sizeof(job))
-    y = empty(2, shape_of(h0), type)
-    job.B, job.T, job.inputs, job.H = B, 1, I, H
-    job.x, job.x_b, job.h0 = bytes_of(x), I * size, bytes_of(h0)
-    job.y, job.y_b = bytes_of(y), H * size
-    job.state = job.y  # where the last state is already
-    job.sequences = True
-    _set_weights(&job, packed)
-    job.barrier = &barrier
-    _run(&job, packed, _threads_for(get_num_threads, 6.0 * B * H * (H + I)), False)
-    return y
-
-
-cdef bint _walkable(x, Py_ssize_t size) noexcept:
-    # As _strided: last axis contiguous, everything aligned; x has three axes.
-    cdef cnp.npy_intp *shape = shape_of(x)
-    cdef cnp.npy_intp *strides = strides_of(x)
-    return (
-        <uintptr_t> bytes_of(x) % size == 0
-        and (shape[0] < 2 or strides[0] % size == 0)
-        and (shape[1] < 2 or strides[1] % size == 0)
-        and (shape[2] < 2 or strides[2] == size)
-    )
+cdef double _flops(const gru_job *job) noexcept:
+    return 6.0 * job.B * job.T * job.H * (job.H + job.inputs)
 
 
 cdef int _threads_for(get_num_threads, double flops) except -1:
@@ -263,47 +166,65 @@ cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept:
     return _cut(threads, &work)
 
 
-cdef int _run(gru_job *job, Fused packed, int threads, bint save) except -1:
-    # Cuts the call, allocates its scratch, and runs it. No state: its user does not want it.
-    cdef Cut cut = _cut_job(job, packed, threads)
-    cdef Py_ssize_t B = job.B, T = job.T, H = job.H, size = packed.size, columns
-    cdef Py_ssize_t scratch_bytes, extra = 0
-    cdef double flops = 6.0 * B * T * H * (H + job.inputs)
-    cdef run_type run
+cdef void _kernel(Fused packed, run_type *run, run_scratch_type *run_scratch) noexcept:
+    if packed.size == 4:
+        run[0], run_scratch[0] = _kernels_f32().run, _kernels_f32().run_scratch
+    else:
+        run[0], run_scratch[0] = _kernels_f64().run, _kernels_f64().run_scratch
+
+
+cdef char *_allocate(gru_job *job, const Cut *cut, Fused packed, run_scratch_type run_scratch,
+                     bint save, Py_ssize_t *each) noexcept nogil:
+    # The scratch of a call, `each` bytes a thread and what all share; NULL: no memory.
+    cdef Py_ssize_t B = job.B, H = job.H, size = packed.size, columns, extra = 0
     cdef char *scratch
     cdef char *rest
     columns = (packed.panels + cut.threads - 1) // cut.threads if cut.shared else packed.panels
     job.chunk_rows = max(P_BYTES // (3 * packed.lanes * columns * size), <Py_ssize_t> P_ROWS)
-    job.chunk_rows = max(min(job.chunk_rows, cut.rows * T), cut.rows)
-    if size == 4:
-        run = _kernels_f32().run
-        scratch_bytes = _padded(_kernels_f32().run_scratch(job, cut.rows, packed.panels))
-    else:
-        run = _kernels_f64().run
-        scratch_bytes = _padded(_kernels_f64().run_scratch(job, cut.rows, packed.panels))
+    job.chunk_rows = max(min(job.chunk_rows, cut.rows * job.T), cut.rows)
+    each[0] = _padded(run_scratch(job, cut.rows, packed.panels))
     if not job.sequences and not save:
         extra += 2 * B * H * size
     if not job.reset_after and job.reset_state == NULL:
         extra += B * H * size
     if job.state == NULL:
         extra += B * H * size
-    scratch = <char *> allocate_aligned(cut.threads * scratch_bytes + extra)
+    scratch = <char *> allocate_aligned(cut.threads * each[0] + extra)
     if scratch == NULL:
-        raise MemoryError(f"scratch of {cut.threads * scratch_bytes + extra} bytes")
-    job.alternate = scratch + cut.threads * scratch_bytes
+        return NULL
+    job.alternate = scratch + cut.threads * each[0]
     rest = job.alternate + extra
     if job.state == NULL:
         rest -= B * H * size
         job.state = rest
     if not job.reset_after and job.reset_state == NULL:
         job.reset_state = rest - B * H * size
+    return scratch
+
+
+cdef int _run(gru_job *job, Fused packed, int threads, bint save,
+              Request *entered) except -1:
+    # Cuts the call, allocates its scratch, and runs it. No state: its user does not want it.
+    # Entered: it holds a place (_crowd.pyx), which it leaves; else NULL.
+    cdef Cut cut = _cut_job(job, packed, threads)
+    cdef Py_ssize_t each
+    cdef run_type run
+    cdef run_scratch_type run_scratch
+    _kernel(packed, &run, &run_scratch)
+    cdef char *scratch = _allocate(job, &cut, packed, run_scratch, save, &each)
+    if scratch == NULL:
+        if entered != NULL:
+            _leave(entered)
+        raise MemoryError(f"scratch of {job.B} rows of {job.T} steps")
     if cut.threads > 1:
         memset(job.barrier, 0, sizeof(team_barrier))
-    if cut.threads == 1 and flops < GIL_FLOPS:
-        _run_forward(job, &cut, packed.panels, run, scratch, scratch_bytes)
+    if cut.threads == 1 and _flops(job) < GIL_FLOPS:
+        _run_forward(job, &cut, packed.panels, run, scratch, each)
     else:
         with nogil:
-            _run_forward(job, &cut, packed.panels, run, scratch, scratch_bytes)
+            _run_forward(job, &cut, packed.panels, run, scratch, each)
+            if entered != NULL:
+                _leave(entered)
     free_aligned(scratch)
     return 0
 
@@ -419,7 +340,7 @@ def forward(Fused packed, problem, int threads, bint save, bint keep_gates):
             job.slots = <const Py_ssize_t *> views.packed(workspace.slots, sizeof(Py_ssize_t))
 
     if B > 0:
-        _run(&job, packed, threads, save)
+        _run(&job, packed, threads, save, NULL)
     if out is not None and y is not out:
         out[...] = y
         y = out

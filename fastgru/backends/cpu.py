@@ -21,7 +21,7 @@ from fastgru.problem import (
     GRUSpec,
     GRUWeights,
 )
-from fastgru.threads import follow, get_num_threads
+from fastgru.threads import follow, get_num_threads, processors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -47,6 +47,7 @@ _native: Any = None  # the extensions, once they are imported
 _fused: Any = None
 _products: Any = None
 _cut: Any = None
+_quick: Any = None
 _forced_kernel: str | None = None
 _missing: str | None = None  # why there is no extension
 _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
@@ -54,13 +55,14 @@ _blas = {"name": "unknown", "core": "", "threads": "its own setting"}
 
 def _load() -> Any:
     """Import the extension and set it up, once; None when it is not there."""
-    global _native, _fused, _products, _cut, _missing, _forced_kernel
+    global _native, _fused, _products, _cut, _quick, _missing, _forced_kernel
     if _native is None and _missing is None:
         try:
             with _spinning():
-                from fastgru._native import _backward, _cpu
+                from fastgru._native import _backward, _cpu, _crowd
                 from fastgru._native import _cut as cut
                 from fastgru._native import _fused as fused
+                from fastgru._native import _quick as quick
         except ImportError as error:
             _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
             return None
@@ -72,7 +74,8 @@ def _load() -> Any:
         if _forced_kernel == "fused" and not fused.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
         follow(_cpu.set_thread_limit)
-        _fused, _products, _cut, _native = fused, _backward, cut, _cpu
+        _crowd.set_processors(processors())
+        _fused, _products, _cut, _quick, _native = fused, _backward, cut, quick, _cpu
     return _native
 
 
@@ -219,14 +222,14 @@ class CPUBackend:
         packed = weights.packed.get("cpu-fused")
         if packed is None or packed.spec is not spec or _forced_kernel == "blas":
             return None
-        return _fused.quick(packed, x, sequences, with_state, reverse, get_num_threads)
+        return _quick.quick(packed, x, sequences, with_state, reverse, get_num_threads)
 
     def quick_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
         """Return the state one step after h0; None as for `quick`."""
         packed = weights.packed.get("cpu-fused")
         if packed is None or packed.spec is not spec or _forced_kernel == "blas":
             return None
-        return _fused.step(packed, x, h0, get_num_threads)
+        return _quick.step(packed, x, h0, get_num_threads)
 
     def stepper(
         self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
