@@ -1,5 +1,6 @@
 """The fused loop's NEON build, run by an emulator: compiled for aarch64, against the reference."""
 
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -36,18 +37,19 @@ def emulate(program, *arguments, data=b""):
 
 
 def run(program, lanes, problem, weights, dy, dstate):
-    """Return y of a plain call, y of one that keeps the gates, dh0 and d (B, T, 4, H)."""
+    """Return y of a plain call, y of one that keeps the gates, dh0, dx, and [dW; db; dU]."""
     spec, x = problem.spec, problem.x
     (B, T, I), H = x.shape, spec.units
-    w, u, uh, bias = packing.forward_panels(spec, weights, lanes)
-    ut = packing.backward_panels(weights.recurrent_kernel, lanes)
+    w, u, uh, bias = packing.forward_panels(spec, weights, lanes, 1)
+    ut, wt = packing.backward_panels(weights.kernel, weights.recurrent_kernel, lanes, 1)
     numbers = np.array([spec.dtype.itemsize, B, T, I, H, spec.reset_after], np.int64)
-    arrays = [numbers, x, problem.h0, w, u, *([] if uh is None else [uh]), bias, ut, dy, dstate]
+    arrays = [numbers, x, problem.h0, w, u, *([] if uh is None else [uh]), bias, ut, wt, dy, dstate]
     out = np.frombuffer(
         emulate(program, data=b"".join(array.tobytes() for array in arrays)), spec.dtype
     )
-    y, kept, dh0, d = np.split(out, np.cumsum([B * T * H, B * T * H, B * H]))
-    return y.reshape(B, T, H), kept.reshape(B, T, H), dh0.reshape(B, H), d.reshape(B, T, 4, H)
+    sizes = [(B, T, H), (B, T, H), (B, H), (B, T, I), (-1, 3 * H)]
+    parts = np.split(out, np.cumsum([math.prod(size) for size in sizes[:-1]]))
+    return [part.reshape(size) for part, size in zip(parts, sizes, strict=True)]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -66,19 +68,19 @@ def test_forward_and_backward(program, shape, reset_after, dtype):
         rng.standard_normal(size).astype(dtype) for size in ((B, T, I), (B, H), (B, T, H), (B, H))
     )
     problem = GRUProblem(spec, x, h0, NO_MASK)
-    y, kept, dh0, d = run(program, lanes, problem, weights, dy, dstate)
+    y, kept, dh0, dx, dw = run(program, lanes, problem, weights, dy, dstate)
 
     wide, wide_weights = widened(problem, weights)
     expected = REFERENCE.forward(wide, wide_weights, save=True)
-    close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
-    np.testing.assert_allclose(y, expected.y, **close)
+    tolerance = TOLERANCE[dtype]
+    np.testing.assert_allclose(y, expected.y, rtol=tolerance, atol=tolerance)
     np.testing.assert_array_equal(y, kept)
     grads = REFERENCE.backward(
         wide, wide_weights, expected.states, dy.astype(float), dstate.astype(float), None
     )
-    dx = np.concatenate([d[:, :, 1], d[:, :, 2], d[:, :, 0]], axis=2) @ weights.kernel.T
-    for got, wanted in ((dh0, grads.h0), (dx, grads.x)):
-        np.testing.assert_allclose(got, wanted, atol=20 * close["atol"] * abs(wanted).max())
+    weight_grads = [grads.kernel, np.atleast_2d(grads.bias), grads.recurrent_kernel]
+    for got, wanted in ((dh0, grads.h0), (dx, grads.x), (dw, np.concatenate(weight_grads))):
+        np.testing.assert_allclose(got, wanted, atol=20 * tolerance * abs(wanted).max())
 
     row = GRUProblem(spec, x[-1:], h0[-1:], NO_MASK)
     alone = run(program, lanes, row, weights, dy[-1:], dstate[-1:])
