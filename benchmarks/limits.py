@@ -106,12 +106,15 @@ class Limits:
 def _huge_pages(size: int) -> tuple[mmap.mmap, int]:
     """Allocate a buffer on 2 MiB pages where there are any; returns it and an address within.
 
-    On small pages a read from L2 is up to a quarter slower, and fastgru has its packed weights on
-    huge ones.
+    On small pages a read from L2 is up to a quarter slower on some processors; the limit is what
+    the machine can give.
     """
-    memory = mmap.mmap(-1, (size // _HUGE_PAGE + 2) * _HUGE_PAGE)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    length = (size // _HUGE_PAGE + 2) * _HUGE_PAGE
+    if hasattr(mmap, "MADV_HUGEPAGE"):  # private: shared memory has huge pages by another setting
+        memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         memory.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        memory = mmap.mmap(-1, length)
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     address = start + -start % _HUGE_PAGE
     ctypes.memset(address, 1, size)  # pages that nobody wrote are all the same page of zeros
