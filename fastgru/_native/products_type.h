@@ -33,7 +33,11 @@ typedef struct {
         const TYPE *d = o->d, *f[3] = {o->f[0], o->f[1], o->f[2]};                                 \
         FN(vector) sum[R][3];                                                                      \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int j = 0; j < 3; j++) sum[r][j] = (FN(vector)){0};                        \
+            UNROLL for (int j = 0; j < 3; j++) {                                                   \
+                sum[r][j] = (FN(vector)){0};                                                       \
+                if (o->add) /* it will be there when the rows are done */                          \
+                    __builtin_prefetch(o->dw[j] + r * o->ld, 1);                                   \
+            }                                                                                      \
         }                                                                                          \
         for (ptrdiff_t k = 0; k < o->rows; k++, d += o->d_stride) {                                \
             FN(vector) v[3];                                                                       \
