@@ -267,3 +267,21 @@ def test_fewer_threads_than_asked_for(limit):
         print("same")
     """
     assert run_python(code, OMP_THREAD_LIMIT=limit).strip() == "same"
+
+
+def test_the_memory_of_a_spent_workspace_serves_the_next():
+    spec, weights, x, h0, _ = draw("float32", "after")
+    problem = GRUProblem(spec, x, h0, NO_MASK)
+
+    def gradients(out):
+        return BACKEND.backward(problem, weights, out.states, out.y, None, out.workspace)
+
+    outs = [forward(problem, weights, save=True) for _ in range(2)]  # both alive: apart
+    assert not np.shares_memory(outs[0].workspace.gates, outs[1].workspace.gates)
+    places = [out.workspace.gates.ctypes.data for out in outs]
+    expected, found = gradients(outs[0]), gradients(outs[1])
+    third = forward(problem, weights, save=True)
+    assert third.workspace.gates.ctypes.data == places[1]
+    for got in (found, gradients(third)):
+        for one, other in zip(got, expected, strict=True):
+            np.testing.assert_array_equal(one, other)

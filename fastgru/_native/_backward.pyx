@@ -199,5 +199,6 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
             _run_back(&job, &cut, panels, back, scratch + d_bytes, scratch_bytes)
             _run_products(&job, products, threads)
         free_aligned(scratch)
+    workspace.release()
     dbias = dw[I : I + 2] if spec.reset_after else dw[I]
     return dx, carry, dw[:I], dw[I + biases :], dbias

@@ -33,12 +33,17 @@ from fastgru._native.gates cimport (
     team_size,
 )
 
+import threading
+
 import numpy as np
 
 from fastgru._native import packing
 from fastgru._native._packing import aligned
 
 cdef object _empty = np.empty
+# What the last backward of a thread has used up. Memory fresh from the system costs a training step
+# up to a fifth of its time, and the allocator gives large blocks back too soon.
+_spare = threading.local()
 
 cdef enum:
     P_BYTES = 1 << 18         # x.W of one time chunk, per thread: stays in L2 beside the weights
@@ -254,9 +259,21 @@ class Workspace:
             self.rows = len(self.taken)
             self.slots = np.cumsum(taken, dtype=np.intp) - 1
         vectors = 4 if spec.reset_after else 3
-        self.gates = aligned((packed.panels, self.rows, vectors, packed.lanes), spec.dtype)
+        shape = (packed.panels, self.rows, vectors, packed.lanes)
+        memory = _spare.__dict__.pop("memory", None)
+        self.gates = aligned(shape, spec.dtype, memory)
+        if self.gates.base is not memory:
+            # Freed and taken again: of that glibc learns to keep as much for the other arrays of a
+            # training step too, rather than return it to the system and fetch it page by page.
+            self.gates = None
+            self.gates = aligned(shape, spec.dtype)
         if not spec.reset_after:
             self.reset_state = _empty((self.rows, spec.units), spec.dtype)
+
+    def release(self):
+        """Leave the largest part of the memory to the next forward call of this thread."""
+        _spare.memory = self.gates.base
+        self.gates = None
 
 
 def forward(Fused packed, problem, int threads, bint save, bint keep_gates):

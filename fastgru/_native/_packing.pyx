@@ -35,11 +35,15 @@ cdef struct Packing:
     Py_ssize_t panels, lanes, size
 
 
-def aligned(tuple shape, dtype):
-    """Return an empty array at a 64-byte boundary: a vector never crosses a cache line."""
+def aligned(tuple shape, dtype, memory=None):
+    """Return an empty array at a 64-byte boundary: a vector never crosses a cache line.
+
+    It lies in ``memory``, an array of bytes, if there is one of that size or up to twice as much.
+    """
     # Not zeros, which are fresh pages every time.
     cdef cnp.npy_intp size = math.prod(shape) * dtype.itemsize + 64
-    memory = cnp.PyArray_EMPTY(1, &size, cnp.NPY_UINT8, 0)
+    if memory is None or not size <= memory.nbytes <= 2 * size:
+        memory = cnp.PyArray_EMPTY(1, &size, cnp.NPY_UINT8, 0)
     return _ndarray(shape, dtype, memory, -<uintptr_t> bytes_of(memory) % 64)
 
 
