@@ -136,7 +136,9 @@ def test_random_configurations(seeds):
 
 # Each activation in both roles, in float32 in one of them: a pair is one compilation.
 NEXT = ELEMENTWISE[1:] + ELEMENTWISE[:1]
-PAIRS = [("float64", *pair) for pair in zip(ELEMENTWISE, NEXT, strict=True)]
+INFINITE = activations.relu.with_params(max_value=float("inf"))
+PAIRS = [("float32", INFINITE, activations.threshold.with_params(float("-inf"), 1e-300))]
+PAIRS += [("float64", *pair) for pair in zip(ELEMENTWISE, NEXT, strict=True)]
 PAIRS += [("float32", *pair) for pair in zip(ELEMENTWISE[::2], NEXT[::2], strict=True)]
 
 

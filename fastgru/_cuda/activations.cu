@@ -158,6 +158,7 @@ ACTIVATION(hard_silu, x * sixth(x),
 ACTIVATION(sparse_plus, x >= L(1.0) ? x : squared(ramp(x)), ramp(x))
 ACTIVATION(sparse_sigmoid, ramp(x), M(fabs)(x) < L(1.0) ? L(0.5) : L(0.0))
 
+#define INFINITE __longlong_as_double(0x7ff0000000000000) /* as a parameter */
 #define PASTE(a, b) a##b
 #define APPLY(kind, name, ...) PASTE(kind, name)(__VA_ARGS__)
 

@@ -52,27 +52,27 @@ def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tupl
     """
     return (
         f"-DFLOAT_BITS={8 * dtype.itemsize}",
-        *_defines("ACT", activation),
-        *_defines("GATE", recurrent_activation),
+        *_defines("ACT", activation, sum_dtype(dtype)),
+        *_defines("GATE", recurrent_activation, sum_dtype(dtype)),
     )
 
 
-def _defines(macro: str, activation: Any) -> list[str]:
+def _defines(macro: str, activation: Any, sums: np.dtype) -> list[str]:
     name, params = activation.name, list(activation.params)
     if name == "gelu":
         name, params = ("gelu_tanh" if params[0] else "gelu"), []
     elif name == "relu" and params[1] is None:
         name, params[1] = "relu_open", 0.0
     params += [0.0] * (_PARAMETERS - len(params))
+    exact = [_literal(float(sums.type(value))) for value in params]  # what the kernel rounds it to
     return [
         f"-D{macro}={name}",
-        *(f"-D{macro}_{letter}={_literal(x)}" for letter, x in zip("ABC", params, strict=True)),
+        *(f"-D{macro}_{letter}={value}" for letter, value in zip("ABC", exact, strict=True)),
         f"-D{macro}_KEEPS_VALUE={int(name in _KEEPS_VALUE)}",
     ]
 
 
 def _literal(value: float) -> str:
-    """Write a double exactly, infinity included; a compiler's own text has no name for that."""
     if np.isinf(value):
-        return "1e999" if value > 0 else "-1e999"
-    return repr(float(value))
+        return "INFINITE" if value > 0 else "-INFINITE"
+    return repr(value)

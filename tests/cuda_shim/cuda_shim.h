@@ -63,6 +63,12 @@ template <class V> V __shfl_xor_sync(unsigned, V value, unsigned mask) {
     return (V)shim::exchange((double)value, threadIdx.x % shim::WARP ^ mask);
 }
 
+inline double __longlong_as_double(long long bits) {
+    double value;
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
 inline float half_to_float(unsigned short bits) {
     _Float16 value;
     memcpy(&value, &bits, sizeof bits);
