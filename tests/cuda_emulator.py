@@ -111,8 +111,9 @@ class Emulator(CupyEngine):
 
     _cublas = _Cublas
 
-    def __init__(self, schedule="forward", threads=32):
-        self.schedule, self.threads = schedule, threads
+    def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edit=str):
+        self.schedule, self.blocks, self.shared_bytes = schedule, blocks, shared_bytes
+        self.edit = edit  # what to do to the kernels' text first
         self.launched = []
 
     array = staticmethod(np.ascontiguousarray)
@@ -127,7 +128,22 @@ class Emulator(CupyEngine):
 
     def launch(self, name, options, size, arguments):
         if size:
-            self.launched.append(name)
-            library = compiled(source.text(), options)
-            blocks, seed = -(-size // self.threads), len(self.launched)
-            launch(library, name, blocks, self.threads, arguments, 0, self.schedule, seed)
+            self._launch(name, (source.text(), options), -(-size // 32), 32, 0, arguments)
+
+    def residency(self):
+        return self.blocks, self.shared_bytes
+
+    def resident_blocks(self, name, options, threads, shared_bytes):
+        return self.blocks
+
+    def launch_resident(self, name, options, blocks, threads, shared_bytes, arguments):
+        assert blocks <= self.blocks
+        assert shared_bytes <= self.shared_bytes
+        text = source.text(resident=True)
+        self._launch(name, (text, options), blocks, 64, shared_bytes, arguments)  # two warps
+
+    def _launch(self, name, program, blocks, threads, shared_bytes, arguments):
+        self.launched.append(name)
+        text, options = program
+        library, seed = compiled(self.edit(text), options), len(self.launched)
+        launch(library, name, blocks, threads, arguments, shared_bytes, self.schedule, seed)

@@ -87,18 +87,22 @@ def arch(nvrtc, request):
 def option_sets(dtype):
     yield source.options(np.dtype(dtype), activations.tanh, activations.sigmoid)
     # Both roles use value and slope: each activation once.
-    for pair in zip(ELEMENTWISE[::2], ELEMENTWISE[1::2], strict=True):
+    next_one = ELEMENTWISE[1:] + ELEMENTWISE[:1]
+    for pair in zip(ELEMENTWISE[::2], next_one[::2], strict=True):
         yield source.options(np.dtype(dtype), *pair)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_option_set_compiles(nvrtc, arch, dtype):
+@pytest.mark.parametrize("resident", [False, True])
+def test_every_option_set_compiles(nvrtc, arch, resident, dtype):
     """All kernels, without a warning, and no register is spilled to memory."""
-    names = set(re.findall(r"^KERNEL (\w+)\(", source.text(), re.MULTILINE))
-    assert "step_after" in names
-    for options in option_sets(dtype):
+    text = source.text(resident)
+    names = set(re.findall(r"^KERNEL (\w+)\(", text, re.MULTILINE))
+    assert ("steps_after" if resident else "step_after") in names
+    sets = list(option_sets(dtype))
+    for options in sets[: 2 if resident else None]:  # what activations are is the same text in both
         cubin, log = nvrtc.compile(
-            source.text(), "-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *options
+            text, "-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *options
         )
         assert cubin.startswith(b"\x7fELF")
         assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names

@@ -54,6 +54,28 @@ class Engine(Protocol):
         address), or NumPy arrays of one element of `source`'s structs, which go by value.
         """
 
+    def residency(self) -> tuple[int, int]:
+        """Return the multiprocessors, and the bytes of shared memory that a block can have.
+
+        No multiprocessors where the device cannot launch blocks that wait for each other.
+        """
+
+    def resident_blocks(
+        self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
+    ) -> int:
+        """Return how many blocks of a kernel the device holds at a time."""
+
+    def launch_resident(
+        self,
+        name: str,
+        options: tuple[str, ...],
+        blocks: int,
+        threads: int,
+        shared_bytes: int,
+        arguments: Sequence[Any],
+    ) -> None:
+        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
+
 
 class CupyEngine:
     """The engine of the current CUDA device."""
@@ -63,9 +85,11 @@ class CupyEngine:
     def __init__(self) -> None:
         import cupy
         from cupy.cuda import device
+        from cupy_backends.cuda.api import driver
         from cupy_backends.cuda.libs import cublas
 
         self._cupy, self._cublas = cupy, cublas
+        self._occupancy = driver.occupancyMaxActiveBlocksPerMultiprocessor
         self._handle = device.get_cublas_handle
         self.empty, self.zeros = cupy.empty, cupy.zeros
 
@@ -100,26 +124,66 @@ class CupyEngine:
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
         """Run a kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0."""
-        if not size:
-            return
-        for argument in arguments:  # a kernel gets the pointer alone
+        if size:
+            blocks = -(-size // self._THREADS)
+            kernel = _kernel(name, options)
+            kernel((blocks,), (self._THREADS,), self._contiguous(name, arguments))
+
+    def residency(self) -> tuple[int, int]:
+        """Return the multiprocessors, and the bytes of shared memory that a block can have."""
+        attributes = self._cupy.cuda.Device().attributes
+        if not attributes["CooperativeLaunch"]:
+            return 0, 0
+        return attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+
+    def launch_resident(
+        self,
+        name: str,
+        options: tuple[str, ...],
+        blocks: int,
+        threads: int,
+        shared_bytes: int,
+        arguments: Sequence[Any],
+    ) -> None:
+        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
+        kernel = _kernel(name, options, resident=True)
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+        arguments = self._contiguous(name, arguments)
+        kernel((blocks,), (threads,), arguments, shared_mem=shared_bytes)
+
+    def resident_blocks(
+        self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
+    ) -> int:
+        """Return how many blocks of a kernel the device holds at a time."""
+        kernel = _kernel(name, options, resident=True)
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+        blocks: int = self._occupancy(kernel.kernel.ptr, threads, shared_bytes)
+        return blocks * self.residency()[0]
+
+    def _contiguous(self, name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the arguments; a kernel gets the pointers alone, so gaps would be read as data."""
+        for argument in arguments:
             if isinstance(argument, self._cupy.ndarray) and not argument.flags.c_contiguous:
                 raise AssertionError(f"{name}: expected C-contiguous arrays")
-        blocks = -(-size // self._THREADS)
-        _kernel(name, options)((blocks,), (self._THREADS,), tuple(arguments))
+        return tuple(arguments)
 
 
 @functools.cache
-def _module(options: tuple[str, ...]) -> Any:
+def _module(options: tuple[str, ...], resident: bool) -> Any:
     import cupy
 
     # A RawModule compiles per device at first use, and keeps what it compiled on disk.
-    return cupy.RawModule(code=source.text(), options=("-std=c++17", *options), backend="nvrtc")
+    return cupy.RawModule(
+        code=source.text(resident),
+        options=("-std=c++17", *options),
+        backend="nvrtc",
+        enable_cooperative_groups=resident,
+    )
 
 
 @functools.cache
-def _kernel(name: str, options: tuple[str, ...]) -> Any:
-    return _module(options).get_function(name)
+def _kernel(name: str, options: tuple[str, ...], resident: bool = False) -> Any:
+    return _module(options, resident).get_function(name)
 
 
 def _row_stride(matrix: Any) -> int:

@@ -26,12 +26,13 @@ _KEEPS_VALUE = frozenset({"linear", "tanh", "sigmoid"})
 _PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
 
 
-def text() -> str:
-    """Return the source of all kernels."""
+def text(resident: bool = False) -> str:
+    """Return the source of the kernels; of those whose blocks wait for each other if resident."""
     folder = Path(__file__).parent
+    last = "persistent.cu" if resident else "gru_kernels.cu"
     return "".join(
         f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
-        for name in ("activations.cu", "gru_kernels.cu")
+        for name in ("activations.cu", "gru_step.cu", last)
     )
 
 

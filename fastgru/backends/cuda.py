@@ -1,8 +1,10 @@
-"""The CUDA backend: every configuration, by one product and one or two kernels a step.
+"""The CUDA backend: every configuration, forward and backward.
 
-The products x.W are made for a chunk of steps at once; those of a step are one product with U, two
-with reset_after=False, three with recurrent dropout. Everything between them is one thread per row
-and unit, `fastgru/_cuda/gru_kernels.cu`. After the walk back, dW, dU and dX are single products.
+The products x.W are made for a chunk of steps at once. Then small batches run a chunk in one
+launch, with U in shared memory (`fastgru/_cuda/persistent.cu`), where that has room. Otherwise a
+step is one product with U, two with reset_after=False, three with recurrent dropout, and everything
+between them one thread per row and unit (`fastgru/_cuda/gru_kernels.cu`); so is a step back. After
+the walk back, dW, dU and dX are single products.
 
 The engine (`fastgru._cuda.engine`) has the arrays, the products and the launches; the tests run
 this very code on an engine that emulates the kernels on the host.
@@ -26,6 +28,11 @@ if TYPE_CHECKING:
 # What the inputs of a chunk of steps and their products may take: large enough that the product is
 # one of hundreds of rows, small enough that its result is still in the second-level cache.
 CHUNK_BYTES = 16 << 20
+
+# The persistent kernel reads the whole state in every block and has no tensor cores: for batches of
+# more rows the products of the library are expected to win. Not measured yet.
+RESIDENT_ROWS = 32
+RESIDENT_THREADS = 256
 
 
 class CudaBackend:
@@ -124,6 +131,16 @@ def _packed(engine: Engine, spec: GRUSpec, weights: GRUWeights) -> _Packed:
     return packed
 
 
+class _Plan(NamedTuple):
+    """How a persistent kernel is launched: a block owns `units`, reads `tile` rows at a time."""
+
+    kernel: str
+    blocks: int
+    units: int
+    tile: int
+    shared_bytes: int
+
+
 class _Call:
     """One call: its sizes, its masks on the device, and the struct that the kernels get."""
 
@@ -187,9 +204,9 @@ class _Call:
     # ---- forward ---------------------------------------------------------------------------------
 
     def forward(self, save: bool, keep_gates: bool) -> GRUOutput:
+        """Run the layer; y is `problem.out` if there is one."""
         B, T, H = self.B, self.T, self.H
-        engine, dtype = self.engine, self.spec.dtype
-        empty, size = engine.empty, self.B * self.H
+        engine, empty, dtype = self.engine, self.engine.empty, self.spec.dtype
         y, y_strides = self._output()
         states = empty((T, B, H), dtype) if save else None
         kept = empty((T, B, 4, H), dtype) if save and keep_gates else None
@@ -199,6 +216,17 @@ class _Call:
             **dict(zip(("y", "states", "kept"), addresses, strict=True)),
             **dict(zip(("y_b", "y_s"), y_strides, strict=True)),
         )
+        plan = self._resident_plan()
+        h = self._step_by_step(results) if plan is None else self._resident(results, plan)
+        if self.problem.out is not None and y is not self.problem.out:
+            self.problem.out[...] = y
+            y = self.problem.out
+        return GRUOutput(y, h, None if states is None else states.transpose(1, 0, 2), kept)
+
+    def _step_by_step(self, results: np.ndarray) -> Any:
+        """Run all steps, a product and a kernel each, and return the last state."""
+        B, H, empty, dtype = self.B, self.H, self.engine.empty, self.spec.dtype
+        size = B * H
         h = empty((B, H), dtype)
         k = empty((3, B, H), dtype) if self.state_masks == 3 else None
         q = empty((B, 3 * H), self.sums)
@@ -206,19 +234,57 @@ class _Call:
         if not self.spec.reset_after:
             z, rk = empty((B, H), self.sums), empty((B, H), dtype)
         self.launch("start", size, h, k)
-        for s, p in self._input_products():
-            if self.spec.reset_after:
-                self._recurrent_products(h, k, q, 3)
-                self.launch("step_after", size, results, s, p, q, self.bias, h, k)
-            else:
-                self._recurrent_products(h, k, q, 2)
-                self.launch("step_before_zr", size, results, s, p, q, self.bias, h, k, z, rk)
-                engine.gemm(rk, self.u[:, self.gate(2)], q[:, self.gate(2)])
-                self.launch("step_before_h", size, results, s, p, q, self.bias, h, k, z)
-        if self.problem.out is not None and y is not self.problem.out:
-            self.problem.out[...] = y
-            y = self.problem.out
-        return GRUOutput(y, h, None if states is None else states.transpose(1, 0, 2), kept)
+        for first, steps, products in self._input_products():
+            for s, p in enumerate(products.reshape(steps, B, 3 * H), first):
+                common = (results, s, p, q, self.bias, h, k)
+                if self.spec.reset_after:
+                    self._recurrent_products(h, k, q, 3)
+                    self.launch("step_after", size, *common)
+                else:
+                    self._recurrent_products(h, k, q, 2)
+                    self.launch("step_before_zr", size, *common, z, rk)
+                    self.engine.gemm(rk, self.u[:, self.gate(2)], q[:, self.gate(2)])
+                    self.launch("step_before_h", size, *common, z)
+        return h
+
+    def _resident_plan(self) -> _Plan | None:
+        """Return how the persistent kernel is cut; None where it has no room or does not pay."""
+        blocks, shared_bytes = self.engine.residency()
+        if not self.T or not 0 < self.B <= RESIDENT_ROWS or not blocks:
+            return None
+        units = -(-self.H // blocks)
+        size = self.sums.itemsize
+        weight_bytes, row_bytes = (
+            3 * units * self.H * size,
+            (self.state_masks * self.H + 3 * units) * size,
+        )
+        tile = min(self.B, (shared_bytes - weight_bytes) // row_bytes)
+        if tile < 1:
+            return None
+        name = "steps_after" if self.spec.reset_after else "steps_before"
+        plan = _Plan(name, -(-self.H // units), units, tile, weight_bytes + tile * row_bytes)
+        # A grid that the device does not hold would be made smaller, and give wrong numbers.
+        room = self.engine.resident_blocks(name, self.options, RESIDENT_THREADS, plan.shared_bytes)
+        return plan if plan.blocks <= room else None
+
+    def _resident(self, results: np.ndarray, plan: _Plan) -> Any:
+        """Run all steps, one launch for each chunk of them, and return the last state."""
+        B, H, empty, dtype = self.B, self.H, self.engine.empty, self.spec.dtype
+        h = empty((2, B, H), dtype)
+        k = empty((2, 3, B, H), dtype) if self.state_masks == 3 else None
+        scratch: tuple[Any, ...] = ()
+        if not self.spec.reset_after:
+            scratch = (empty((B, H), self.sums), empty((B, H), dtype))
+        self.launch("start", B * H, h, k)
+        for first, steps, p in self._input_products():
+            arrived = self.engine.zeros((1,), np.dtype(np.uint32))
+            sizes = (first, steps, plan.units, plan.tile)
+            arrays = (p, self.u, self.bias, h, k, arrived, *scratch)
+            self.engine.launch_resident(
+                *(plan.kernel, self.options, plan.blocks, RESIDENT_THREADS, plan.shared_bytes),
+                (self.struct, results, *sizes, *arrays),
+            )
+        return h[self.T % 2]
 
     def _output(self) -> tuple[Any, tuple[int, int]]:
         """Return where y goes, and its strides of rows and steps in elements."""
@@ -232,8 +298,8 @@ class _Call:
         strides = [stride // y.itemsize for stride in y.strides]
         return y, (strides[0], strides[1] if sequences else 0)
 
-    def _input_products(self) -> Iterator[tuple[int, Any]]:
-        """Yield each step s with its p (B, 3H): x.W, made for a chunk of steps at a time."""
+    def _input_products(self) -> Iterator[tuple[int, int, Any]]:
+        """Yield chunks of steps: the first, how many, and x.W of all of them, (steps * B, 3H)."""
         B, H = self.B, self.H
         x_bytes = self.input_masks * B * self.I * self.spec.dtype.itemsize
         step_bytes = x_bytes + 3 * B * H * self.sums.itemsize
@@ -249,8 +315,7 @@ class _Call:
             else:
                 for g, part in enumerate(parts):
                     self.engine.gemm(part, self.w[:, self.gate(g)], rows[:, self.gate(g)])
-            for s in range(steps):
-                yield first + s, p[s * B : (s + 1) * B]
+            yield first, steps, rows
 
     def _recurrent_products(self, h: Any, k: Any, q: Any, gates: int) -> None:
         """Write h.U of the first gates to q; with recurrent dropout from the masked states k."""

@@ -55,7 +55,7 @@ template <class... A> int count(void (*)(A...)) { return sizeof...(A); }
 #define blockDim (dim3{shim::threads, 1, 1})
 #define gridDim (dim3{shim::blocks, 1, 1})
 #define SHARED(type, name) type *name = (type *)shim::shared()
-#define GRID_BARRIER(counter) ((void)(counter), shim::wait(shim::AT_GRID))
+#define GRID_BARRIER(arrived, round) ((void)(arrived), (void)(round), shim::wait(shim::AT_GRID))
 
 inline void __syncthreads() { shim::wait(shim::AT_BLOCK); }
 /* Doubles hold every float exactly. */

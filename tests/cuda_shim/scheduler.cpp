@@ -6,9 +6,12 @@
  */
 #include "cuda_shim.h"
 
+#include <setjmp.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <random>
 #include <string>
 #include <vector>
@@ -20,7 +23,7 @@ const char *const PLACES[] = {"can run", "wait at __syncthreads", "wait at a shu
                               "wait at the grid barrier", "have returned"};
 
 struct Fiber : Position {
-    ucontext_t context;
+    jmp_buf context; /* swapcontext would ask the kernel for the signal mask at every switch */
     char *stack = nullptr;
     Place place = READY;
     double slot; /* what it gives to a shuffle */
@@ -31,14 +34,15 @@ unsigned blocks, threads;
 static std::vector<Fiber> fibers;
 static std::vector<std::vector<char>> shared_memory;
 static std::vector<char *> stacks; /* free ones: a fiber has one from its start to its end */
-static ucontext_t scheduler;
+static jmp_buf scheduler;
 static void (*kernel)(void **);
 static void **arguments;
 
 void wait(Place place) {
     Fiber *fiber = static_cast<Fiber *>(me);
     fiber->place = place;
-    swapcontext(&fiber->context, &scheduler);
+    if (!_setjmp(fiber->context))
+        _longjmp(scheduler, 1);
 }
 
 double exchange(double value, unsigned lane) {
@@ -59,20 +63,27 @@ static void body() {
     wait(DONE);
 }
 
+static void start(Fiber &fiber) {
+    if (stacks.empty())
+        stacks.push_back((char *)malloc(STACK));
+    fiber.stack = stacks.back();
+    stacks.pop_back();
+    ucontext_t first;
+    getcontext(&first);
+    first.uc_stack.ss_sp = fiber.stack;
+    first.uc_stack.ss_size = STACK;
+    first.uc_link = nullptr;
+    makecontext(&first, body, 0);
+    setcontext(&first);
+}
+
 static void resume(Fiber &fiber) {
     me = &fiber;
-    if (!fiber.stack) {
-        if (stacks.empty())
-            stacks.push_back((char *)malloc(STACK));
-        fiber.stack = stacks.back();
-        stacks.pop_back();
-        getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack;
-        fiber.context.uc_stack.ss_size = STACK;
-        fiber.context.uc_link = nullptr;
-        makecontext(&fiber.context, body, 0);
+    if (!_setjmp(scheduler)) {
+        if (fiber.stack)
+            _longjmp(fiber.context, 1);
+        start(fiber);
     }
-    swapcontext(&scheduler, &fiber.context);
     if (fiber.place == DONE)
         stacks.push_back(fiber.stack);
 }
@@ -87,16 +98,67 @@ static bool release(size_t first, size_t end, Place place) {
     return true;
 }
 
-static bool release_all() {
-    const size_t all = fibers.size();
-    bool any = release(0, all, AT_GRID);
-    for (size_t first = 0; first < all; first += threads) {
-        const size_t end = first + threads;
-        any |= release(first, end, AT_BLOCK);
-        for (size_t i = first; i < end; i += WARP)
-            any |= release(i, i + WARP < end ? i + WARP : end, AT_WARP);
+/* Of a range of things: in order, in reverse or shuffled; and how often each goes on before the next
+ * does, as long as it can or a few times. Whoever runs ahead meets what others have not done yet. */
+struct Schedule {
+    int kind;
+    std::mt19937 random;
+    template <class F> void each(size_t first, size_t end, size_t step, F visit) {
+        std::vector<size_t> order;
+        for (size_t i = first; i < end; i += step)
+            order.push_back(i);
+        if (kind == 1)
+            std::reverse(order.begin(), order.end());
+        if (kind == 2)
+            std::shuffle(order.begin(), order.end(), random);
+        for (size_t i : order)
+            visit(i);
     }
-    return any;
+    size_t turns() { return kind == 2 ? 1 + random() % 8 : SIZE_MAX; }
+};
+
+/* These say whether anything has happened. */
+static bool advance_warp(Schedule &schedule, size_t first, size_t end) {
+    bool moved = false;
+    schedule.each(first, end, 1, [&](size_t i) {
+        if (fibers[i].place == READY) {
+            resume(fibers[i]);
+            moved = true;
+        }
+    });
+    return release(first, end, AT_WARP) || moved;
+}
+
+static bool advance_block(Schedule &schedule, size_t first) {
+    const size_t end = first + threads;
+    bool moved = false;
+    schedule.each(first, end, WARP, [&](size_t i) {
+        for (size_t turns = schedule.turns(); turns > 0; turns--) {
+            if (!advance_warp(schedule, i, i + WARP < end ? i + WARP : end))
+                return;
+            moved = true;
+        }
+    });
+    return release(first, end, AT_BLOCK) || moved;
+}
+
+static bool advance_grid(Schedule &schedule) {
+    bool moved = false;
+    schedule.each(0, fibers.size(), threads, [&](size_t i) {
+        for (size_t turns = schedule.turns(); turns > 0; turns--) {
+            if (!advance_block(schedule, i))
+                return;
+            moved = true;
+        }
+    });
+    return release(0, fibers.size(), AT_GRID) || moved;
+}
+
+static bool all_done() {
+    for (const Fiber &fiber : fibers)
+        if (fiber.place != DONE)
+            return false;
+    return true;
 }
 
 static std::string deadlock() {
@@ -116,35 +178,23 @@ static std::string deadlock() {
 }
 
 const char *run(void (*body_of)(void **), void **given, unsigned in_grid, unsigned in_block,
-                size_t shared_bytes, int schedule, unsigned seed) {
+                size_t shared_bytes, int kind, unsigned seed) {
     static std::string error;
     error.clear();
     kernel = body_of, arguments = given, blocks = in_grid, threads = in_block;
     fibers = std::vector<Fiber>((size_t)blocks * threads);
     /* All bits set are a NaN in every format. */
     shared_memory.assign(blocks, std::vector<char>(shared_bytes, (char)0xff));
-    std::vector<size_t> order(fibers.size());
-    for (size_t i = 0; i < order.size(); i++) {
-        order[i] = schedule == 1 ? order.size() - 1 - i : i;
+    for (size_t i = 0; i < fibers.size(); i++) {
         fibers[i].thread = {(unsigned)(i % threads), 0, 0};
         fibers[i].block = {(unsigned)(i / threads), 0, 0};
     }
-    std::mt19937 random(seed);
-    for (size_t done = 0; done < order.size() && error.empty();) {
-        if (schedule == 2)
-            for (size_t i = order.size() - 1; i > 0; i--)
-                std::swap(order[i], order[random() % (i + 1)]);
-        bool moved = false;
-        for (size_t i : order) {
-            if (fibers[i].place != READY)
-                continue;
-            resume(fibers[i]);
-            moved = true;
-            done += fibers[i].place == DONE;
-        }
-        if (!release_all() && !moved)
+    Schedule schedule{kind, std::mt19937(seed)};
+    while (!all_done())
+        if (!advance_grid(schedule)) {
             error = deadlock();
-    }
+            break;
+        }
     for (Fiber &fiber : fibers) /* after a deadlock they are left where they wait */
         if (fiber.stack && fiber.place != DONE)
             stacks.push_back(fiber.stack);
