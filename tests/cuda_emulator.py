@@ -123,6 +123,9 @@ class Emulator(CupyEngine):
     def empty(self, shape, dtype):
         return np.full(shape, np.nan, dtype)
 
+    def synchronize(self):
+        self.launched.append("synchronize")
+
     def address(self, array):
         return 0 if array is None else array.ctypes.data
 

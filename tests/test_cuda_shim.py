@@ -225,7 +225,7 @@ def test_launches(reset_after):
     backend = cuda.CudaBackend(emulator)
     out = backend.forward(problem, weights, save=True)
     step = ["step_after"] if reset_after else ["step_before_zr", "step_before_h"]
-    assert emulator.launched == ["start", "pack_x", *(3 * step)]
+    assert emulator.launched == ["synchronize", "start", "pack_x", *(3 * step)]
     emulator.launched.clear()
     backend.backward(problem, weights, out.states, out.y, None, out.workspace)
     back = ["back_step"] if reset_after else ["back_step", "back_reset"]
@@ -251,13 +251,11 @@ def test_weights_are_packed_once():
     spec = make_spec(4, 9)
     weights = make_weights(rng, spec)
     problem = GRUProblem(spec, np.ones((2, 3, 4), "float32"), None, NO_MASK)
-    emulator = Emulator()
-    cuda.CudaBackend(emulator).forward(problem, weights)
-    packed = weights.packed["cuda"]
-    cuda.CudaBackend(emulator).forward(problem, weights)
-    assert weights.packed["cuda"] is packed
-    cuda.CudaBackend(Emulator()).forward(problem, weights)  # another device
-    assert weights.packed["cuda"] is not packed
+    emulators = Emulator(), Emulator()  # two devices
+    for emulator in 2 * emulators:
+        cuda.CudaBackend(emulator).forward(problem, weights)
+    assert [emulator.launched.count("synchronize") for emulator in emulators] == [1, 1]
+    assert set(weights.packed["cuda"]) == set(emulators)
 
 
 def test_what_it_cannot_serve():

@@ -1,7 +1,7 @@
 """What the CUDA backend computes with: CuPy's arrays, cuBLAS, and the kernels of `source`.
 
 `Engine` is the protocol; `CupyEngine` keeps it on a device, and the tests' emulator on the host, so
-that the same backend code runs on both. CuPy is imported by the first engine that is made.
+that the same backend code runs on both. CuPy is imported by the first call of `current`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ class Engine(Protocol):
 
     def address(self, array: Any) -> int:
         """Return where an array's first element is; 0 for None."""
+
+    def synchronize(self) -> None:
+        """Wait until what was asked for is done, so that other streams may read it."""
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n).
@@ -78,7 +81,7 @@ class Engine(Protocol):
 
 
 class CupyEngine:
-    """The engine of the current CUDA device."""
+    """The engine of the CUDA device that is current whenever it is used."""
 
     _THREADS = 128
 
@@ -100,6 +103,10 @@ class CupyEngine:
     def address(self, array: Any) -> int:
         """Return where an array's first element is; 0 for None."""
         return 0 if array is None else array.data.ptr
+
+    def synchronize(self) -> None:
+        """Wait until what was asked for is done, so that other streams may read it."""
+        self._cupy.cuda.get_current_stream().synchronize()
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n)."""
@@ -166,6 +173,18 @@ class CupyEngine:
             if isinstance(argument, self._cupy.ndarray) and not argument.flags.c_contiguous:
                 raise AssertionError(f"{name}: expected C-contiguous arrays")
         return tuple(arguments)
+
+
+def current() -> CupyEngine:
+    """Return the engine of CuPy's current device."""
+    import cupy
+
+    return _engine(cupy.cuda.runtime.getDevice())
+
+
+@functools.cache
+def _engine(device: int) -> CupyEngine:
+    return CupyEngine()
 
 
 @functools.cache

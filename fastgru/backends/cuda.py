@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgru._cuda import engine as engines
 from fastgru._cuda import source
-from fastgru._cuda.engine import CupyEngine, Engine
 from fastgru.activations import Activation
 from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
 
@@ -41,12 +41,12 @@ class CudaBackend:
     Parameters
     ----------
     engine : Engine, optional
-        Where to compute; without one, CuPy's current device, looked for at the first call.
+        Where to compute; without one, CuPy's current device at each call.
     """
 
     name = "cuda"
 
-    def __init__(self, engine: Engine | None = None) -> None:
+    def __init__(self, engine: engines.Engine | None = None) -> None:
         self._engine = engine
 
     def supports(self, problem: GRUProblem) -> str | None:
@@ -71,7 +71,8 @@ class CudaBackend:
         keep_gates: bool = True,
     ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
-        return _Call(self._get_engine(), problem, weights).forward(save, keep_gates)
+        engine = self._engine or engines.current()
+        return _Call(engine, problem, weights).forward(save, keep_gates)
 
     def backward(
         self,
@@ -86,18 +87,13 @@ class CudaBackend:
 
         The workspace is overwritten.
         """
-        engine = self._get_engine()
+        engine = self._engine or engines.current()
         if workspace is None:
             if problem.out is not None:  # the caller's, who may have written there since
                 problem = copy.copy(problem)
                 problem.out = None
             workspace = _Call(engine, problem, weights).forward(True, True).workspace
         return _Call(engine, problem, weights).backward(states, dy, dstate, workspace)
-
-    def _get_engine(self) -> Engine:
-        if self._engine is None:
-            self._engine = CupyEngine()
-        return self._engine
 
 
 class _Packed(NamedTuple):
@@ -108,15 +104,15 @@ class _Packed(NamedTuple):
     """
 
     spec: GRUSpec
-    engine: Engine
     w: Any
     u: Any
     bias: Any
 
 
-def _packed(engine: Engine, spec: GRUSpec, weights: GRUWeights) -> _Packed:
-    packed = weights.packed.get("cuda")
-    if packed is not None and packed.spec == spec and packed.engine is engine:
+def _packed(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> _Packed:
+    per_device = weights.packed.setdefault("cuda", {})
+    packed: _Packed | None = per_device.get(engine)
+    if packed is not None and packed.spec == spec:
         return packed
     bias = np.zeros((4, spec.units), source.sum_dtype(spec.dtype))
     if weights.bias is not None:
@@ -126,8 +122,9 @@ def _packed(engine: Engine, spec: GRUSpec, weights: GRUWeights) -> _Packed:
             bias[:2] += rows[1, :2]
             bias[3] = rows[1, 2]
     arrays = (weights.kernel, weights.recurrent_kernel, bias)
-    packed = _Packed(spec, engine, *(engine.array(array) for array in arrays))
-    weights.packed["cuda"] = packed
+    packed = _Packed(spec, *(engine.array(array) for array in arrays))
+    engine.synchronize()
+    per_device[engine] = packed
     return packed
 
 
@@ -144,12 +141,12 @@ class _Plan(NamedTuple):
 class _Call:
     """One call: its sizes, its masks on the device, and the struct that the kernels get."""
 
-    def __init__(self, engine: Engine, problem: GRUProblem, weights: GRUWeights) -> None:
+    def __init__(self, engine: engines.Engine, problem: GRUProblem, weights: GRUWeights) -> None:
         self.engine, self.problem, self.spec = engine, problem, problem.spec
         spec, mask = problem.spec, problem.mask
         self.B, self.T, self.I = problem.x.shape
         self.H = spec.units
-        self.w, self.u, self.bias = _packed(engine, spec, weights)[2:]
+        self.w, self.u, self.bias = _packed(engine, spec, weights)[1:]
         self.has_bias = weights.bias is not None
         self.sums = source.sum_dtype(spec.dtype)
         self.options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
@@ -423,7 +420,7 @@ def _struct(dtype: np.dtype, **members: int) -> np.ndarray:
     return struct
 
 
-def _whole_strides(engine: Engine, array: Any) -> Any:
+def _whole_strides(engine: engines.Engine, array: Any) -> Any:
     """Return the array, or a copy where it is misaligned or its strides are not whole elements."""
     size = array.itemsize
     if any(stride % size for stride in array.strides) or engine.address(array) % size:
