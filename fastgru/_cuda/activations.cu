@@ -8,7 +8,8 @@
  *   ACT_KEEPS_VALUE, GATE_KEEPS_VALUE   1 where the slope is a function of the value alone
  *
  * The formulas are those of fastgru/activations.py, whose docstring names the sources. Every choice
- * is written with x in the place where NaN survives. exp, tanh and erf are CUDA's own, within 2 ulp.
+ * is written with x in the place where NaN survives. exp, tanh and erf are CUDA's own, which stay
+ * within 2 ulp.
  */
 
 #if FLOAT_BITS == 64

@@ -81,7 +81,7 @@ class Engine(Protocol):
 
 
 class CupyEngine:
-    """The engine of the CUDA device that is current whenever it is used."""
+    """The engine of the CUDA device that is current when it is made, and whenever it is used."""
 
     _THREADS = 128
 
@@ -95,6 +95,11 @@ class CupyEngine:
         self._occupancy = driver.occupancyMaxActiveBlocksPerMultiprocessor
         self._handle = device.get_cublas_handle
         self.empty, self.zeros = cupy.empty, cupy.zeros
+        limits = cupy.cuda.Device().attributes
+        self._residency: tuple[int, int] = (0, 0)
+        if limits["CooperativeLaunch"]:
+            shared_bytes = limits["MaxSharedMemoryPerBlockOptin"]
+            self._residency = (limits["MultiProcessorCount"], shared_bytes)
 
     def array(self, values: Any) -> Any:
         """Return ``values`` as a C-contiguous array of this device, itself if it is one."""
@@ -134,14 +139,11 @@ class CupyEngine:
         if size:
             blocks = -(-size // self._THREADS)
             kernel = _kernel(name, options)
-            kernel((blocks,), (self._THREADS,), self._contiguous(name, arguments))
+            kernel((blocks,), (self._THREADS,), self._checked(name, arguments))
 
     def residency(self) -> tuple[int, int]:
         """Return the multiprocessors, and the bytes of shared memory that a block can have."""
-        attributes = self._cupy.cuda.Device().attributes
-        if not attributes["CooperativeLaunch"]:
-            return 0, 0
-        return attributes["MultiProcessorCount"], attributes["MaxSharedMemoryPerBlockOptin"]
+        return self._residency
 
     def launch_resident(
         self,
@@ -155,7 +157,7 @@ class CupyEngine:
         """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
         kernel = _kernel(name, options, resident=True)
         kernel.max_dynamic_shared_size_bytes = shared_bytes
-        arguments = self._contiguous(name, arguments)
+        arguments = self._checked(name, arguments)
         kernel((blocks,), (threads,), arguments, shared_mem=shared_bytes)
 
     def resident_blocks(
@@ -167,12 +169,13 @@ class CupyEngine:
         blocks: int = self._occupancy(kernel.kernel.ptr, threads, shared_bytes)
         return blocks * self.residency()[0]
 
-    def _contiguous(self, name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the arguments; a kernel gets the pointers alone, so gaps would be read as data."""
+    def _checked(self, name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
+        """Return the arguments as CuPy takes them: None, a null pointer, is 0 there."""
         for argument in arguments:
+            # A kernel gets the pointer alone: gaps would be read as data.
             if isinstance(argument, self._cupy.ndarray) and not argument.flags.c_contiguous:
                 raise AssertionError(f"{name}: expected C-contiguous arrays")
-        return tuple(arguments)
+        return tuple(0 if argument is None else argument for argument in arguments)
 
 
 def current() -> CupyEngine:

@@ -1,7 +1,7 @@
 /* The kernels between the matrix products of a step, forward and back, for any configuration.
  *
- * fastgru/backends/cuda.py calls them and the products in turn. One thread makes one element, and reads
- * and writes only there: nothing has to be synchronised, and buffers are updated in place.
+ * fastgru/backends/cuda.py calls them and the products in turn. One thread makes one element, and
+ * reads and writes only there: nothing has to be synchronised, and buffers are updated in place.
  */
 
 /* Steps s0 .. s0 + n of x in processing order, zeros where masked, times each dropout mask.
@@ -71,8 +71,8 @@ KERNEL step_before_h(Call c, Results out, long long s, const MATH *p, const MATH
  *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
  * A row of d is [da_n, da_z, da_r, dq_h], so that both what multiplies x and W, and what multiplies
  * h and U, is contiguous; with reset_after=False the last quarter is r k_h. d takes the place of
- * `kept`. The products dq.U^T of step s + 1 are added by the kernel of step s, which can drop those of
- * masked rows and needs no further launch.
+ * `kept`. The products dq.U^T of step s + 1 are added by the kernel of step s, which can drop those
+ * of masked rows and needs no further launch.
  */
 
 /* The state that step s starts from; i = b * H + u. states (T, B, H): the state after each step. */
@@ -103,11 +103,12 @@ __device__ inline MATH whole_carry(const Call &c, const MATH *carry, const MATH 
 /* Step s, on the way back.
  *   states (T, B, H)       dy (B, T, H) or (B, H); NULL: zeros
  *   products               of step s + 1; not read in step T - 1
- *   carry (B, H)           in: gradient of the state after step s but for the products; out: the same
- *                          of step s - 1
- *   pending (B, H)         gradients of outputs that repeat the next valid step's, zeros at first
- *   d (T, B, 4, H)         in: step s as forward kept it; out: see above. Zeros for masked rows. With
- *                          reset_after=False da_r is still missing and the last quarter is kept r. */
+ *   carry (B, H)           in: gradient of the state after step s but for the products; out: the
+ *                          same of step s - 1
+ *   pending (B, H)         gradients of later outputs that repeat an earlier one; zeros at first
+ *   d (T, B, 4, H)         in: step s as forward kept it; out: see above, zeros for masked rows.
+ *                          With reset_after=False da_r is still missing, and the last quarter is r
+ *                          as it was kept */
 KERNEL back_step(Call c, long long s, const STORE *states, const STORE *dy, const MATH *products,
                  MATH *carry, MATH *pending, STORE *d) {
     const long long i = THREAD, b = i / c.H, u = i % c.H, H = c.H;

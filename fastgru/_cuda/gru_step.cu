@@ -1,17 +1,17 @@
 /* One step of a GRU for one element, (row b, unit u), from its sums on; for all kernels.
  *
- * Symbols: B batch, T timesteps, I inputs, H units; gates z (update), r (reset), n (candidate); p = x.W,
- * q = h.U; s a step in processing order and t the time it reads. k is the state as a gate sees it: h,
- * or h times the gate's recurrent dropout mask. i = b * H + u.
+ * Symbols: B batch, T timesteps, I inputs, H units; gates z (update), r (reset), n (candidate);
+ * p = x.W, q = k.U, where k is the state as a gate sees it: h, or h times the gate's recurrent
+ * dropout mask; s a step in processing order and t the time it reads; i = b * H + u.
  *
- * Arrays are C-contiguous unless strides, in elements, are named; none may overlap another one unless
- * it says so. Numbers of type MATH are sums, of type STORE what products take.
+ * Arrays are C-contiguous unless strides, in elements, are named, and overlap no other one. Numbers
+ * of type MATH are sums, of type STORE what products take.
  *
  * x at masked steps is replaced by zeros before any product, and what a masked step would give is
  * dropped by a choice, not by a factor 0: a NaN there changes nothing.
  */
 
-/* What is the same in all kernels of one call; all members have 8 bytes (source.py has its twin). */
+/* What is the same in all kernels of a call; every member has 8 bytes (source.py has its twin). */
 struct Call {
     long long B, T, I, H;
     long long reset_after, reverse, sequences, zero_masked; /* flags of the problem */
@@ -55,9 +55,10 @@ __device__ inline void start_step(const Call &c, long long b, long long i, long 
             store(k + g * c.B * c.H + i, dropped(c, g, i, state));
 }
 
-/* Where a step's results go. y (B, T, H) or (B, H) with strides y_b, y_s and 1; y_s is 0 for (B, H),
- * so that y[s - 1] is the previous output either way. states (T, B, H) and kept (T, B, 4, H), which
- * is z, r, n, q_h, each as its value or as the activation's argument; NULL: not wanted. */
+/* Where a step's results go. y (B, T, H) or (B, H) with strides y_b, y_s and 1; y_s is 0 for
+ * (B, H), so that y[s - 1] is the previous output either way. states (T, B, H) and kept
+ * (T, B, 4, H), which is z, r, n, q_h, each as its value or as the activation's argument; NULL: not
+ * wanted. */
 struct Results {
     STORE *y;
     long long y_b, y_s;
@@ -80,13 +81,14 @@ __device__ inline void end_step(const Call &c, const Results &out, long long b, 
     start_step(c, b, i, s + 1, after, h, k);
 }
 
-/* A gate's argument from its own sums, each array at gate z of the element. */
+/* The argument of gate g; p and bias point to gate z of the element. */
 __device__ inline MATH argument(const MATH *p, const MATH *bias, long long H, int g, MATH q) {
     return p[g * H] + q + bias[g * H];
 }
 
 /* h' of step s, reset_after=True, from q = k.U of each gate.
- *   p (B, 3, H) x.W of this step   bias (4, H): z and r summed, h of the input, h of the recurrence */
+ *   p (B, 3, H)   x.W of this step
+ *   bias (4, H)   z and r, input and recurrence summed; n of the input; n of the recurrence */
 __device__ inline MATH new_state(const Call &c, const Results &out, long long b, long long u,
                                  long long s, const MATH *p, const MATH *bias, MATH q_z, MATH q_r,
                                  MATH q_h, MATH before) {

@@ -1,14 +1,14 @@
 /* A chunk of steps in one launch: U stays in shared memory, the state goes round through global.
  *
  * Every block owns the units u0 .. u0 + own of all rows, with the columns of U that make them. A
- * step: the rows of the state are read, `tile` of them at a time; warps make the sums, lanes share k;
- * threads make gates and the new state as in gru_kernels.cu; then all blocks wait for each other.
- * States alternate between two buffers, so that one wait a step is enough, two with
- * reset_after=False.
+ * step: the rows of the state are read, `tile` of them at a time; warps make the sums, their lanes
+ * share the products of one; threads make gates and the new state as in gru_kernels.cu; then all
+ * blocks wait for each other. States alternate between two buffers, so that one wait a step is
+ * enough, two with reset_after=False.
  *
- * All blocks have to be resident, and nothing else must be in the grid: launched as cooperative.
- * An element (b, u) is always the same thread's, which reads back what it wrote in the step before;
- * what others wrote is read by `fresh`.
+ * All blocks have to be resident at once: the launch is cooperative. An element (b, u) is always
+ * the same thread's, which reads back what it wrote in the step before; what others wrote is read
+ * by `fresh`.
  */
 
 #ifndef EMULATED
@@ -77,8 +77,8 @@ __device__ inline Element element(const Share &my, int e, long long row0) {
     return {row0 + row, my.u0 + j, my.sums + row * 3 * my.own + j};
 }
 
-/* sums of the gates FIRST .. END for rows row0 .. row0 + rows, from states (PLANES, B, H): with three
- * planes each gate has its own, with one all share it. */
+/* sums of the gates FIRST .. END for rows row0 .. row0 + rows, from states (PLANES, B, H): with
+ * three planes each gate has its own, with one all share it. */
 template <int FIRST, int END, int PLANES>
 __device__ inline void multiply(const Call &c, const Share &my, const STORE *states, long long row0,
                                 int rows) {

@@ -98,8 +98,8 @@ static bool release(size_t first, size_t end, Place place) {
     return true;
 }
 
-/* Of a range of things: in order, in reverse or shuffled; and how often each goes on before the next
- * does, as long as it can or a few times. Whoever runs ahead meets what others have not done yet. */
+/* Of a range of things: in order, in reverse or shuffled; and how often each goes on before the
+ * next does, as long as it can or a few times. Who runs ahead meets what others have not done. */
 struct Schedule {
     int kind;
     std::mt19937 random;
