@@ -76,7 +76,7 @@ def _by_value(argument):
     return ctypes.c_void_p(argument.ctypes.data)
 
 
-class _Cublas:
+class Cublas:
     """gemmEx as cuBLAS documents it: columns first, C = alpha op(A) op(B) + beta C."""
 
     @staticmethod
@@ -109,7 +109,7 @@ def _matrix(address, kind, rows, columns, ld):
 class Emulator(CupyEngine):
     """The engine with NumPy for CuPy, kernels of cuda_shim and a cuBLAS in Python."""
 
-    _cublas = _Cublas
+    _cublas = Cublas
 
     def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edit=str):
         self.schedule, self.blocks, self.shared_bytes = schedule, blocks, shared_bytes
