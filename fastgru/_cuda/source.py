@@ -1,0 +1,79 @@
+"""The text of the kernels, what it is compiled with, and the structs it takes.
+
+Nothing here needs a GPU or CuPy; who compiles is an engine: `fastgru._cuda.engine`, or the tests'
+emulator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+# As the kernels see them: every member has 8 bytes.
+CALL = np.dtype(
+    [(name, np.int64) for name in ("B", "T", "I", "H")]
+    + [(name, np.int64) for name in ("reset_after", "reverse", "sequences", "zero_masked")]
+    + [(name, np.uint64) for name in ("steps", "lengths", "resets", "recurrent_dropout", "h0")]
+)
+RESULTS = np.dtype(
+    [("y", np.uint64), ("y_b", np.int64), ("y_s", np.int64)]  # y, and its strides in elements
+    + [(name, np.uint64) for name in ("states", "kept")]
+)
+
+_KEEPS_VALUE = frozenset({"linear", "tanh", "sigmoid"})
+_PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
+
+
+def text(resident: bool = False) -> str:
+    """Return the source of the kernels; of those whose blocks wait for each other if resident."""
+    folder = Path(__file__).parent
+    last = "persistent.cu" if resident else "gru_kernels.cu"
+    return "".join(
+        f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
+        for name in ("activations.cu", "gru_step.cu", last)
+    )
+
+
+def sum_dtype(dtype: np.dtype) -> np.dtype:
+    """Return the dtype of sums and gate arithmetic over arrays of ``dtype``: MATH of the text."""
+    return np.dtype(np.float32) if dtype == np.float16 else dtype
+
+
+def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tuple[str, ...]:
+    """Return the compiler's -D options for one dtype and pair of activations.
+
+    Parameters
+    ----------
+    dtype : numpy.dtype
+        float16, float32 or float64.
+    activation, recurrent_activation : fastgru.activations.Activation
+        Both elementwise: activations.cu has the formulas of those.
+    """
+    return (
+        f"-DFLOAT_BITS={8 * dtype.itemsize}",
+        *_defines("ACT", activation, sum_dtype(dtype)),
+        *_defines("GATE", recurrent_activation, sum_dtype(dtype)),
+    )
+
+
+def _defines(macro: str, activation: Any, sums: np.dtype) -> list[str]:
+    name, params = activation.name, list(activation.params)
+    if name == "gelu":
+        name, params = ("gelu_tanh" if params[0] else "gelu"), []
+    elif name == "relu" and params[1] is None:
+        name, params[1] = "relu_open", 0.0
+    params += [0.0] * (_PARAMETERS - len(params))
+    exact = [_literal(float(sums.type(value))) for value in params]  # what the kernel rounds it to
+    return [
+        f"-D{macro}={name}",
+        *(f"-D{macro}_{letter}={value}" for letter, value in zip("ABC", exact, strict=True)),
+        f"-D{macro}_KEEPS_VALUE={int(name in _KEEPS_VALUE)}",
+    ]
+
+
+def _literal(value: float) -> str:
+    if np.isinf(value):
+        return "INFINITE" if value > 0 else "-INFINITE"
+    return repr(value)

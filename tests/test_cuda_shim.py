@@ -1,0 +1,336 @@
+"""The CUDA backend against the reference, its kernels emulated on the host.
+
+Every kernel, forward and backward, runs the text that a GPU runs. The products are NumPy's.
+"""
+
+import itertools
+import re
+
+import numpy as np
+import pytest
+from cuda_emulator import COMPILER, SCHEDULES, Emulator, compiled, launch
+from test_native import ELEMENTWISE, draw_mask, draw_problem, layouts, make_spec, make_weights
+from test_native import widened as wide_call
+
+from fastgru import activations
+from fastgru._cuda import source
+from fastgru.backends import cuda
+from fastgru.backends.reference import ReferenceBackend
+from fastgru.masks import NO_MASK, plan_resets
+from fastgru.problem import GRUProblem
+
+pytestmark = pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+REFERENCE = ReferenceBackend()
+
+# Against the reference in float64: absolute up to size 1, relative above; gradients relative to the
+# largest element. A half keeps 11 bits of every state, and its rounding is passed on.
+TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}
+DROPOUTS = ["none", "one", "three", "recurrent", "both"]
+
+
+def assert_near(got, want, dtype, what):
+    if want is None:
+        assert got is None
+        return
+    assert (got.dtype, got.shape) == (dtype, want.shape), what
+    scale = max(1.0, np.abs(want).max(initial=0))
+    np.testing.assert_allclose(
+        got / scale, want / scale, rtol=0, atol=TOLERANCE[dtype.name], err_msg=what
+    )
+
+
+def assert_agrees(problem, weights, emulator, seed=1, keep_gates=True):
+    """Compare outputs and gradients with the reference in float64."""
+    backend, dtype = cuda.CudaBackend(emulator), problem.spec.dtype
+    assert backend.supports(problem) is backend.supports_backward(problem) is None
+    wide, wide_weights = wide_call(problem, weights)
+    expected = REFERENCE.forward(wide, wide_weights, save=True)
+    out = backend.forward(problem, weights, save=True, keep_gates=keep_gates)
+    for name in ("y", "state", "states"):
+        assert_near(getattr(out, name), getattr(expected, name), dtype, name)
+    for array in (problem.x, problem.h0, out.y):
+        assert array is None or not np.shares_memory(out.state, array)
+
+    rng = np.random.default_rng(seed)
+    dy = rng.standard_normal(expected.y.shape).astype(dtype) if seed % 5 else None
+    dstate = rng.standard_normal(expected.state.shape).astype(dtype) if seed % 3 else None
+    got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
+    want = REFERENCE.backward(
+        wide,
+        wide_weights,
+        expected.states,
+        None if dy is None else dy.astype(float),
+        None if dstate is None else dstate.astype(float),
+    )
+    for name, g, w in zip(got._fields, got, want, strict=True):
+        assert_near(g, w, dtype, name)
+    return out
+
+
+def draw(rng, spec, kind, resets, dropout, flags, shape=(5, 6)):
+    """Return a problem with a mask of a kind, NaN where it masks."""
+    batch, steps = shape
+    reverse, sequences, zero_masked = flags
+    x = rng.standard_normal((batch, steps, spec.input_dim)).astype(spec.dtype)
+    mask = draw_mask(rng, kind, batch, steps)
+    valid = mask.valid(steps)
+    if valid is not None:
+        x[~valid] = np.nan
+
+    def factors(*shape):
+        return ((rng.random(shape) < 0.7) / 0.7).astype(spec.dtype)
+
+    one, three = (batch, spec.input_dim), (3, batch, spec.input_dim)
+    shapes = {"one": one, "three": three, "both": three}
+    recurrent = dropout in ("recurrent", "both")
+    return GRUProblem(
+        spec,
+        x,
+        rng.standard_normal((batch, spec.units)).astype(spec.dtype),
+        mask,
+        plan_resets(rng.random((batch, steps)) < 0.3, batch, steps) if resets else None,
+        factors(*shapes[dropout]) if dropout in shapes else None,
+        factors(3, batch, spec.units) if recurrent else None,
+        reverse=reverse,
+        return_sequences=sequences,
+        zero_output_for_mask=zero_masked,
+    )
+
+
+# The persistent kernel on three blocks; room for all rows at once in float32, for some in float64.
+RESIDENT = {"blocks": 3, "shared_bytes": 1700}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("kind", ["none", "lengths", "steps"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("device", [{}, RESIDENT], ids=["steps", "resident"])
+def test_grid(device, schedule, kind, reset_after, dtype):
+    spec = make_spec(3, 11, dtype, reset_after=reset_after)
+    rng = np.random.default_rng(7)
+    weights = make_weights(rng, spec)
+    emulator = Emulator(schedule, **device)
+    flags = itertools.product([False, True], repeat=3)
+    cases = list(itertools.product([False, True], DROPOUTS, flags))
+    # Strides without a factor of 2 or 5 see every value of each; an emulated shuffle is slow.
+    for resets, dropout, flag in cases[:: 7 if device else 3]:
+        assert_agrees(draw(rng, spec, kind, resets, dropout, flag), weights, emulator)
+    kernel = "steps_after" if reset_after else "steps_before"
+    assert (kernel in emulator.launched) == bool(device)
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("device", [{}, RESIDENT], ids=["steps", "resident"])
+def test_half_precision(device, schedule, reset_after):
+    spec = make_spec(3, 11, "float16", reset_after=reset_after)
+    rng = np.random.default_rng(8)
+    weights = make_weights(rng, spec)
+    emulator = Emulator(schedule, **device)
+    flags = itertools.product([False, True], repeat=3)
+    cases = list(itertools.product(["none", "lengths", "steps"], DROPOUTS, flags))
+    for kind, dropout, flag in cases[:: 11 if device else 7]:
+        assert_agrees(draw(rng, spec, kind, True, dropout, flag), weights, emulator)
+
+
+@pytest.mark.parametrize("seeds", [range(k, k + 25) for k in range(0, 150, 25)], ids=str)
+def test_random_configurations(seeds):
+    """Any sizes, with and without bias and initial state; activations have a test of their own."""
+    for seed in seeds:
+        problem, weights = draw_problem(seed)
+        problem.spec = problem.spec._replace(
+            activation=activations.tanh, recurrent_activation=activations.sigmoid
+        )
+        schedule = list(SCHEDULES)[seed % 3]
+        device = {"blocks": 1 + seed % 4, "shared_bytes": 100_000} if seed % 10 == 0 else {}
+        emulator = Emulator(schedule, **device)
+        assert_agrees(problem, weights, emulator, seed, keep_gates=bool(seed % 4))
+
+
+# Each activation in one role in float32 and in the other in float64; a pair is one compilation.
+NEXT = ELEMENTWISE[1:] + ELEMENTWISE[:1]
+INFINITE = activations.relu.with_params(max_value=float("inf"))
+PAIRS = [("float32", INFINITE, activations.threshold.with_params(float("-inf"), 1e-300))]
+for one, other in zip(ELEMENTWISE[::2], NEXT[::2], strict=True):
+    PAIRS += [("float32", one, other), ("float64", other, one)]
+
+
+@pytest.mark.parametrize(("dtype", "activation", "gate"), PAIRS, ids=repr)
+def test_activations(dtype, activation, gate):
+    rng = np.random.default_rng(3)
+    roles = {"activation": activation, "recurrent_activation": gate}
+    for reset_after in (True, False):
+        spec = make_spec(5, 19, dtype, reset_after=reset_after, **roles)
+        weights = make_weights(rng, spec)
+        weights.recurrent_kernel[...] *= 0.1  # a gate without bounds makes the state grow
+        steps = 1 if "exponential" in (activation.name, gate.name) else 3
+        x = (0.4 * rng.standard_normal((3, steps, 5))).astype(dtype)
+        h0 = (0.1 * rng.standard_normal((3, 19))).astype(dtype)
+        assert_agrees(GRUProblem(spec, x, h0, NO_MASK), weights, Emulator())
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_empty_axes(shape, reset_after):
+    rng = np.random.default_rng(4)
+    spec = make_spec(shape[2], 5, reset_after=reset_after)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal(shape).astype("float32")
+    h0 = rng.standard_normal((shape[0], 5)).astype("float32")
+    for sequences in (True, False):
+        problem = GRUProblem(spec, x, h0, NO_MASK, return_sequences=sequences)
+        assert_agrees(problem, weights, Emulator())
+
+
+def test_memory_of_inputs_and_outputs():
+    rng = np.random.default_rng(5)
+    spec = make_spec(5, 7)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal((4, 6, 5)).astype("float32")
+    h0 = np.asfortranarray(rng.standard_normal((4, 7)).astype("float32"))
+    y = assert_agrees(GRUProblem(spec, x, h0, NO_MASK), weights, Emulator()).y
+    outs = [out for _, out in layouts(np.zeros_like(y)) if out.flags.writeable]
+    for sequences in (True, False):
+        wanted = y if sequences else y[:, -1]
+        for (name, view), out in zip(layouts(x), itertools.cycle(outs), strict=False):
+            out = out if sequences else out[:, 2]
+            problem = GRUProblem(spec, view, h0, NO_MASK, return_sequences=sequences, out=out)
+            got = cuda.CudaBackend(Emulator()).forward(problem, weights)
+            assert got.y is out
+            np.testing.assert_array_equal(out, wanted, err_msg=name)
+
+
+def test_chunks_of_time(monkeypatch):
+    rng = np.random.default_rng(6)
+    spec = make_spec(4, 9)
+    weights = make_weights(rng, spec)
+    problem = draw(rng, spec, "steps", True, "three", (True, True, False), (3, 11))
+    monkeypatch.setattr(cuda, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4)  # four steps, the last three
+    for device, kernel, count in (({}, "step_after", 11), (RESIDENT, "steps_after", 3)):
+        emulator = Emulator(**device)
+        assert_agrees(problem, weights, emulator)
+        assert emulator.launched.count("pack_x") == 3 + 1  # forward, and once more to go back
+        assert emulator.launched.count(kernel) == count
+
+
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_launches(reset_after):
+    """One kernel a step, two with reset_after=False, and nothing per row."""
+    rng = np.random.default_rng(9)
+    spec = make_spec(4, 9, reset_after=reset_after)
+    weights = make_weights(rng, spec)
+    problem = draw(rng, spec, "steps", True, "both", (False, True, False), (6, 3))
+    emulator = Emulator()
+    backend = cuda.CudaBackend(emulator)
+    out = backend.forward(problem, weights, save=True)
+    step = ["step_after"] if reset_after else ["step_before_zr", "step_before_h"]
+    assert emulator.launched == ["synchronize", "start", "pack_x", *(3 * step)]
+    emulator.launched.clear()
+    backend.backward(problem, weights, out.states, out.y, None, out.workspace)
+    back = ["back_step"] if reset_after else ["back_step", "back_reset"]
+    after = ["back_end", "pack_x", "unpack_dx", "recurrent_inputs"]
+    assert emulator.launched == [*(3 * back), *after]
+
+
+def test_states_of_another_backend():
+    """Without a workspace, and from states that the reference kept."""
+    rng = np.random.default_rng(10)
+    spec = make_spec(4, 9, "float64")
+    weights = make_weights(rng, spec)
+    problem = draw(rng, spec, "lengths", False, "one", (False, True, False))
+    out = REFERENCE.forward(problem, weights, save=True)
+    want = REFERENCE.backward(problem, weights, out.states, out.y, out.state)
+    got = cuda.CudaBackend(Emulator()).backward(problem, weights, out.states, out.y, out.state)
+    for name, g, w in zip(got._fields, got, want, strict=True):
+        assert_near(g, w, spec.dtype, name)
+
+
+def test_weights_are_packed_once():
+    rng = np.random.default_rng(11)
+    spec = make_spec(4, 9)
+    weights = make_weights(rng, spec)
+    problem = GRUProblem(spec, np.ones((2, 3, 4), "float32"), None, NO_MASK)
+    emulators = Emulator(), Emulator()  # two devices
+    for emulator in 2 * emulators:
+        cuda.CudaBackend(emulator).forward(problem, weights)
+    assert [emulator.launched.count("synchronize") for emulator in emulators] == [1, 1]
+    assert set(weights.packed["cuda"]) == set(emulators)
+
+
+def test_what_it_cannot_serve():
+    x = np.zeros((1, 1, 1), "float32")
+    for activation, reason in ((activations.softmax, "not elementwise"), (np.tanh, "custom")):
+        for role in ("activation", "recurrent_activation"):
+            problem = GRUProblem(make_spec(1, 2, **{role: activation}), x, None, NO_MASK)
+            assert reason in cuda.CudaBackend(Emulator()).supports(problem)
+
+
+# -- what the emulation would not let pass ---------------------------------------------------------
+
+BARRIER = r"__syncthreads\(\);|GRID_BARRIER\(arrived, \(.*\);"
+
+
+def barriers():
+    """Name each barrier of the persistent kernels as the emulator sees them."""
+    text = source.text(resident=True)
+    start = text.index("#define ROWS")
+    for number, match in enumerate(re.finditer(BARRIER, text[start:])):
+        place = start + match.start()
+        kernel = re.findall(r"(?:KERNEL|void) (\w+)\(", text[:place])[-1]
+        yield pytest.param(place, id=f"{number}-{kernel}-{match[0].partition('(')[0]}")
+
+
+@pytest.mark.parametrize("place", list(barriers()))
+def test_a_deleted_barrier_is_seen(place):
+    """Any one of them, in at least one schedule; nothing is seen while all are there."""
+
+    def delete(text):
+        return text[:place] + re.sub(BARRIER, ";", text[place:], count=1)
+
+    def wrong(edit):
+        for reset_after, schedule in itertools.product([True, False], SCHEDULES):
+            spec = make_spec(3, 11, reset_after=reset_after)
+            rng = np.random.default_rng(12)
+            weights = make_weights(rng, spec)
+            problem = draw(rng, spec, "steps", True, "recurrent", (False, True, False))
+            emulator = Emulator(schedule, blocks=3, shared_bytes=1100, edit=edit)
+            try:
+                assert_agrees(problem, weights, emulator)
+            except (AssertionError, RuntimeError):
+                yield schedule
+            assert {"steps_after", "steps_before"} & set(emulator.launched)
+
+    assert list(wrong(str)) == []
+    assert set(wrong(delete)), "this barrier is not needed"
+
+
+def run(body, threads=32, blocks=1, shared_bytes=0, **how):
+    """Run a kernel `k(float *out)` of this body; return out, one float a thread."""
+    out = np.zeros(threads * blocks, np.float32)
+    text = f'extern "C" __global__ void k(float *out) {{ {body} }}'
+    launch(compiled(text, ()), "k", blocks, threads, [out], shared_bytes, **how)
+    return out
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_emulator_itself(schedule):
+    i = "const unsigned i = threadIdx.x;"
+    turn = f"{i} SHARED(float, s); s[i] = i; __syncthreads(); out[i] = s[blockDim.x - 1 - i];"
+    np.testing.assert_array_equal(
+        run(turn, 48, shared_bytes=192, schedule=schedule), np.arange(48)[::-1]
+    )
+    swap = f"{i} out[i] = __shfl_xor_sync(0xffffffffu, (float)i, 1);"
+    np.testing.assert_array_equal(run(swap, schedule=schedule), np.arange(32) ^ 1)
+    ahead = f"{i} out[32 * blockIdx.x + i] = 1; GRID_BARRIER(0, 0); if (i == 0 && blockIdx.x == 0)"
+    ahead += " for (unsigned j = 1; j < 32 * gridDim.x; j++) out[0] += out[j];"
+    assert run(ahead, blocks=3, schedule=schedule)[0] == 96
+    poison = "SHARED(float, s); out[threadIdx.x] = s[threadIdx.x];"
+    assert np.isnan(run(poison, shared_bytes=128, schedule=schedule)).all()
+
+
+def test_a_deadlock_is_told():
+    with pytest.raises(RuntimeError, match=r"block 0: 31 threads wait at __syncthreads; 1 threads"):
+        run("if (threadIdx.x) __syncthreads();")
+    with pytest.raises(RuntimeError, match=r"block 1: 32 threads wait at the grid barrier"):
+        run("if (blockIdx.x) GRID_BARRIER(0, 0);", blocks=2)

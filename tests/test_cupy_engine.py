@@ -1,0 +1,134 @@
+"""CupyEngine itself, over as much of CuPy's interface as it uses, on the host.
+
+The names and what they take are those of CuPy 14; the kernels are emulated as in test_cuda_shim.
+"""
+
+import sys
+from types import SimpleNamespace
+
+import cuda_emulator
+import numpy as np
+import pytest
+from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
+from test_native import make_spec, make_weights
+
+from fastgru._cuda import engine as engines
+from fastgru._cuda import source
+from fastgru.backends import cuda
+
+pytestmark = pytest.mark.skipif(
+    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
+)
+MULTIPROCESSORS, SHARED_BYTES, WITHOUT_ASKING = 4, 227 << 10, 48 << 10
+
+
+class Array(np.ndarray):
+    """A device array: it has an address, and no way to the host but `get`."""
+
+    @property
+    def data(self):
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+    def get(self):
+        return np.array(self)
+
+
+class RawModule:
+    def __init__(self, *, code, options, backend, enable_cooperative_groups):
+        assert (backend, options[0]) == ("nvrtc", "-std=c++17")
+        self.library = cuda_emulator.compiled(code, options[1:])
+        self.cooperative = enable_cooperative_groups
+
+    def get_function(self, name):
+        return RawKernel(self, name)
+
+
+class RawKernel:
+    max_dynamic_shared_size_bytes = WITHOUT_ASKING
+    kernel = SimpleNamespace(ptr=1234)
+
+    def __init__(self, module, name):
+        self.module, self.name = module, name
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        assert all(type(arg) in (int, Array, np.ndarray) for arg in args)
+        assert shared_mem <= self.max_dynamic_shared_size_bytes <= SHARED_BYTES
+        assert not self.module.cooperative or grid[0] <= MULTIPROCESSORS
+        asked.append((self.name, self.module.cooperative))
+        cuda_emulator.launch(self.module.library, self.name, *grid, *block, args, shared_mem)
+
+
+asked = []
+
+
+@pytest.fixture(autouse=True)
+def cupy(monkeypatch):
+    def new(fill):
+        return lambda shape, dtype: np.full(shape, fill, dtype).view(Array)
+
+    limits = {
+        "CooperativeLaunch": 1,
+        "MultiProcessorCount": MULTIPROCESSORS,
+        "MaxSharedMemoryPerBlockOptin": SHARED_BYTES,
+    }
+    device = SimpleNamespace(get_cublas_handle=lambda: 1)
+    driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1)
+    module = SimpleNamespace(
+        ndarray=Array,
+        asarray=lambda values, order: np.asarray(values, order=order).view(Array),
+        empty=new(np.nan),
+        zeros=new(0),
+        RawModule=RawModule,
+        cuda=SimpleNamespace(
+            device=device,
+            Device=lambda: SimpleNamespace(attributes=limits),
+            runtime=SimpleNamespace(getDevice=lambda: 0),
+            get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+        ),
+    )
+    for name, value in {
+        "cupy": module,
+        "cupy.cuda": module.cuda,
+        "cupy_backends.cuda.api": SimpleNamespace(driver=driver),
+        "cupy_backends.cuda.libs": SimpleNamespace(cublas=cuda_emulator.Cublas),
+    }.items():
+        monkeypatch.setitem(sys.modules, name, value)
+    for cached in (engines._engine, engines._module, engines._kernel):
+        cached.cache_clear()
+    asked.clear()
+    yield module
+    for cached in (engines._engine, engines._module, engines._kernel):
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
+@pytest.mark.parametrize("reset_after", [True, False])
+def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
+    monkeypatch.setattr(cuda, "RESIDENT_ROWS", rows)
+    spec = make_spec(3, 11, reset_after=reset_after)
+    rng = np.random.default_rng(1)
+    weights = make_weights(rng, spec)
+    backend = cuda.CudaBackend()
+    for dropout, kind in zip(DROPOUTS, ["none", "steps", "lengths", "none", "steps"], strict=True):
+        problem = draw(rng, spec, kind, kind == "steps", dropout, (False, True, False))
+        wide = wide_call(problem, weights)
+        expected = REFERENCE.forward(*wide, save=True)
+        problem.x = cupy.asarray(problem.x, order="C")
+        out = backend.forward(problem, weights, save=True)
+        dy, dstate = (rng.standard_normal(a.shape).astype("float32") for a in expected[:2])
+        got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
+        want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
+        for result, reference in ((out, expected), (got, want)):
+            for name, g, w in zip(result._fields, result, reference, strict=True):
+                if name != "workspace":
+                    assert type(g) is Array
+                    assert_near(g.get(), w, spec.dtype, name)
+    cooperative = {name for name, together in asked if together}
+    assert cooperative == ({"steps_after" if reset_after else "steps_before"} if rows else set())
+
+
+def test_gaps_are_refused(cupy):
+    engine, spec = engines.current(), make_spec(1, 1)
+    options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
+    with pytest.raises(AssertionError, match="start: expected C-contiguous"):
+        engine.launch("start", options, 1, (cupy.zeros((2, 2), "float32")[:, 1],))

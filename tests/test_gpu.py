@@ -1,0 +1,103 @@
+"""The CUDA backend on a real GPU, against the reference on the host."""
+
+import copy
+
+import numpy as np
+import pytest
+from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
+from test_native import draw_problem, make_spec, make_weights
+
+from fastgru import activations
+from fastgru.backends import cuda
+from fastgru.masks import NO_MASK
+from fastgru.problem import GRUProblem
+
+pytestmark = pytest.mark.gpu
+cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def device():
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"needs a CUDA device: {error}")
+    if not count:
+        pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(params=[0, cuda.RESIDENT_ROWS], ids=["steps", "resident"])
+def path(request, monkeypatch):
+    monkeypatch.setattr(cuda, "RESIDENT_ROWS", request.param)
+    return request.param
+
+
+def on_device(problem):
+    moved = copy.copy(problem)
+    moved.x = cupy.asarray(problem.x)
+    return moved
+
+
+def assert_agrees(problem, weights, seed=1):
+    backend, dtype = cuda.CudaBackend(), problem.spec.dtype
+    wide, wide_weights = wide_call(problem, weights)
+    expected = REFERENCE.forward(wide, wide_weights, save=True)
+    moved = on_device(problem)
+    out = backend.forward(moved, weights, save=True)
+    for name in ("y", "state", "states"):
+        assert_near(getattr(out, name).get(), getattr(expected, name), dtype, name)
+    rng = np.random.default_rng(seed)
+    dy = rng.standard_normal(expected.y.shape).astype(dtype)
+    dstate = rng.standard_normal(expected.state.shape).astype(dtype)
+    got = backend.backward(
+        moved, weights, out.states, cupy.asarray(dy), cupy.asarray(dstate), out.workspace
+    )
+    want = REFERENCE.backward(
+        wide, wide_weights, expected.states, dy.astype(float), dstate.astype(float)
+    )
+    for name, g, w in zip(got._fields, got, want, strict=True):
+        assert_near(None if g is None else g.get(), w, dtype, name)
+
+
+@pytest.mark.parametrize("seeds", [range(k, k + 25) for k in range(0, 500, 25)], ids=str)
+def test_random_configurations(seeds, path):
+    for seed in seeds:
+        problem, weights = draw_problem(seed)
+        if seed % 5:  # compiling takes 0.3 s; every fifth draw keeps its own activations
+            problem.spec = problem.spec._replace(
+                activation=activations.tanh, recurrent_activation=activations.sigmoid
+            )
+        assert_agrees(problem, weights, seed)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("reset_after", [True, False])
+@pytest.mark.parametrize("units", [128, 512, 1000])
+def test_sizes(units, reset_after, dtype, path):
+    spec = make_spec(64, units, dtype, reset_after=reset_after)
+    rng = np.random.default_rng(1)
+    weights = make_weights(rng, spec)
+    for dropout in DROPOUTS:
+        problem = draw(rng, spec, "steps", True, dropout, (False, True, False), (17, 9))
+        assert_agrees(problem, weights)
+
+
+def test_long_sequence(path):
+    spec = make_spec(3, 16)
+    rng = np.random.default_rng(2)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal((2, 65537, 3)).astype("float32")
+    assert_agrees(GRUProblem(spec, x, None, NO_MASK), weights)
+
+
+def test_second_stream_and_repeatability(path):
+    spec = make_spec(32, 256)
+    rng = np.random.default_rng(3)
+    weights = make_weights(rng, spec)
+    x = cupy.asarray(rng.standard_normal((8, 50, 32)).astype("float32"))
+    problem = GRUProblem(spec, x, None, NO_MASK)
+    first = cuda.CudaBackend().forward(problem, weights).y.get()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        second = cuda.CudaBackend().forward(problem, weights).y
+        stream.synchronize()
+    np.testing.assert_array_equal(second.get(), first)
