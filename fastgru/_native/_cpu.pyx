@@ -41,7 +41,7 @@ import numpy as np
 
 cdef object _empty = np.empty
 
-OPENMP = openmp_threads() > 0
+OPENMP = openmp_threads() > 0  # asked at the import: see _SPINNING in backends/cpu.py
 ISA_NAMES = []
 while fastgru_isa_names[len(ISA_NAMES)] != NULL:
     ISA_NAMES.append(fastgru_isa_names[len(ISA_NAMES)].decode())

@@ -13,6 +13,7 @@ class Workspace:
     rows: int
     slots: np.ndarray | None
     taken: np.ndarray | None
+    def release(self) -> None: ...
 
 def lanes(itemsize: int) -> int: ...
 def forward(

@@ -42,7 +42,7 @@ from fastgru._native._packing import aligned
 
 cdef object _empty = np.empty
 # What the last backward of a thread has used up. Memory fresh from the system costs a training step
-# up to a fifth of its time, and the allocator gives large blocks back too soon.
+# up to a sixth of its time, and the allocator gives large blocks back too soon.
 _spare = threading.local()
 
 cdef enum:
@@ -223,7 +223,7 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
         raise MemoryError(f"scratch of {job.B} rows of {job.T} steps")
     if cut.threads > 1:
         memset(job.barrier, 0, sizeof(team_barrier))
-    if cut.threads == 1 and _flops(job) < GIL_FLOPS:
+    if entered == NULL and cut.threads == 1 and _flops(job) < GIL_FLOPS:
         _run_forward(job, &cut, packed.panels, run, scratch, each)
     else:
         with nogil:

@@ -94,7 +94,7 @@ static void FN(inputs_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t
 
 #define EPILOGUE(NAME)                                                                             \
     static void FN(epilogue_##NAME)(const void *step, ptrdiff_t row, int R, ptrdiff_t panel,       \
-                                    int P, TYPE *sums) {                                     \
+                                    int P, TYPE *sums) {                                           \
         for (int r = 0; r < R; r++)                                                                \
             for (int j = 0; j < P; j++)                                                            \
                 FN(NAME##_piece)(step, row + r, panel + j, sums + (r * P + j) * BACK_LANES);       \

@@ -213,8 +213,8 @@ static void FN(project)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t
     for (ptrdiff_t i = 0; i < count; i++)
         biases[i] = (const TYPE *)job->bias + panel0 * 4 * LANES;
     FN(operands) o = {.K = I, .rows = rows, .ld = ld, .w = (const TYPE *)job->w,
-                            .stride = I * 3 * LANES, .start = biases, .start_stride = 4 * LANES,
-                            .out = out};
+                      .stride = I * 3 * LANES, .start = biases, .start_stride = 4 * LANES,
+                      .out = out};
     if (count)
         FN(multiply_panels)(gates == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, count, panel0, panel1,
                             NULL, NULL);
