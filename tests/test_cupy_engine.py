@@ -14,7 +14,7 @@ from test_native import make_spec, make_weights
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
-from fastgru.backends import cuda
+from fastgru.backends import cuda, cuda_persistent
 
 pytestmark = pytest.mark.skipif(
     not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
@@ -104,7 +104,7 @@ def cupy(monkeypatch):
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
 @pytest.mark.parametrize("reset_after", [True, False])
 def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
-    monkeypatch.setattr(cuda, "RESIDENT_ROWS", rows)
+    monkeypatch.setattr(cuda_persistent, "ROWS", rows)
     spec = make_spec(3, 11, reset_after=reset_after)
     rng = np.random.default_rng(1)
     weights = make_weights(rng, spec)
@@ -123,8 +123,9 @@ def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
                 if name != "workspace":
                     assert type(g) is Array
                     assert_near(g.get(), w, spec.dtype, name)
+    when = "after" if reset_after else "before"
     cooperative = {name for name, together in asked if together}
-    assert cooperative == ({"steps_after" if reset_after else "steps_before"} if rows else set())
+    assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
 
 
 def test_gaps_are_refused(cupy):

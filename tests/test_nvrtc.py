@@ -98,7 +98,7 @@ def test_every_option_set_compiles(nvrtc, arch, resident, dtype):
     """All kernels, without a warning, and no register is spilled to memory."""
     text = source.text(resident)
     names = set(re.findall(r"^KERNEL (\w+)\(", text, re.MULTILINE))
-    assert ("steps_after" if resident else "step_after") in names
+    assert ("back_after" if resident else "step_after") in names
     sets = list(option_sets(dtype))
     for options in sets[: 2 if resident else None]:  # what activations are is the same text in both
         cubin, log = nvrtc.compile(
