@@ -4,16 +4,14 @@ Every kernel, forward and backward, runs the text that a GPU runs. The products 
 """
 
 import itertools
-import re
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, SCHEDULES, Emulator, compiled, launch
+from cuda_emulator import COMPILER, SCHEDULES, Emulator
 from test_native import ELEMENTWISE, draw_mask, draw_problem, layouts, make_spec, make_weights
 from test_native import widened as wide_call
 
 from fastgru import activations
-from fastgru._cuda import source
 from fastgru.backends import cuda
 from fastgru.backends.reference import ReferenceBackend
 from fastgru.masks import NO_MASK, plan_resets
@@ -265,73 +263,3 @@ def test_what_it_cannot_serve():
         for role in ("activation", "recurrent_activation"):
             problem = GRUProblem(make_spec(1, 2, **{role: activation}), x, None, NO_MASK)
             assert reason in cuda.CudaBackend(Emulator()).supports(problem)
-
-
-# -- what the emulation would not let pass ---------------------------------------------------------
-
-BARRIER = r"__syncthreads\(\);|GRID_BARRIER\(arrived, .*\);"
-
-
-def barriers():
-    """Name each barrier of the persistent kernels as the emulator sees them."""
-    text = source.text(resident=True)
-    start = text.index("#define ROWS")
-    for number, match in enumerate(re.finditer(BARRIER, text[start:])):
-        place = start + match.start()
-        kernel = re.findall(r"(?:KERNEL|void) (\w+)\(", text[:place])[-1]
-        yield pytest.param(place, id=f"{number}-{kernel}-{match[0].partition('(')[0]}")
-
-
-@pytest.mark.parametrize("place", list(barriers()))
-def test_a_deleted_barrier_is_seen(place):
-    """Any one of them, in at least one schedule; nothing is seen while all are there."""
-
-    def delete(text):
-        return text[:place] + re.sub(BARRIER, ";", text[place:], count=1)
-
-    def wrong(edit):
-        for reset_after, schedule in itertools.product([True, False], SCHEDULES):
-            spec = make_spec(3, 11, reset_after=reset_after)
-            rng = np.random.default_rng(12)
-            weights = make_weights(rng, spec)
-            problem = draw(rng, spec, "steps", True, "recurrent", (False, True, False))
-            emulator = Emulator(schedule, blocks=3, shared_bytes=1100, edit=edit)
-            try:
-                assert_agrees(problem, weights, emulator)
-            except (AssertionError, RuntimeError):
-                yield schedule
-            assert {"steps_after", "steps_before"} & set(emulator.launched)
-
-    assert list(wrong(str)) == []
-    assert set(wrong(delete)), "this barrier is not needed"
-
-
-def run(body, threads=32, blocks=1, shared_bytes=0, **how):
-    """Run a kernel `k(float *out)` of this body; return out, one float a thread."""
-    out = np.zeros(threads * blocks, np.float32)
-    text = f'extern "C" __global__ void k(float *out) {{ {body} }}'
-    launch(compiled(text, ()), "k", blocks, threads, [out], shared_bytes, **how)
-    return out
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_the_emulator_itself(schedule):
-    i = "const unsigned i = threadIdx.x;"
-    turn = f"{i} SHARED(float, s); s[i] = i; __syncthreads(); out[i] = s[blockDim.x - 1 - i];"
-    np.testing.assert_array_equal(
-        run(turn, 48, shared_bytes=192, schedule=schedule), np.arange(48)[::-1]
-    )
-    swap = f"{i} out[i] = __shfl_xor_sync(0xffffffffu, (float)i, 1);"
-    np.testing.assert_array_equal(run(swap, schedule=schedule), np.arange(32) ^ 1)
-    ahead = f"{i} out[32 * blockIdx.x + i] = 1; GRID_BARRIER(0, 0); if (i == 0 && blockIdx.x == 0)"
-    ahead += " for (unsigned j = 1; j < 32 * gridDim.x; j++) out[0] += out[j];"
-    assert run(ahead, blocks=3, schedule=schedule)[0] == 96
-    poison = "SHARED(float, s); out[threadIdx.x] = s[threadIdx.x];"
-    assert np.isnan(run(poison, shared_bytes=128, schedule=schedule)).all()
-
-
-def test_a_deadlock_is_told():
-    with pytest.raises(RuntimeError, match=r"block 0: 31 threads wait at __syncthreads; 1 threads"):
-        run("if (threadIdx.x) __syncthreads();")
-    with pytest.raises(RuntimeError, match=r"block 1: 32 threads wait at the grid barrier"):
-        run("if (blockIdx.x) GRID_BARRIER(0, 0);", blocks=2)

@@ -55,7 +55,8 @@ class RawKernel:
         assert shared_mem <= self.max_dynamic_shared_size_bytes <= SHARED_BYTES
         assert not self.module.cooperative or grid[0] <= MULTIPROCESSORS
         asked.append((self.name, self.module.cooperative))
-        cuda_emulator.launch(self.module.library, self.name, *grid, *block, args, shared_mem)
+        library, together = self.module.library, self.module.cooperative
+        cuda_emulator.launch(library, self.name, *grid, *block, args, shared_mem, exchange=together)
 
 
 asked = []

@@ -51,7 +51,7 @@ class Engine(Protocol):
     def launch(
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
-        """Run a kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0.
+        """Run a kernel of the program "steps" with at least ``size`` threads, none if it is 0.
 
         Arguments are C-contiguous arrays, None (a null pointer), Python ints (long long, or an
         address), or NumPy arrays of one element of `source`'s structs, which go by value.
@@ -66,7 +66,7 @@ class Engine(Protocol):
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
-        """Return how many blocks of a kernel the device holds at a time."""
+        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
 
     def launch_resident(
         self,
@@ -77,7 +77,7 @@ class Engine(Protocol):
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
+        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
 
 
 class CupyEngine:
@@ -135,7 +135,7 @@ class CupyEngine:
     def launch(
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
-        """Run a kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0."""
+        """Run a kernel of the program "steps" with at least ``size`` threads, none if it is 0."""
         if size:
             blocks = -(-size // self._THREADS)
             kernel = _kernel(name, options)
@@ -154,8 +154,8 @@ class CupyEngine:
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
-        kernel = _kernel(name, options, resident=True)
+        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
+        kernel = _kernel(name, options)
         kernel.max_dynamic_shared_size_bytes = shared_bytes
         arguments = self._checked(name, arguments)
         kernel((blocks,), (threads,), arguments, shared_mem=shared_bytes)
@@ -163,8 +163,8 @@ class CupyEngine:
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
-        """Return how many blocks of a kernel the device holds at a time."""
-        kernel = _kernel(name, options, resident=True)
+        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
+        kernel = _kernel(name, options)
         kernel.max_dynamic_shared_size_bytes = shared_bytes
         blocks: int = self._occupancy(kernel.kernel.ptr, threads, shared_bytes)
         return blocks * self.residency()[0]
@@ -191,21 +191,21 @@ def _engine(device: int) -> CupyEngine:
 
 
 @functools.cache
-def _module(options: tuple[str, ...], resident: bool) -> Any:
+def _module(options: tuple[str, ...], program: str) -> Any:
     import cupy
 
     # A RawModule compiles per device at first use, and keeps what it compiled on disk.
     return cupy.RawModule(
-        code=source.text(resident),
+        code=source.text(program),
         options=("-std=c++17", *options),
         backend="nvrtc",
-        enable_cooperative_groups=resident,
+        enable_cooperative_groups=program != "steps",
     )
 
 
 @functools.cache
-def _kernel(name: str, options: tuple[str, ...], resident: bool = False) -> Any:
-    return _module(options, resident).get_function(name)
+def _kernel(name: str, options: tuple[str, ...]) -> Any:
+    return _module(options, source.RESIDENT.get(name, "steps")).get_function(name)
 
 
 def _row_stride(matrix: Any) -> int:

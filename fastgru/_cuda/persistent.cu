@@ -1,4 +1,5 @@
-/* Many steps in one launch: U stays in shared memory, what blocks exchange goes through global.
+/* What the persistent kernels share: they make many steps in one launch, forward or back. U stays in
+ * shared memory, what blocks exchange goes through global memory.
  *
  * Every block owns the units u0 .. u0 + own of all rows, with the columns of U that make them, or
  * on the way back the rows. A step: what all blocks made is read, `tile` rows of the batch at a
@@ -7,33 +8,48 @@
  * all that twice.
  *
  * All blocks have to be resident at once: the launch is cooperative. An element (b, u) is always
- * the same thread's, which reads back what it wrote in the step before; what others wrote is read
- * by `fresh`.
+ * the same thread's, which reads back what it wrote in the step before.
  */
 
 #ifndef EMULATED
 #define SHARED(type, name)                                                                         \
     extern __shared__ double shared_bytes[];                                                       \
     type *name = (type *)shared_bytes
-/* Wait for all blocks, for the round-th time. arrived is 0 before the launch. */
+__device__ inline unsigned counted(const unsigned *at) { return *(const volatile unsigned *)at; }
+#endif
+
+/* Wait for all blocks, for the round-th time. arrived is 0 before the launch; it may wrap round.
+ *
+ * That a block sees what others wrote before the barrier follows from PTX's memory model (chapter
+ * "Memory Consistency Model"), step by step. A thread's writes come before its block's first
+ * __syncthreads, and that before thread 0's fence: bar.sync orders the threads of a block, and order
+ * is transitive. Fence, atomicAdd, a volatile load that sees its sum or a later one, fence: the
+ * first fence is a release and the last an acquire pattern, since an atomic and a volatile load are
+ * strong, each in a scope with all threads of the device, and the atomics after the first read from
+ * it: they go on its release. The last __syncthreads passes the order on to the other threads. What
+ * is ordered so must be seen, by plain loads as well; on the device the acquiring fence empties the
+ * multiprocessor's first-level cache.
+ *
+ * The same barrier says that reads before it are done before the others' writes after it: buffers
+ * that alternate need no second one. */
 __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence(); /* what this block wrote, before it counts as arrived */
+        __threadfence();
         atomicAdd(arrived, 1u);
-        while (*(volatile unsigned *)arrived < round * gridDim.x) {
-        }
+        while ((int)(counted(arrived) - round * gridDim.x) < 0)
+            ;
         __threadfence();
     }
     __syncthreads();
 }
-#define GRID_BARRIER(arrived, round) grid_barrier(arrived, round)
-#endif
 
 #define ROWS 4 /* of a tile, that a warp multiplies at a time: U is read once for all of them */
 #define ALL_LANES 0xffffffffu
 
-/* What another block wrote in this launch, past the first-level cache, which does not see that. */
+/* What another block wrote before the last barrier. A volatile load goes past the first-level cache,
+ * and is no worse for it: nothing of this is read twice. So the numbers do not rest on the fence
+ * alone. */
 __device__ inline MATH fresh(const STORE *at) {
 #if FLOAT_BITS == 16
     const STORE value = {*(const volatile unsigned short *)&at->bits};
@@ -133,151 +149,4 @@ __device__ inline void each_tile(const Call &c, const Share &my, Product product
             element(row0 + row, my.u0 + j, my.sums + row * 3 * my.own + j);
         }
     }
-}
-
-/* ---- forward -----------------------------------------------------------------------------------
- *
- * n steps from s0 on; steps_after with reset_after=True, steps_before with False.
- *   units, tile         of a block, of a tile; blocks = ceil(H / units), whole warps
- *   p (n, B, 3, H)      x.W of these steps   u (H, 3, H)   bias (4, H)
- *   h (2, B, H), k (2, 3, B, H) or NULL: step s reads buffer s % 2 and writes the other, so that
- *                       one wait a step is enough
- *   arrived             one 0
- *   z (B, H), rk (B, H) scratch
- */
-
-/* k.U of the gates 0 .. END of step s; k (3, B, H), or h (B, H) where k is NULL. */
-template <int END>
-__device__ inline void state_product(const Call &c, const Share &my, const STORE *h, const STORE *k,
-                                     long long row0, int rows) {
-    if (c.recurrent_dropout)
-        multiply<0, END, false, false>(my, {k, c.H, c.B * c.H}, row0, rows);
-    else
-        multiply<0, END, true, false>(my, {h, c.H, 0}, row0, rows);
-}
-
-KERNEL steps_after(Call c, Results out, long long s0, long long n, long long units, long long tile,
-                   const MATH *p, const STORE *u, const MATH *bias, STORE *h, STORE *k,
-                   unsigned *arrived) {
-    SHARED(MATH, memory);
-    const Share my = share_of_block<false>(c, units, tile, u, memory);
-    const long long size = c.B * c.H;
-    for (long long s = s0; s < s0 + n; s++, p += 3 * size) {
-        STORE *now = h + s % 2 * size, *next = h + (s + 1) % 2 * size;
-        STORE *k_now = k + s % 2 * 3 * size, *k_next = k + (s + 1) % 2 * 3 * size;
-        if (s > s0)
-            GRID_BARRIER(arrived, (unsigned)(s - s0));
-        each_tile(
-            c, my,
-            [&](long long row0, int rows) { state_product<3>(c, my, now, k_now, row0, rows); },
-            [&](long long b, long long unit, const MATH *q) {
-                const MATH before = load(now + b * c.H + unit);
-                const MATH after = new_state(c, out, b, unit, s, p, bias, q[0], q[my.own],
-                                             q[2 * my.own], before);
-                end_step(c, out, b, unit, s, before, after, next, k_next);
-            });
-    }
-}
-
-KERNEL steps_before(Call c, Results out, long long s0, long long n, long long units, long long tile,
-                    const MATH *p, const STORE *u, const MATH *bias, STORE *h, STORE *k,
-                    unsigned *arrived, MATH *z, STORE *rk) {
-    SHARED(MATH, memory);
-    const Share my = share_of_block<false>(c, units, tile, u, memory);
-    const long long size = c.B * c.H;
-    unsigned round = 0;
-    for (long long s = s0; s < s0 + n; s++, p += 3 * size) {
-        STORE *now = h + s % 2 * size, *next = h + (s + 1) % 2 * size;
-        STORE *k_now = k + s % 2 * 3 * size, *k_next = k + (s + 1) % 2 * 3 * size;
-        const STORE *seen = c.recurrent_dropout ? k_now + 2 * size : now;
-        if (s > s0)
-            GRID_BARRIER(arrived, ++round);
-        each_tile(
-            c, my,
-            [&](long long row0, int rows) { state_product<2>(c, my, now, k_now, row0, rows); },
-            [&](long long b, long long unit, const MATH *q) {
-                reset_state(c, out, b, unit, s, p, bias, q[0], q[my.own],
-                            load(seen + b * c.H + unit), z, rk);
-            });
-        GRID_BARRIER(arrived, ++round);
-        each_tile(
-            c, my,
-            [&](long long row0, int rows) {
-                multiply<2, 3, true, false>(my, {rk, c.H, 0}, row0, rows);
-            },
-            [&](long long b, long long unit, const MATH *q) {
-                const long long i = b * c.H + unit;
-                const MATH before = load(now + i);
-                const MATH after = new_state_of_reset(c, out, b, unit, s, p, bias, q[2 * my.own],
-                                                      z[i], before);
-                end_step(c, out, b, unit, s, before, after, next, k_next);
-            });
-    }
-}
-
-/* ---- backward ----------------------------------------------------------------------------------
- *
- * All steps, from the last to the first, and dh0. What a step makes of d is read by all blocks in
- * the next, and has its own place in d.
- *   states, dy, d       as in back_step
- *   carry (B, H)        in: the gradient of the last state; overwritten
- *   pending (B, H)      zeros; overwritten
- *   dh0 (B, H)          out
- */
-template <bool AFTER>
-__device__ inline void walk_back(const Call &c, const Share &my, const STORE *states,
-                                 const STORE *dy, MATH *carry, MATH *pending, STORE *d, STORE *dh0,
-                                 unsigned *arrived) {
-    constexpr int GATES = AFTER ? 3 : 2;
-    const long long H = c.H;
-    unsigned round = 0;
-    for (long long s = c.T - 1; s >= -1; s--) {
-        const STORE *later = d + (s + 1) * c.B * 4 * H;
-        each_tile(
-            c, my,
-            [&](long long row0, int rows) {
-                if (s + 1 == c.T)
-                    return;
-                if (c.recurrent_dropout)
-                    multiply<0, GATES, false, false>(my, {later + H, 4 * H, H}, row0, rows);
-                else
-                    multiply<0, GATES, false, true>(my, {later + H, 4 * H, H}, row0, rows);
-            },
-            [&](long long b, long long unit, const MATH *q) {
-                const long long i = b * H + unit;
-                if (s >= 0)
-                    gradient_of_step(c, b, unit, s, states, dy, q, my.own, carry, pending, d);
-                else
-                    store(dh0 + i, whole_carry(c, carry[i], q, my.own, b, i, 0));
-            });
-        if (s >= 0)
-            GRID_BARRIER(arrived, ++round);
-        if (AFTER || s < 0)
-            continue;
-        each_tile(
-            c, my,
-            [&](long long row0, int rows) {
-                multiply<2, 3, true, false>(my, {later - c.B * 4 * H, 4 * H, 0}, row0, rows);
-            },
-            [&](long long b, long long unit, const MATH *q) {
-                gradient_of_reset(c, b, unit, s, states, q[2 * my.own], carry, d);
-            });
-        GRID_BARRIER(arrived, ++round);
-    }
-}
-
-KERNEL back_after(Call c, long long units, long long tile, const STORE *u, const STORE *states,
-                  const STORE *dy, MATH *carry, MATH *pending, STORE *d, STORE *dh0,
-                  unsigned *arrived) {
-    SHARED(MATH, memory);
-    const Share my = share_of_block<true>(c, units, tile, u, memory);
-    walk_back<true>(c, my, states, dy, carry, pending, d, dh0, arrived);
-}
-
-KERNEL back_before(Call c, long long units, long long tile, const STORE *u, const STORE *states,
-                   const STORE *dy, MATH *carry, MATH *pending, STORE *d, STORE *dh0,
-                   unsigned *arrived) {
-    SHARED(MATH, memory);
-    const Share my = share_of_block<true>(c, units, tile, u, memory);
-    walk_back<false>(c, my, states, dy, carry, pending, d, dh0, arrived);
 }

@@ -6,6 +6,7 @@ emulator.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,29 @@ _KEEPS_VALUE = frozenset({"linear", "tanh", "sigmoid"})
 _PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
 
 
-def text(resident: bool = False) -> str:
-    """Return the source of the kernels; of those whose blocks wait for each other if resident."""
+# The programs, each compiled when one of its kernels is first launched: what they consist of after
+# activations.cu and gru_step.cu.
+PROGRAMS = {
+    "steps": ("gru_kernels.cu",),
+    "forward": ("persistent.cu", "persistent_forward.cu"),
+    "back": ("persistent.cu", "persistent_back.cu"),
+}
+# The kernels whose blocks wait for each other; all others are in "steps".
+RESIDENT = {
+    "steps_after": "forward",
+    "steps_before": "forward",
+    "back_after": "back",
+    "back_before": "back",
+}
+
+
+@functools.cache
+def text(program: str) -> str:
+    """Return the source of one of the `PROGRAMS`."""
     folder = Path(__file__).parent
-    last = "persistent.cu" if resident else "gru_kernels.cu"
     return "".join(
         f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
-        for name in ("activations.cu", "gru_step.cu", last)
+        for name in ("activations.cu", "gru_step.cu", *PROGRAMS[program])
     )
 
 
