@@ -104,9 +104,10 @@ def cupy(monkeypatch):
 
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
     monkeypatch.setattr(cuda_persistent, "ROWS", rows)
-    spec = make_spec(3, 11, reset_after=reset_after)
+    spec = make_spec(3, 11, dtype, reset_after=reset_after)
     rng = np.random.default_rng(1)
     weights = make_weights(rng, spec)
     backend = cuda.CudaBackend()
@@ -116,7 +117,7 @@ def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
         expected = REFERENCE.forward(*wide, save=True)
         problem.x = cupy.asarray(problem.x, order="C")
         out = backend.forward(problem, weights, save=True)
-        dy, dstate = (rng.standard_normal(a.shape).astype("float32") for a in expected[:2])
+        dy, dstate = (rng.standard_normal(a.shape).astype(dtype) for a in expected[:2])
         got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
         want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
         for result, reference in ((out, expected), (got, want)):

@@ -70,7 +70,7 @@ def test_random_configurations(seeds, path):
         assert_agrees(problem, weights, seed)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("units", [128, 512, 1000])
 def test_sizes(units, reset_after, dtype, path):

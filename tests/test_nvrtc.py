@@ -8,6 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
 import pytest
 from test_native import ELEMENTWISE
@@ -17,7 +18,7 @@ from fastgru._cuda import source
 
 NEWEST = "12.8"  # the first CUDA that knows sm_100
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
-DTYPES = ["float16", "float32", "float64"]
+DTYPES = ["bfloat16", "float16", "float32", "float64"]
 
 
 def _find():

@@ -6,6 +6,7 @@ that the same backend code runs on both. CuPy is imported by the first call of `
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,9 +17,10 @@ from fastgru._cuda import source
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# cudaDataType_t and cublasComputeType_t; sums of halves are floats, and floats are not cut to TF32.
-_DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2}
+# cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
+_DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_TYPE = {"float32": 68, "float64": 70}
+_TF32 = {"float32": 77}  # of float32 operands alone, which it rounds to 11 bits
 _GEMM_DEFAULT = -1
 _FACTORS = {name: (np.array(1, name), np.array(0, name)) for name in _COMPUTE_TYPE}
 
@@ -40,6 +42,9 @@ class Engine(Protocol):
 
     def synchronize(self) -> None:
         """Wait until what was asked for is done, so that other streams may read it."""
+
+    def with_tf32(self) -> Engine:
+        """Return the same engine, but its products of float32 may round operands to TF32."""
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n).
@@ -84,6 +89,7 @@ class CupyEngine:
     """The engine of the CUDA device that is current when it is made, and whenever it is used."""
 
     _THREADS = 128
+    _compute_type = _COMPUTE_TYPE
 
     def __init__(self) -> None:
         import cupy
@@ -113,6 +119,12 @@ class CupyEngine:
         """Wait until what was asked for is done, so that other streams may read it."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def with_tf32(self) -> CupyEngine:
+        """Return the same engine, but its products of float32 may round operands to TF32."""
+        engine = copy.copy(self)
+        engine._compute_type = _TF32
+        return engine
+
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n)."""
         (m, k), n = a.shape, b.shape[1]
@@ -129,7 +141,7 @@ class CupyEngine:
             *(self._handle(), trans_b, trans_a, n, m, k, one),
             *(address(b), kind, ldb, address(a), kind, lda, zero),
             *(address(out), _DATA_TYPE[out.dtype.name], _row_stride(out)),
-            *(_COMPUTE_TYPE[out.dtype.name], _GEMM_DEFAULT),
+            *(self._compute_type[out.dtype.name], _GEMM_DEFAULT),
         )
 
     def launch(

@@ -125,12 +125,12 @@ __device__ inline void multiply(const Share &my, const Factors &factors, long lo
                     sums[r][ONE_SUM ? 0 : g] +=
                         us[g * H + k] * my.hs[((ONE_ROW ? 0 : g) * my.tile + row) * H + k];
             }
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < ROWS && first + r < rows; r++)
             for (int g = 0; g < SUMS; g++) {
                 MATH sum = sums[r][g];
                 for (int apart = 16; apart > 0; apart /= 2)
                     sum += __shfl_xor_sync(ALL_LANES, sum, apart);
-                if (lane == 0 && first + r < rows)
+                if (lane == 0)
                     my.sums[((first + r) * 3 + FIRST + g) * my.own + j] = sum;
             }
     }

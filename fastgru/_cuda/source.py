@@ -55,7 +55,7 @@ def text(program: str) -> str:
 
 def sum_dtype(dtype: np.dtype) -> np.dtype:
     """Return the dtype of sums and gate arithmetic over arrays of ``dtype``: MATH of the text."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tuple[str, ...]:
@@ -64,12 +64,13 @@ def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tupl
     Parameters
     ----------
     dtype : numpy.dtype
-        float16, float32 or float64.
+        float16, float32, float64, or the bfloat16 of ml_dtypes, known by its name.
     activation, recurrent_activation : fastgru.activations.Activation
         Both elementwise: activations.cu has the formulas of those.
     """
     return (
         f"-DFLOAT_BITS={8 * dtype.itemsize}",
+        *(("-DBFLOAT16",) if dtype.name == "bfloat16" else ()),
         *_defines("ACT", activation, sum_dtype(dtype)),
         *_defines("GATE", recurrent_activation, sum_dtype(dtype)),
     )

@@ -128,8 +128,10 @@ class Call:
     """One call: its sizes, its masks on the device, and the struct that the kernels get."""
 
     def __init__(self, engine: engines.Engine, problem: GRUProblem, weights: GRUWeights) -> None:
-        self.engine, self.problem, self.spec = engine, problem, problem.spec
         spec, mask = problem.spec, problem.mask
+        self.problem, self.spec = problem, spec
+        tf32 = spec.precision == "tf32" and spec.dtype == np.float32
+        self.engine = engine.with_tf32() if tf32 else engine
         self.B, self.T, self.I = problem.x.shape
         self.H = spec.units
         self.w, self.u, self.bias = _packed(engine, spec, weights)[1:]

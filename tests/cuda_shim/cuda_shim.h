@@ -87,6 +87,17 @@ inline double __longlong_as_double(long long bits) {
     return value;
 }
 
+inline float __uint_as_float(unsigned bits) {
+    float value;
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+inline unsigned __float_as_uint(float value) {
+    unsigned bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
 inline float half_to_float(unsigned short bits) {
     _Float16 value;
     memcpy(&value, &bits, sizeof bits);
