@@ -28,9 +28,9 @@ class GRUSpec(NamedTuple):
     """What the arithmetic is, apart from arrays: hashable, the key of packed copies.
 
     ``activation`` and ``recurrent_activation`` are `fastgru.activations.Activation` objects, or
-    any callable for a custom one. ``dtype`` is float32 or float64, on a device float16 as well.
-    ``precision`` "tf32" lets a device round the operands of float32 products to TF32; None does
-    not.
+    any callable for a custom one. ``dtype`` is float32 or float64, on a device float16 and
+    ml_dtypes' bfloat16 as well. ``precision`` "tf32" lets a device round the operands of float32
+    products to TF32; None does not.
     """
 
     input_dim: int

@@ -14,7 +14,7 @@ from test_native import make_spec, make_weights
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
-from fastgru.backends import cuda
+from fastgru.backends import cuda, cuda_persistent
 
 pytestmark = pytest.mark.skipif(
     not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
@@ -55,7 +55,8 @@ class RawKernel:
         assert shared_mem <= self.max_dynamic_shared_size_bytes <= SHARED_BYTES
         assert not self.module.cooperative or grid[0] <= MULTIPROCESSORS
         asked.append((self.name, self.module.cooperative))
-        cuda_emulator.launch(self.module.library, self.name, *grid, *block, args, shared_mem)
+        library, together = self.module.library, self.module.cooperative
+        cuda_emulator.launch(library, self.name, *grid, *block, args, shared_mem, exchange=together)
 
 
 asked = []
@@ -103,9 +104,10 @@ def cupy(monkeypatch):
 
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
-    monkeypatch.setattr(cuda, "RESIDENT_ROWS", rows)
-    spec = make_spec(3, 11, reset_after=reset_after)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
+    monkeypatch.setattr(cuda_persistent, "ROWS", rows)
+    spec = make_spec(3, 11, dtype, reset_after=reset_after)
     rng = np.random.default_rng(1)
     weights = make_weights(rng, spec)
     backend = cuda.CudaBackend()
@@ -115,7 +117,7 @@ def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
         expected = REFERENCE.forward(*wide, save=True)
         problem.x = cupy.asarray(problem.x, order="C")
         out = backend.forward(problem, weights, save=True)
-        dy, dstate = (rng.standard_normal(a.shape).astype("float32") for a in expected[:2])
+        dy, dstate = (rng.standard_normal(a.shape).astype(dtype) for a in expected[:2])
         got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
         want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
         for result, reference in ((out, expected), (got, want)):
@@ -123,8 +125,9 @@ def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
                 if name != "workspace":
                     assert type(g) is Array
                     assert_near(g.get(), w, spec.dtype, name)
+    when = "after" if reset_after else "before"
     cooperative = {name for name, together in asked if together}
-    assert cooperative == ({"steps_after" if reset_after else "steps_before"} if rows else set())
+    assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
 
 
 def test_gaps_are_refused(cupy):

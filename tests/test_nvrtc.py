@@ -8,6 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
 import pytest
 from test_native import ELEMENTWISE
@@ -17,7 +18,7 @@ from fastgru._cuda import source
 
 NEWEST = "12.8"  # the first CUDA that knows sm_100
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
-DTYPES = ["float16", "float32", "float64"]
+DTYPES = ["bfloat16", "float16", "float32", "float64"]
 
 
 def _find():
@@ -93,14 +94,17 @@ def option_sets(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("resident", [False, True])
-def test_every_option_set_compiles(nvrtc, arch, resident, dtype):
+@pytest.mark.parametrize("program", source.PROGRAMS)
+def test_every_option_set_compiles(nvrtc, arch, program, dtype):
     """All kernels, without a warning, and no register is spilled to memory."""
-    text = source.text(resident)
+    text = source.text(program)
     names = set(re.findall(r"^KERNEL (\w+)\(", text, re.MULTILINE))
-    assert ("steps_after" if resident else "step_after") in names
+    assert names >= {name for name, its in source.RESIDENT.items() if its == program}
+    assert (program == "steps") == ("step_after" in names)
     sets = list(option_sets(dtype))
-    for options in sets[: 2 if resident else None]:  # what activations are is the same text in both
+    for options in sets[
+        : None if program == "steps" else 2
+    ]:  # what activations are is the same text in all
         cubin, log = nvrtc.compile(
             text, "-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *options
         )

@@ -6,6 +6,7 @@ that the same backend code runs on both. CuPy is imported by the first call of `
 
 from __future__ import annotations
 
+import copy
 import functools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,9 +19,10 @@ from fastgru.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-# cudaDataType_t and cublasComputeType_t; sums of halves are floats, and floats are not cut to TF32.
-_DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2}
+# cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
+_DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_TYPE = {"float32": 68, "float64": 70}
+_TF32 = {"float32": 77}  # of float32 operands alone, which it rounds to 11 bits
 _GEMM_DEFAULT = -1
 _FACTORS = {name: (np.array(1, name), np.array(0, name)) for name in _COMPUTE_TYPE}
 
@@ -43,6 +45,9 @@ class Engine(Protocol):
     def synchronize(self) -> None:
         """Wait until what was asked for is done, so that other streams may read it."""
 
+    def with_tf32(self) -> Engine:
+        """Return the same engine, but its products of float32 may round operands to TF32."""
+
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n).
 
@@ -53,7 +58,7 @@ class Engine(Protocol):
     def launch(
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
-        """Run a kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0.
+        """Run a kernel of the program "steps" with at least ``size`` threads, none if it is 0.
 
         Arguments are C-contiguous arrays, None (a null pointer), Python ints (long long, or an
         address), or NumPy arrays of one element of `source`'s structs, which go by value.
@@ -68,7 +73,7 @@ class Engine(Protocol):
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
-        """Return how many blocks of a kernel the device holds at a time."""
+        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
 
     def launch_resident(
         self,
@@ -79,13 +84,14 @@ class Engine(Protocol):
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
+        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
 
 
 class CupyEngine:
     """The engine of the CUDA device that is current when it is made, and whenever it is used."""
 
     _THREADS = 128
+    _compute_type = _COMPUTE_TYPE
 
     def __init__(self) -> None:
         import cupy
@@ -122,6 +128,12 @@ class CupyEngine:
         """Wait until what was asked for is done, so that other streams may read it."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def with_tf32(self) -> CupyEngine:
+        """Return the same engine, but its products of float32 may round operands to TF32."""
+        engine = copy.copy(self)
+        engine._compute_type = _TF32
+        return engine
+
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n)."""
         (m, k), n = a.shape, b.shape[1]
@@ -138,13 +150,13 @@ class CupyEngine:
             *(self._handle(), trans_b, trans_a, n, m, k, one),
             *(address(b), kind, ldb, address(a), kind, lda, zero),
             *(address(out), _DATA_TYPE[out.dtype.name], _row_stride(out)),
-            *(_COMPUTE_TYPE[out.dtype.name], _GEMM_DEFAULT),
+            *(self._compute_type[out.dtype.name], _GEMM_DEFAULT),
         )
 
     def launch(
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
-        """Run a kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0."""
+        """Run a kernel of the program "steps" with at least ``size`` threads, none if it is 0."""
         if size:
             blocks = -(-size // self._THREADS)
             kernel = _kernel(name, options)
@@ -163,8 +175,8 @@ class CupyEngine:
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
-        kernel = _kernel(name, options, resident=True)
+        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
+        kernel = _kernel(name, options)
         kernel.max_dynamic_shared_size_bytes = shared_bytes
         arguments = self._checked(name, arguments)
         kernel((blocks,), (threads,), arguments, shared_mem=shared_bytes)
@@ -172,8 +184,8 @@ class CupyEngine:
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
-        """Return how many blocks of a kernel the device holds at a time."""
-        kernel = _kernel(name, options, resident=True)
+        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
+        kernel = _kernel(name, options)
         kernel.max_dynamic_shared_size_bytes = shared_bytes
         blocks: int = self._occupancy(kernel.kernel.ptr, threads, shared_bytes)
         return blocks * self.residency()[0]
@@ -229,21 +241,21 @@ def _engine(device: int) -> CupyEngine:
 
 
 @functools.cache
-def _module(options: tuple[str, ...], resident: bool) -> Any:
+def _module(options: tuple[str, ...], program: str) -> Any:
     import cupy
 
     # A RawModule compiles per device at first use, and keeps what it compiled on disk.
     return cupy.RawModule(
-        code=source.text(resident),
+        code=source.text(program),
         options=("-std=c++17", *options),
         backend="nvrtc",
-        enable_cooperative_groups=resident,
+        enable_cooperative_groups=program != "steps",
     )
 
 
 @functools.cache
-def _kernel(name: str, options: tuple[str, ...], resident: bool = False) -> Any:
-    return _module(options, resident).get_function(name)
+def _kernel(name: str, options: tuple[str, ...]) -> Any:
+    return _module(options, source.RESIDENT.get(name, "steps")).get_function(name)
 
 
 def _row_stride(matrix: Any) -> int:
