@@ -156,6 +156,13 @@ def choose_backward(problem: GRUProblem) -> Backend:
     raise AssertionError("the reference backend has a backward for all that it serves")
 
 
+def choose_both(problems: Sequence[GRUProblem]) -> Any:
+    """Return the backend that serves both halves of a bidirectional layer in one call, or None."""
+    if not problems[0].on_device or _forced.get() not in (None, "cudnn"):
+        return None
+    return None if _CUDNN.supports_both(problems) is not None else _CUDNN
+
+
 def quick(
     weights: GRUWeights, spec: GRUSpec, x: Any, sequences: bool, with_state: bool, reverse: bool
 ) -> Any:

@@ -190,6 +190,11 @@ class GRUGrads(NamedTuple):
     recurrent_kernel: np.ndarray
     bias: np.ndarray | None
 
+    @property
+    def weights(self) -> list[Any]:
+        """Those of the weights, in the order of a cell's weights."""
+        return [g for g in (self.kernel, self.recurrent_kernel, self.bias) if g is not None]
+
 
 def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
     """Return the NumPy dtype of a layer's dtype argument, a Keras dtype policy included.

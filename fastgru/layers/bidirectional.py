@@ -9,6 +9,7 @@ import numpy as np
 
 from fastgru import dispatch
 from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
+from fastgru.layers.both import backward_both, run_both
 from fastgru.layers.call import Call, check_states, flatten
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
@@ -223,23 +224,36 @@ class Bidirectional(SequenceLayer):
 
     def complete(self, call: BothCalls) -> Any:
         """Run a prepared call and return what the user gets."""
-        done = [half.run(part) for half, part in zip(self.halves, call.parts, strict=True)]
+        done = self._run(call)
         outputs = [
             half.finish(part, y, states)
             for half, part, (y, states, _) in zip(self.halves, call.parts, done, strict=True)
         ]
         return self._merge(outputs, call.out)[0]
 
+    def _run(self, call: BothCalls, save: bool = False, keep_gates: bool = True) -> list[Any]:
+        """Return what `RNN.run` gives, of each half."""
+        return run_both(call.parts, save, keep_gates) or [
+            half.run(part, save, keep_gates)
+            for half, part in zip(self.halves, call.parts, strict=True)
+        ]
+
     def feed(self, call: BothCalls, sequences: np.ndarray) -> None:
         """Give a prepared call other sequences of the same shape."""
-        for half, part in zip(self.halves, call.parts, strict=True):
-            half.feed(part, sequences)
+        first, second = call.parts
+        self.forward_layer.feed(first, sequences)
+        second.x = first.x
 
     def forward_prepared(self, call: BothCalls, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
+        first, second = call.parts
+        first.keep_inputs()
+        second.keep_inputs(first.x)
         outputs, tapes = [], []
-        for half, part in zip(self.halves, call.parts, strict=True):
-            output, tape = half.forward_prepared(part, keep_gates)
+        for half, part, ran in zip(
+            self.halves, call.parts, self._run(call, True, keep_gates), strict=True
+        ):
+            output, tape = half.record(part, *ran)
             outputs.append(output)
             tapes.append(tape)
         result, pair = self._merge(outputs, call.out)
@@ -263,6 +277,7 @@ class Bidirectional(SequenceLayer):
             half.prepare(sequences, start, *middle, None, num_threads)
             for half, start in zip(self.halves, starts, strict=True)
         ]
+        parts[1].x = parts[0].x  # one array, where each had made its own
         return BothCalls(parts, self._check_out(parts[0], out))
 
     def start(self, call: BothCalls) -> None:
@@ -335,18 +350,25 @@ class Bidirectional(SequenceLayer):
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
             for half, given in zip(self.halves, dstates, strict=True):
                 check_states(half, given, batch, "state_gradients", like)
-        first, second = (
-            half.backward(part, d, ds)
-            for half, part, d, ds in zip(
-                self.halves, kept["tapes"], (dy, dy_rev), dstates, strict=True
-            )
-        )
+        first, second = self._backward(kept["tapes"], (dy, dy_rev), dstates)
         tape.spend()
         return Gradients(
-            first.inputs + second.inputs,
+            first.inputs if second.inputs is None else first.inputs + second.inputs,
             [*_as_list(first.initial_state), *_as_list(second.initial_state)],
             [*first.weights, *second.weights] if self.trainable else [],
         )
+
+    def _backward(self, tapes: list[Tape], dys: Any, dstates: list[Any]) -> list[Gradients]:
+        """Return the gradients of each half, from one call of the backend where forward was one."""
+        parts = list(zip(self.halves, tapes, dys, dstates, strict=True))
+        records = [tape.kept["records"][0] for tape in tapes]
+        if not records[0].both:
+            return [half.backward(tape, d, ds) for half, tape, d, ds in parts]
+        given = [half.output_gradients(tape.kept, d, ds) for half, tape, d, ds in parts]
+        for tape in tapes:
+            tape.spend()
+        done = backward_both(records, [dy for dy, _ in given], [states[0] for _, states in given])
+        return [half.gradients(*grads) for half, grads in zip(self.halves, done, strict=True)]
 
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""

@@ -141,9 +141,12 @@ class Call:
         else:
             self.out = view
 
-    def keep_inputs(self) -> None:
-        """Copy the inputs: the user may write to them between forward and backward."""
-        self.x = self.x.copy()
+    def keep_inputs(self, x: Any = None) -> None:
+        """Copy the inputs: the user may write to them between forward and backward.
+
+        ``x`` is a copy of the sequences that another call has made of the same.
+        """
+        self.x = self.x.copy() if x is None else x
         for _, problem, _ in self.problems:
             if problem.mask.steps is not None:
                 steps = problem.mask.steps.copy()

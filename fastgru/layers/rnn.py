@@ -35,6 +35,7 @@ from fastgru.layers.tape import (
     check_differentiable,
     check_tape,
     gradient_array,
+    record_of,
     trainable_gradients,
 )
 from fastgru.variables import Variable
@@ -284,7 +285,12 @@ class RNN(SequenceLayer):
     def forward_prepared(self, call: Call, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         call.keep_inputs()
-        y, states, records = self.run(call, save=True, keep_gates=keep_gates)
+        return self.record(call, *self.run(call, save=True, keep_gates=keep_gates))
+
+    def record(
+        self, call: Call, y: np.ndarray, states: list[Any], records: list[Record]
+    ) -> tuple[Any, Tape]:
+        """Finish a call that was run for `backward`: what the user gets, and the tape."""
         outputs = self.finish(call, y, states)
         regularized = None
         if self.activity_regularizer is not None:
@@ -317,11 +323,7 @@ class RNN(SequenceLayer):
             weights = cell.snapshot()
             output = backend.forward(problem, weights, save, keep_gates)
             if save:
-                saved = output.states
-                assert saved is not None
-                if np.may_share_memory(saved, output.y):
-                    saved = saved.copy()  # y is the user's to write to
-                records.append(Record(problem, weights, saved, backend.name, output.workspace))
+                records.append(record_of(problem, weights, output, backend.name))
             x = output.y
             states.append(output.state)
         if len(states) > 1:  # Keras 3 gives the states of stacked cells as a list each
@@ -394,11 +396,14 @@ class RNN(SequenceLayer):
         """
         self.check_tape(tape)
         kept = tape.kept
-        dy, dstates = self._output_gradients(kept, output_gradients, state_gradients)
+        dy, dstates = self.output_gradients(kept, output_gradients, state_gradients)
         tape.spend()
-        dx, dh0, weights = backward_through(kept["records"], dy, dstates)
+        return self.gradients(*backward_through(kept["records"], dy, dstates))
+
+    def gradients(self, dx: Any, dh0: list[Any], weights: list[Any]) -> Gradients:
+        """Return what `backward` does, from what the backends gave; dx may be None."""
         return Gradients(
-            dx.transpose(1, 0, 2) if self.time_major else dx,
+            dx.transpose(1, 0, 2) if self.time_major and dx is not None else dx,
             dh0 if len(dh0) > 1 else dh0[0],
             trainable_gradients(self.weights, self.trainable_weights, weights),
         )
@@ -423,9 +428,10 @@ class RNN(SequenceLayer):
                 check_differentiable(f"regularizer of {v.name}", v.regularizer)
         check_differentiable("activity_regularizer", self.activity_regularizer)
 
-    def _output_gradients(
+    def output_gradients(
         self, kept: dict[str, Any], output_gradients: Any, state_gradients: Any
-    ) -> tuple[np.ndarray | None, list[np.ndarray | None]]:
+    ) -> tuple[Any, list[Any]]:
+        """Validate what `backward` was given: dy batch-major, and one dstate per cell."""
         y_shape = kept["y_shape"]
         swap = self.time_major and self.return_sequences
         shape = (y_shape[1], y_shape[0], y_shape[2]) if swap else y_shape

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastgru import dispatch
 from fastgru.device import follow
-from fastgru.problem import GRUProblem, GRUWeights, as_array, check_shape
+from fastgru.problem import GRUOutput, GRUProblem, GRUWeights, as_array, check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +37,8 @@ class Gradients(NamedTuple):
 class Record(NamedTuple):
     """What one GRU cell kept: ``states`` (B, T, H) after every step, in processing order.
 
-    ``workspace`` is what ``backend`` wants to have back in its own backward.
+    ``workspace`` is what ``backend`` wants to have back in its own backward. ``both``: it ran with
+    the other half of a Bidirectional, in one call.
     """
 
     problem: GRUProblem
@@ -45,6 +46,22 @@ class Record(NamedTuple):
     states: np.ndarray
     backend: str
     workspace: Any
+    both: bool = False
+
+
+def record_of(
+    problem: GRUProblem,
+    weights: GRUWeights,
+    output: GRUOutput,
+    backend: str,
+    both: bool = False,
+) -> Record:
+    """Return what is kept of a forward that was asked to save."""
+    states = output.states
+    assert states is not None
+    if np.may_share_memory(states, output.y):
+        states = states.copy()  # y is the user's to write to
+    return Record(problem, weights, states, backend, output.workspace, both)
 
 
 class Tape:
@@ -100,8 +117,7 @@ def backward_through(
         grads = backend.backward(
             record.problem, record.weights, record.states, dy, dstate, workspace
         )
-        biases = [] if grads.bias is None else [grads.bias]
-        weights = [grads.kernel, grads.recurrent_kernel, *biases, *weights]
+        weights = [*grads.weights, *weights]
         dh0.insert(0, grads.h0)
         dy = grads.x
     assert dy is not None
