@@ -14,15 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastgru.errors import BackendError as BackendError
 from fastgru.masks import MaskPlan
 
 FLOATS: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 
 _versions = itertools.count(1)
-
-
-class BackendError(RuntimeError):
-    """A library or a device failed, or a backend that was asked for by name is not there."""
 
 
 class GRUSpec(NamedTuple):
