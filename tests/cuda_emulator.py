@@ -169,8 +169,11 @@ class Emulator(CupyEngine):
         assert len(arguments) == program.count, name
         return super()._slots(name, arguments)
 
-    def _on_stream(self, products):
-        return 0, 1
+    def stream(self):
+        return 4321
+
+    def _handle_on(self, stream):
+        return 8765
 
     def _failure(self, *what):
         error = super()._failure(*what)

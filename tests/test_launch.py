@@ -144,22 +144,26 @@ def test_numbers_that_do_not_fit():
             )
 
 
-@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "tf32", "float32", "float64"])
 def test_the_products_of_the_tests_own_cublas(kind):
     """Against NumPy: both operations, leading dimensions beyond the rows; NaN in C is not read."""
     rng = np.random.default_rng(2)
     m, n, k = 4, 3, 5
     sums = np.dtype("float64" if kind == "float64" else "float32")
-    code = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}[kind]
+    code = {"float32": 0, "tf32": 0, "float64": 1, "float16": 2, "bfloat16": 14}[kind]
+    compute = {"float64": 70, "tf32": 77}.get(kind, 68)
     one, zero = np.array(1, sums), np.array(0, sums)
 
     def matrix(rows, columns, ld):
-        values = rng.standard_normal((columns, ld))
-        if kind != "bfloat16":
-            stored = values.astype(kind)
-            return stored, stored[:, :rows].T
-        stored = (values.astype("float32").view("uint32") >> 16).astype("uint16")
-        return stored, (stored.astype("uint32") << 16).view("float32")[:, :rows].T
+        values = rng.standard_normal((columns, ld)).astype("float32")
+        if kind == "bfloat16":
+            stored = (values.view("uint32") >> 16).astype("uint16")
+            return stored, (stored.astype("uint32") << 16).view("float32")[:, :rows].T
+        if kind == "tf32":  # one more bit than is kept: the tie goes up
+            bits = values.view("uint32") & 0xFFFFF000
+            return bits.view("float32"), (bits + 0x1000 & 0xFFFFE000).view("float32")[:, :rows].T
+        stored = values.astype(kind)
+        return stored, stored[:, :rows].T
 
     for op_a, op_b in itertools.product([0, 1], repeat=2):
         (a, a_values) = matrix(*((k, m) if op_a else (m, k)), 6)
@@ -173,7 +177,7 @@ def test_the_products_of_the_tests_own_cublas(kind):
             (a.ctypes.data, 0, code, 6),
             (b.ctypes.data, 0, code, 7),
             (c.ctypes.data, 0, 1 if kind == "float64" else 0, 8),
-            *(one.ctypes.data, zero.ctypes.data, 70 if kind == "float64" else 68, -1),
+            *(one.ctypes.data, zero.ctypes.data, compute, -1),
         )
         assert program.issue(1, 0, 1) is None
         want = (a_values.T if op_a else a_values).astype(float)

@@ -87,6 +87,9 @@ class Engine(Protocol):
     def synchronize(self) -> None:
         """Wait until what was asked for is done, so that other streams may read it."""
 
+    def stream(self) -> int:
+        """Return the caller's current stream, as libraries take it."""
+
     def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
         """Do what ``calls`` says, in order, ``steps`` times.
 
@@ -98,6 +101,11 @@ class Engine(Protocol):
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Do one `Product`, of matrices that may be empty; zeros where k is 0."""
+
+    def launch(
+        self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
+    ) -> None:
+        """Do one `Launch`."""
 
     def residency(self) -> tuple[int, int]:
         """Return the multiprocessors, and the bytes of shared memory that a block can have.
@@ -158,6 +166,10 @@ class CupyEngine:
         """Wait until what was asked for is done, so that other streams may read it."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def stream(self) -> int:
+        """Return the caller's current stream, as libraries take it."""
+        return int(self._cupy.cuda.get_current_stream().ptr)
+
     def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
         """Do what ``calls`` says, in order, ``steps`` times."""
         program = Program(*self._functions.addresses)
@@ -181,6 +193,12 @@ class CupyEngine:
             self.repeat(1, [Product(a, b, out)])
         else:
             out.fill(0)
+
+    def launch(
+        self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
+    ) -> None:
+        """Do one `Launch`."""
+        self.repeat(1, [Launch(name, options, size, arguments)])
 
     def residency(self) -> tuple[int, int]:
         """Return the multiprocessors, and the bytes of shared memory that a block can have."""
@@ -256,19 +274,17 @@ class CupyEngine:
         return True
 
     def _issue(self, program: Program, steps: int, names: list[str], products: bool) -> None:
-        failed = program.issue(steps, *self._on_stream(products))
+        stream = self.stream()
+        failed = program.issue(steps, stream, self._handle_on(stream) if products else 0)
         if failed:
             status, call, step = failed
             raise self._failure(names[call], status, f"step {step} of {steps}")
 
-    def _on_stream(self, products: bool) -> tuple[int, int]:
-        """Return the caller's stream, and cuBLAS' handle on it if there are products."""
-        stream: int = self._cupy.cuda.get_current_stream().ptr
-        if not products:
-            return stream, 0
-        handle: int = self._handle()  # of this thread and device
+    def _handle_on(self, stream: int) -> int:
+        """Return cuBLAS' handle of this thread and device, told to work on the stream."""
+        handle: int = self._handle()
         self._cublas.setStream(handle, stream)
-        return stream, handle
+        return handle
 
     def _failure(self, name: str, status: int, where: str) -> BackendError:
         return BackendError(f"{name}: {self._functions.status_name(name, status)} in {where}")

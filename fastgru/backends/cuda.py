@@ -179,7 +179,7 @@ class _Call:
 
     def launch(self, name: str, size: int, *arguments: Any) -> None:
         """Run a kernel that makes ``size`` elements; the struct is its first argument."""
-        self.engine.repeat(1, [self.kernel(name, size, *arguments)])
+        self.engine.launch(*self.kernel(name, size, *arguments))
 
     def kernel(self, name: str, size: int, *arguments: Any) -> Launch:
         """Return what `launch` would run, for the engine to repeat."""

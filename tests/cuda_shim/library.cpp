@@ -87,14 +87,21 @@ extern "C" const char *cublasGetStatusName(int status) {
                                              : nullptr;
 }
 
+static float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
 struct Bfloat16 {
     uint16_t bits;
-    operator float() const {
-        const uint32_t wide = (uint32_t)bits << 16;
-        float value;
-        memcpy(&value, &wide, sizeof value);
-        return value;
-    }
+    operator float() const { return float_of((uint32_t)bits << 16); }
+};
+
+/* A float of which cuBLAS may use 11 bits of significand. */
+struct Tf32 {
+    uint32_t bits;
+    operator float() const { return float_of((bits + 0x1000) & 0xffffe000); }
 };
 
 /* C = alpha op(A) op(B) + beta C, columns first; C is not read where beta is 0. */
@@ -120,7 +127,7 @@ extern "C" int cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int 
                             const void *alpha, const void *a, int a_type, int lda, const void *b,
                             int b_type, int ldb, const void *beta, void *c, int c_type, int ldc,
                             int compute_type, int algorithm) {
-    enum { FLOAT, DOUBLE, HALF, BFLOAT16 = 14 };                    /* cudaDataType_t */
+    enum { FLOAT, DOUBLE, HALF, BFLOAT16 = 14 };                      /* cudaDataType_t */
     enum { SUMS_FLOAT = 68, SUMS_DOUBLE = 70, SUMS_FLOAT_TF32 = 77 }; /* cublasComputeType_t */
     shim_products++;
     shim_handle = handle;
@@ -138,6 +145,7 @@ extern "C" int cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int 
     const auto multiply = a_type == DOUBLE     ? gemm<double, double>
                           : a_type == HALF     ? gemm<_Float16, float>
                           : a_type == BFLOAT16 ? gemm<Bfloat16, float>
+                          : compute_type == SUMS_FLOAT_TF32 ? gemm<Tf32, float>
                                                : gemm<float, float>;
     return multiply(op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
