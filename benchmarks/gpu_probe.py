@@ -21,7 +21,7 @@ MATHS |= {name: (name, None) for name in ("float16", "bfloat16")}
 BARRIERS = """
 KERNEL many_barriers(unsigned *arrived, long long rounds) {
     for (long long round = 1; round <= rounds; round++)
-        GRID_BARRIER(arrived, (unsigned)round);
+        grid_barrier(arrived, (unsigned)round);
 }
 """
 
@@ -213,7 +213,7 @@ class Probe:
 
         options = source.options(np.dtype(np.float32), activations.tanh, activations.sigmoid)
         kernel = self._cupy.RawModule(
-            code=source.text(resident=True) + BARRIERS, options=("-std=c++17", *options)
+            code=source.text("forward") + BARRIERS, options=("-std=c++17", *options)
         ).get_function("many_barriers")
         blocks = self._cupy.cuda.Device().attributes["MultiProcessorCount"]
         arrived = self._cupy.zeros(1, np.uint32)

@@ -15,7 +15,7 @@ from test_native import make_spec, make_weights
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
-from fastgru.backends import cuda
+from fastgru.backends import cuda, cuda_persistent
 
 pytestmark = pytest.mark.skipif(
     not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
@@ -48,6 +48,7 @@ class RawKernel:
         limits = {"blocks_at_once": MULTIPROCESSORS, "shared_bytes": WITHOUT_ASKING}
         self.function = cuda_emulator.function(module.program, name, **limits)
         self.kernel = SimpleNamespace(ptr=ctypes.addressof(self.function))
+        made.append((name, self.function))
 
     @property
     def max_dynamic_shared_size_bytes(self):
@@ -60,6 +61,7 @@ class RawKernel:
 
 
 STREAM, HANDLE = 7, 9
+made = []
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +102,7 @@ def cupy(monkeypatch):
         monkeypatch.setitem(sys.modules, name, value)
     for cached in (engines._engine, engines._module, engines._kernel):
         cached.cache_clear()
+    made.clear()
     monkeypatch.setattr(engines, "_DRIVER", cuda_emulator.library_path())
     yield module
     for cached in (engines._engine, engines._module, engines._kernel):
@@ -108,20 +111,20 @@ def cupy(monkeypatch):
 
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
-    monkeypatch.setattr(cuda, "RESIDENT_ROWS", rows)
-    spec = make_spec(3, 11, reset_after=reset_after)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
+    monkeypatch.setattr(cuda_persistent, "ROWS", rows)
+    spec = make_spec(3, 11, dtype, reset_after=reset_after)
     rng = np.random.default_rng(1)
     weights = make_weights(rng, spec)
-    backend, cooperative = cuda.CudaBackend(), cuda_emulator.shim("cooperative")
-    cooperative.value = 0
+    backend = cuda.CudaBackend()
     for dropout, kind in zip(DROPOUTS, ["none", "steps", "lengths", "none", "steps"], strict=True):
         problem = draw(rng, spec, kind, kind == "steps", dropout, (False, True, False))
         wide = wide_call(problem, weights)
         expected = REFERENCE.forward(*wide, save=True)
         problem.x = cupy.asarray(problem.x, order="C")
         out = backend.forward(problem, weights, save=True)
-        dy, dstate = (rng.standard_normal(a.shape).astype("float32") for a in expected[:2])
+        dy, dstate = (rng.standard_normal(a.shape).astype(dtype) for a in expected[:2])
         got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
         want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
         for result, reference in ((out, expected), (got, want)):
@@ -129,7 +132,9 @@ def test_forward_and_backward(cupy, monkeypatch, reset_after, rows):
                 if name != "workspace":
                     assert type(g) is Array
                     assert_near(g.get(), w, spec.dtype, name)
-    assert (cooperative.value == len(DROPOUTS)) if rows else not cooperative.value
+    cooperative = {name for name, function in made if function.cooperative}
+    when = "after" if reset_after else "before"
+    assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
     # Everything is on the caller's stream, cuBLAS' handle too, and in the caller's context.
     assert cuda_emulator.shim("stream", ctypes.c_void_p).value == STREAM
     assert cuda_emulator.shim("handle", ctypes.c_void_p).value == HANDLE

@@ -8,7 +8,7 @@ from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
 from test_native import draw_problem, make_spec, make_weights
 
 from fastgru import activations
-from fastgru.backends import cuda
+from fastgru.backends import cuda, cuda_persistent
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
 
@@ -26,9 +26,9 @@ def device():
         pytest.skip("needs a CUDA device")
 
 
-@pytest.fixture(params=[0, cuda.RESIDENT_ROWS], ids=["steps", "resident"])
+@pytest.fixture(params=[0, cuda_persistent.ROWS], ids=["steps", "resident"])
 def path(request, monkeypatch):
-    monkeypatch.setattr(cuda, "RESIDENT_ROWS", request.param)
+    monkeypatch.setattr(cuda_persistent, "ROWS", request.param)
     return request.param
 
 
@@ -70,7 +70,7 @@ def test_random_configurations(seeds, path):
         assert_agrees(problem, weights, seed)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("units", [128, 512, 1000])
 def test_sizes(units, reset_after, dtype, path):

@@ -260,6 +260,6 @@ def gpu_has_device():
 def test_the_kernel_of_barriers_comes_to_an_end():
     dtype = np.dtype("float32")
     options = source.options(dtype, activations.tanh, activations.sigmoid)
-    program = cuda_emulator.compiled(source.text(resident=True) + gpu_probe.BARRIERS, options)
+    program = cuda_emulator.compiled(source.text("forward") + gpu_probe.BARRIERS, options)
     arrived = np.zeros(1, np.uint32)
     cuda_emulator.launch(program, "many_barriers", 3, 64, [arrived, 5])

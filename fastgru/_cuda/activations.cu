@@ -3,6 +3,7 @@
  *
  * Chosen at compile time, so that no kernel branches on any of it:
  *   FLOAT_BITS                      16, 32 or 64: what arrays hold (STORE); sums are float for 16
+ *   BFLOAT16                        16 bits are a bfloat16, not an IEEE half
  *   ACT, ACT_A, ACT_B, ACT_C        activation by its name below, and its parameters
  *   GATE, GATE_A, GATE_B, GATE_C    the same of the recurrent activation
  *   ACT_KEEPS_VALUE, GATE_KEEPS_VALUE   1 where the slope is a function of the value alone
@@ -23,10 +24,21 @@ typedef float MATH;
 #endif
 
 #if FLOAT_BITS == 16
-/* The bits of an IEEE half. cuda_fp16.h has a type for it, and 5,000 lines more. */
+/* The bits alone. cuda_fp16.h and cuda_bf16.h have types, and thousands of lines more. */
 struct STORE {
     unsigned short bits;
 };
+#endif
+
+#if defined(BFLOAT16)
+/* The upper half of a float; to the nearest, ties to even. A NaN stays one, and is made quiet: the
+ * sum could carry into its exponent, and a payload in the lower half would be lost. */
+__device__ inline MATH load(const STORE *at) { return __uint_as_float((unsigned)at->bits << 16); }
+__device__ inline void store(STORE *at, MATH value) {
+    const unsigned bits = __float_as_uint(value), upper = bits >> 16;
+    at->bits = value != value ? upper | 0x40 : (bits + 0x7fff + (upper & 1)) >> 16;
+}
+#elif FLOAT_BITS == 16
 #ifndef EMULATED
 __device__ inline float half_to_float(unsigned short bits) {
     float value;

@@ -6,8 +6,10 @@ that the same backend code runs on both. CuPy is imported by the first call of `
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import functools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,11 +19,12 @@ from fastgru._native._launch import Program
 from fastgru.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-# cudaDataType_t and cublasComputeType_t; sums of halves are floats, and floats are not cut to TF32.
-_DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2}
+# cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
+_DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_TYPE = {"float32": 68, "float64": 70}
+_TF32 = {"float32": 77}  # of float32 operands alone, which it rounds to 11 bits
 _GEMM_DEFAULT = -1
 _DRIVER = "libcuda.so.1"  # as CuPy opens it on Linux
 _FACTORS = {name: np.array([1, 0], name) for name in _COMPUTE_TYPE}  # alpha and beta
@@ -90,6 +93,9 @@ class Engine(Protocol):
     def stream(self) -> int:
         """Return the caller's current stream, as libraries take it."""
 
+    def with_tf32(self) -> Engine:
+        """Return the same engine, but its products of float32 may round operands to TF32."""
+
     def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
         """Do what ``calls`` says, in order, ``steps`` times.
 
@@ -116,7 +122,7 @@ class Engine(Protocol):
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
-        """Return how many blocks of a kernel the device holds at a time."""
+        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
 
     def launch_resident(
         self,
@@ -127,13 +133,14 @@ class Engine(Protocol):
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
+        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
 
 
 class CupyEngine:
     """The engine of the CUDA device that is current when it is made, and whenever it is used."""
 
     _THREADS = 128
+    _compute_type = _COMPUTE_TYPE
 
     def __init__(self) -> None:
         import cupy
@@ -154,6 +161,13 @@ class CupyEngine:
             shared_bytes = limits["MaxSharedMemoryPerBlockOptin"]
             self._residency = (limits["MultiProcessorCount"], shared_bytes)
 
+    def describe(self) -> str:
+        """Return the device's name and the versions, for `fastgru.show_config`."""
+        runtime = self._cupy.cuda.runtime
+        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        versions = f"runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+        return f"{name}, CUDA {versions}, CuPy {self._cupy.__version__}"
+
     def array(self, values: Any) -> Any:
         """Return ``values`` as a C-contiguous array of this device, itself if it is one."""
         return self._cupy.asarray(values, order="C")
@@ -169,6 +183,12 @@ class CupyEngine:
     def stream(self) -> int:
         """Return the caller's current stream, as libraries take it."""
         return int(self._cupy.cuda.get_current_stream().ptr)
+
+    def with_tf32(self) -> CupyEngine:
+        """Return the same engine, but its products of float32 may round operands to TF32."""
+        engine = copy.copy(self)
+        engine._compute_type = _TF32
+        return engine
 
     def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
         """Do what ``calls`` says, in order, ``steps`` times."""
@@ -213,24 +233,23 @@ class CupyEngine:
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run a kernel whose blocks wait for each other, at most `resident_blocks` of them."""
-        function = self._function(name, options, resident=True)
-        program, arguments = Program(*self._functions.addresses), self._slots(name, arguments)
-        program.add_kernel(function, blocks, threads, shared_bytes, True, arguments)
+        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
+        function = self._function(name, options)
+        program, slots = Program(*self._functions.addresses), self._slots(name, arguments)
+        program.add_kernel(function, blocks, threads, shared_bytes, True, slots)
         self._issue(program, 1, [name], False)
 
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
-        """Return how many blocks of a kernel the device holds at a time."""
-        function = self._function(name, options, resident=True)
-        blocks: int = self._occupancy(function, threads, shared_bytes)
+        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
+        blocks: int = self._occupancy(self._function(name, options), threads, shared_bytes)
         return blocks * self.residency()[0]
 
-    def _function(self, name: str, options: tuple[str, ...], resident: bool = False) -> int:
+    def _function(self, name: str, options: tuple[str, ...]) -> int:
         """Return a kernel's CUfunction for this device; it lives as long as the process."""
-        kernel = _kernel(name, options, resident)
-        if resident:
+        kernel = _kernel(name, options)
+        if name in source.RESIDENT:
             # All that a block can have: a limit, and the same one for every thread that sets it.
             kernel.max_dynamic_shared_size_bytes = self.residency()[1]
         function: int = kernel.kernel.ptr
@@ -269,7 +288,7 @@ class CupyEngine:
             (self.address(b), b_step, kind, ldb),
             (self.address(a), a_step, kind, lda),
             (self.address(out), out_step, out_kind, _row_stride(out)),
-            *(one, one + out.itemsize, _COMPUTE_TYPE[out.dtype.name], _GEMM_DEFAULT),
+            *(one, one + out.itemsize, self._compute_type[out.dtype.name], _GEMM_DEFAULT),
         )
         return True
 
@@ -324,26 +343,55 @@ def current() -> CupyEngine:
     return _engine(device)
 
 
+def missing() -> str | None:
+    """Return what keeps CuPy from computing on this machine, None for nothing."""
+    try:
+        with reported():
+            import cupy
+
+            cupy.cuda.runtime.getDevice()
+    except ImportError as error:
+        return f"CuPy is missing ({error}); pip install 'fastgru[cuda12]' or 'fastgru[cuda13]'"
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Raise BackendError, with the status' name, for what CuPy and CUDA's libraries raise.
+
+    MemoryError stays what it is, and so does what is not theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        theirs = type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends", "cuda")
+        if isinstance(error, MemoryError) or not theirs:
+            raise
+        raise BackendError(f"CUDA: {type(error).__name__}: {error}") from error
+
+
 @functools.cache
 def _engine(device: int) -> CupyEngine:
     return CupyEngine()
 
 
 @functools.cache
-def _module(options: tuple[str, ...], resident: bool) -> Any:
+def _module(options: tuple[str, ...], program: str) -> Any:
     import cupy
 
     # A RawModule compiles per device at first use, and keeps what it compiled on disk. CuPy adds
     # -ftz=true. It is not told that blocks wait for each other: the launch needs that, not the
     # compiler, and CuPy 13 would then link with libcudadevrt.a of a CUDA toolkit.
     return cupy.RawModule(
-        code=source.text(resident), options=("-std=c++17", *options), backend="nvrtc"
+        code=source.text(program), options=("-std=c++17", *options), backend="nvrtc"
     )
 
 
 @functools.cache
-def _kernel(name: str, options: tuple[str, ...], resident: bool = False) -> Any:
-    return _module(options, resident).get_function(name)
+def _kernel(name: str, options: tuple[str, ...]) -> Any:
+    return _module(options, source.RESIDENT.get(name, "steps")).get_function(name)
 
 
 def _row_stride(matrix: Any) -> int:

@@ -1,4 +1,5 @@
-/* One step of a GRU for one element, (row b, unit u), from its sums on; for all kernels.
+/* One step of a GRU for one element, (row b, unit u), from its sums on, forward and back; for all
+ * kernels.
  *
  * Symbols: B batch, T timesteps, I inputs, H units; gates z (update), r (reset), n (candidate);
  * p = x.W, q = k.U, where k is the state as a gate sees it: h, or h times the gate's recurrent
@@ -133,4 +134,100 @@ __device__ inline MATH new_state_of_reset(const Call &c, const Results &out, lon
     if (out.kept)
         store(out.kept + (s * c.B + b) * 4 * H + 2 * H + u, ACT_KEEPS_VALUE ? n : a_n);
     return z * before + (L(1.0) - z) * n;
+}
+
+/* ---- backward ---------------------------------------------------------------------------------
+ *
+ * Per step, for the rows that took it, with dh the gradient of h':
+ *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
+ *   after:   dr = da_n q                     dq_h = da_n r
+ *   before:  e = da_n Uh^T   dr = e k_h      and k_h gets e r
+ *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
+ * A row of d is [da_n, da_z, da_r, dq_h], so that both what multiplies x and W, and what multiplies
+ * h and U, is contiguous; with reset_after=False the last quarter is r k_h. d takes the place of
+ * `kept`. The products dq.U^T of step s + 1 are added in step s, which can drop those of masked
+ * rows: products holds an element's, 3 with recurrent dropout, else their sum, `apart` elements
+ * from each other.
+ */
+
+/* The state that step s starts from; i = b * H + u. states (T, B, H): the state after each step. */
+__device__ inline MATH state_before(const Call &c, const STORE *states, long long b, long long i,
+                                    long long s) {
+    if (resets(c, b, s))
+        return L(0.0);
+    if (s > 0)
+        return load(states + (s - 1) * c.B * c.H + i);
+    return c.h0 ? load(c.h0 + i) : L(0.0);
+}
+
+/* The gates of k whose product with U step s needs: with reset_after=False the candidate has its
+ * own. */
+__device__ inline int planes(const Call &c) {
+    return c.recurrent_dropout ? (c.reset_after ? 3 : 2) : 1;
+}
+
+/* The gradient of the state after step s - 1, complete: from the carry of step s and its products,
+ * which are not read for s = T. */
+__device__ inline MATH whole_carry(const Call &c, MATH carry, const MATH *products, long long apart,
+                                   long long b, long long i, long long s) {
+    if (s == c.T)
+        return carry;
+    if (resets(c, b, s))
+        return L(0.0);
+    if (valid(c, b, s))
+        for (int g = 0; g < planes(c); g++)
+            carry += dropped(c, g, i, products[g * apart]);
+    return carry;
+}
+
+/* Step s, on the way back: gives d (T, B, 4, H) its quarters and carry (B, H) what h' leaves to h,
+ * from the products of step s + 1. With reset_after=False da_r is still missing, and the last
+ * quarter is r as it was kept. dy, pending: see back_step. */
+__device__ inline void gradient_of_step(const Call &c, long long b, long long u, long long s,
+                                        const STORE *states, const STORE *dy, const MATH *products,
+                                        long long apart, MATH *carry, MATH *pending, STORE *d) {
+    const long long H = c.H, i = b * H + u;
+    MATH dh = whole_carry(c, carry[i], products, apart, b, i, s + 1), dout = L(0.0);
+    d += (s * c.B + b) * 4 * H + u;
+    if (dy && c.sequences)
+        dout = load(dy + (b * c.T + s) * H + u);
+    else if (dy && s == c.T - 1)
+        dout = load(dy + i);
+    if (!valid(c, b, s)) {
+        carry[i] = dh;
+        if (!c.zero_masked)
+            pending[i] += dout;
+        for (int g = 0; g < 4; g++)
+            store(d + g * H, L(0.0));
+        return;
+    }
+    dh += dout + pending[i];
+    pending[i] = L(0.0);
+    const Slope z = gate_of_kept(load(d)), n = activation_of_kept(load(d + 2 * H));
+    const MATH kept_r = load(d + H), da_n = dh * (L(1.0) - z.y) * n.slope;
+    if (c.reset_after) {
+        const Slope r = gate_of_kept(kept_r);
+        store(d + 2 * H, da_n * load(d + 3 * H) * r.slope);
+        store(d + 3 * H, da_n * r.y);
+    } else {
+        store(d + 3 * H, kept_r);
+    }
+    store(d, da_n);
+    store(d + H, dh * (state_before(c, states, b, i, s) - n.y) * z.slope);
+    carry[i] = dh * z.y;
+}
+
+/* The rest of step s with reset_after=False, from e = da_n.Uh^T: gives d its third and last quarter
+ * and the carry its share. */
+__device__ inline void gradient_of_reset(const Call &c, long long b, long long u, long long s,
+                                         const STORE *states, MATH e, MATH *carry, STORE *d) {
+    const long long H = c.H, i = b * H + u;
+    if (!valid(c, b, s))
+        return;
+    d += (s * c.B + b) * 4 * H + u;
+    const Slope r = gate_of_kept(load(d + 3 * H));
+    const MATH k = dropped(c, 2, i, state_before(c, states, b, i, s));
+    store(d + 2 * H, e * k * r.slope);
+    store(d + 3 * H, r.y * k);
+    carry[i] += dropped(c, 2, i, e * r.y);
 }

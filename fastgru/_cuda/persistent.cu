@@ -1,39 +1,55 @@
-/* A chunk of steps in one launch: U stays in shared memory, the state goes round through global.
+/* What the persistent kernels share: they make many steps in one launch, forward or back. U stays in
+ * shared memory, what blocks exchange goes through global memory.
  *
- * Every block owns the units u0 .. u0 + own of all rows, with the columns of U that make them. A
- * step: the rows of the state are read, `tile` of them at a time; warps make the sums, their lanes
- * share the products of one; threads make gates and the new state as in gru_kernels.cu; then all
- * blocks wait for each other. States alternate between two buffers, so that one wait a step is
- * enough, two with reset_after=False.
+ * Every block owns the units u0 .. u0 + own of all rows, with the columns of U that make them, or
+ * on the way back the rows. A step: what all blocks made is read, `tile` rows of the batch at a
+ * time; warps make the sums, their lanes share the products of one; threads make gates and the new
+ * state as in gru_kernels.cu; then all blocks wait for each other. With reset_after=False they do
+ * all that twice.
  *
  * All blocks have to be resident at once: the launch is cooperative. An element (b, u) is always
- * the same thread's, which reads back what it wrote in the step before; what others wrote is read
- * by `fresh`.
+ * the same thread's, which reads back what it wrote in the step before.
  */
 
 #ifndef EMULATED
 #define SHARED(type, name)                                                                         \
     extern __shared__ double shared_bytes[];                                                       \
     type *name = (type *)shared_bytes
-/* Wait for all blocks, for the round-th time. arrived is 0 before the launch. */
+__device__ inline unsigned counted(const unsigned *at) { return *(const volatile unsigned *)at; }
+#endif
+
+/* Wait for all blocks, for the round-th time. arrived is 0 before the launch; it may wrap round.
+ *
+ * That a block sees what others wrote before the barrier follows from PTX's memory model (chapter
+ * "Memory Consistency Model"), step by step. A thread's writes come before its block's first
+ * __syncthreads, and that before thread 0's fence: bar.sync orders the threads of a block, and order
+ * is transitive. Fence, atomicAdd, a volatile load that sees its sum or a later one, fence: the
+ * first fence is a release and the last an acquire pattern, since an atomic and a volatile load are
+ * strong, each in a scope with all threads of the device, and the atomics after the first read from
+ * it: they go on its release. The last __syncthreads passes the order on to the other threads. What
+ * is ordered so must be seen, by plain loads as well; on the device the acquiring fence empties the
+ * multiprocessor's first-level cache.
+ *
+ * The same barrier says that reads before it are done before the others' writes after it: buffers
+ * that alternate need no second one. */
 __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
     __syncthreads();
     if (threadIdx.x == 0) {
-        __threadfence(); /* what this block wrote, before it counts as arrived */
+        __threadfence();
         atomicAdd(arrived, 1u);
-        while (*(volatile unsigned *)arrived < round * gridDim.x) {
-        }
+        while ((int)(counted(arrived) - round * gridDim.x) < 0)
+            ;
         __threadfence();
     }
     __syncthreads();
 }
-#define GRID_BARRIER(arrived, round) grid_barrier(arrived, round)
-#endif
 
 #define ROWS 4 /* of a tile, that a warp multiplies at a time: U is read once for all of them */
 #define ALL_LANES 0xffffffffu
 
-/* What another block wrote in this launch, past the first-level cache, which does not see that. */
+/* What another block wrote before the last barrier. A volatile load goes past the first-level cache,
+ * and is no worse for it: nothing of this is read twice. So the numbers do not rest on the fence
+ * alone. */
 __device__ inline MATH fresh(const STORE *at) {
 #if FLOAT_BITS == 16
     const STORE value = {*(const volatile unsigned short *)&at->bits};
@@ -44,12 +60,16 @@ __device__ inline MATH fresh(const STORE *at) {
 }
 
 /* A block's units, and its shared memory:
- *   us (own, 3, H) U's columns   hs (planes, tile, H) states   sums (tile, 3, own) */
+ *   us (own, 3, H)   what of U multiplies, for each of its units
+ *   hs (planes, tile, H)   what it is multiplied with   sums (tile, 3, own) */
 struct Share {
     int u0, own, tile, H;
+    unsigned long long per_row; /* i / H is i * per_row >> 32 where i * H < 2^32, as in any hs */
     MATH *us, *hs, *sums;
 };
 
+/* u (H, 3, H): columns are taken, or with BACK rows. */
+template <bool BACK>
 __device__ inline Share share_of_block(const Call &c, long long units, long long tile,
                                        const STORE *u, MATH *memory) {
     Share my;
@@ -57,133 +77,76 @@ __device__ inline Share share_of_block(const Call &c, long long units, long long
     my.u0 = blockIdx.x * units;
     my.own = my.H - my.u0 < units ? my.H - my.u0 : units;
     my.tile = tile;
+    my.per_row = (1ull << 32) / my.H + 1;
     my.us = memory;
     my.sums = my.us + 3 * units * c.H;
     my.hs = my.sums + 3 * units * tile;
     for (int e = threadIdx.x; e < 3 * my.own * my.H; e += blockDim.x) {
-        const int j = e % my.own, g = e / my.own % 3, k = e / (3 * my.own);
-        my.us[(3 * j + g) * my.H + k] = load(u + k * 3 * c.H + g * c.H + my.u0 + j);
+        if (BACK) {
+            my.us[e] = load(u + my.u0 * 3 * c.H + e);
+        } else {
+            const int j = e % my.own, g = e / my.own % 3, k = e / (3 * my.own);
+            my.us[(3 * j + g) * my.H + k] = load(u + k * 3 * c.H + g * c.H + my.u0 + j);
+        }
     }
     return my;
 }
 
-/* The part of a tile's elements that a thread makes: row0 + row, unit u0 + j, sums at q. */
-struct Element {
-    long long b, unit;
-    const MATH *q;
+/* What U is multiplied with: rows of H elements of each row of the batch and of each gate; with a
+ * step of 0 from gate to gate all gates have the same. */
+struct Factors {
+    const STORE *from;
+    long long row_step, gate_step;
 };
-__device__ inline Element element(const Share &my, int e, long long row0) {
-    const int row = e / my.own, j = e % my.own;
-    return {row0 + row, my.u0 + j, my.sums + row * 3 * my.own + j};
-}
 
-/* sums of the gates FIRST .. END for rows row0 .. row0 + rows, from states (PLANES, B, H): with
- * three planes each gate has its own, with one all share it. */
-template <int FIRST, int END, int PLANES>
-__device__ inline void multiply(const Call &c, const Share &my, const STORE *states, long long row0,
-                                int rows) {
-    constexpr int GATES = END - FIRST;
+/* sums of the gates FIRST .. END for rows row0 .. row0 + rows; from: of gate FIRST. With ONE_ROW
+ * all gates multiply the same, with ONE_SUM their sums are added up, and are gate FIRST's. */
+template <int FIRST, int END, bool ONE_ROW, bool ONE_SUM>
+__device__ inline void multiply(const Share &my, const Factors &factors, long long row0, int rows) {
+    constexpr int GATES = END - FIRST, SUMS = ONE_SUM ? 1 : GATES;
     const int H = my.H, lane = threadIdx.x % 32, groups = (rows + ROWS - 1) / ROWS;
-    for (int g = 0; g < (PLANES == 1 ? 1 : GATES); g++) {
-        const STORE *from = states + ((PLANES == 1 ? 0 : FIRST + g) * c.B + row0) * H;
-        for (int i = threadIdx.x; i < rows * H; i += blockDim.x)
-            my.hs[g * my.tile * H + i] = fresh(from + i);
+    for (int g = 0; g < (ONE_ROW ? 1 : GATES); g++) {
+        const STORE *from = factors.from + row0 * factors.row_step + g * factors.gate_step;
+        for (int i = threadIdx.x; i < rows * H; i += blockDim.x) {
+            const long long row = i * my.per_row >> 32;
+            my.hs[g * my.tile * H + i] = fresh(from + row * (factors.row_step - H) + i);
+        }
     }
     __syncthreads();
     for (int job = threadIdx.x / 32; job < my.own * groups; job += blockDim.x / 32) {
         const int j = job % my.own, first = job / my.own * ROWS;
         const MATH *us = my.us + (3 * j + FIRST) * H;
-        MATH sums[ROWS][GATES] = {};
+        MATH sums[ROWS][SUMS] = {};
         for (int k = lane; k < H; k += 32)
             for (int r = 0; r < ROWS; r++) {
                 /* a row too many is multiplied again and not kept */
                 const int row = first + r < rows ? first + r : rows - 1;
                 for (int g = 0; g < GATES; g++)
-                    sums[r][g] += us[g * H + k] *
-                                  my.hs[((PLANES == 1 ? 0 : g) * my.tile + row) * H + k];
+                    sums[r][ONE_SUM ? 0 : g] +=
+                        us[g * H + k] * my.hs[((ONE_ROW ? 0 : g) * my.tile + row) * H + k];
             }
-        for (int r = 0; r < ROWS; r++)
-            for (int g = 0; g < GATES; g++) {
+        for (int r = 0; r < ROWS && first + r < rows; r++)
+            for (int g = 0; g < SUMS; g++) {
                 MATH sum = sums[r][g];
                 for (int apart = 16; apart > 0; apart /= 2)
                     sum += __shfl_xor_sync(ALL_LANES, sum, apart);
-                if (lane == 0 && first + r < rows)
+                if (lane == 0)
                     my.sums[((first + r) * 3 + FIRST + g) * my.own + j] = sum;
             }
     }
     __syncthreads();
 }
 
-/* n steps from s0 on, reset_after=True.
- *   units, tile         of a block, of a tile; blocks = ceil(H / units), whole warps
- *   p (n, B, 3, H)      x.W of these steps   u (H, 3, H)   bias (4, H)
- *   h (2, B, H), k (2, 3, B, H) or NULL: step s reads buffer s % 2 and writes the other
- *   arrived             one 0 */
-KERNEL steps_after(Call c, Results out, long long s0, long long n, long long units, long long tile,
-                   const MATH *p, const STORE *u, const MATH *bias, STORE *h, STORE *k,
-                   unsigned *arrived) {
-    SHARED(MATH, memory);
-    const Share my = share_of_block(c, units, tile, u, memory);
-    const long long size = c.B * c.H;
-    for (long long s = s0; s < s0 + n; s++, p += 3 * size) {
-        STORE *now = h + s % 2 * size, *next = h + (s + 1) % 2 * size;
-        STORE *k_now = k + s % 2 * 3 * size, *k_next = k + (s + 1) % 2 * 3 * size;
-        for (long long row0 = 0; row0 < c.B; row0 += tile) {
-            const int rows = c.B - row0 < tile ? c.B - row0 : tile;
-            if (c.recurrent_dropout)
-                multiply<0, 3, 3>(c, my, k_now, row0, rows);
-            else
-                multiply<0, 3, 1>(c, my, now, row0, rows);
-            for (int e = threadIdx.x; e < rows * my.own; e += blockDim.x) {
-                const Element at = element(my, e, row0);
-                const MATH before = load(now + at.b * c.H + at.unit);
-                const MATH after = new_state(c, out, at.b, at.unit, s, p, bias, at.q[0],
-                                             at.q[my.own], at.q[2 * my.own], before);
-                end_step(c, out, at.b, at.unit, s, before, after, next, k_next);
-            }
+/* product(row0, rows) and then element(b, u, q) for all elements of the block, tile by tile; q: the
+ * element's sums, my.own apart. Threads come from the first part to the second together. */
+template <class Product, class Element>
+__device__ inline void each_tile(const Call &c, const Share &my, Product product, Element element) {
+    for (long long row0 = 0; row0 < c.B; row0 += my.tile) {
+        const int rows = c.B - row0 < my.tile ? c.B - row0 : my.tile;
+        product(row0, rows);
+        for (int e = threadIdx.x; e < rows * my.own; e += blockDim.x) {
+            const int row = e / my.own, j = e % my.own;
+            element(row0 + row, my.u0 + j, my.sums + row * 3 * my.own + j);
         }
-        if (s + 1 < s0 + n)
-            GRID_BARRIER(arrived, (unsigned)(s + 1 - s0));
-    }
-}
-
-/* The same of reset_after=False; z (B, H) and rk (B, H) are scratch. */
-KERNEL steps_before(Call c, Results out, long long s0, long long n, long long units, long long tile,
-                    const MATH *p, const STORE *u, const MATH *bias, STORE *h, STORE *k,
-                    unsigned *arrived, MATH *z, STORE *rk) {
-    SHARED(MATH, memory);
-    const Share my = share_of_block(c, units, tile, u, memory);
-    const long long size = c.B * c.H;
-    for (long long s = s0; s < s0 + n; s++, p += 3 * size) {
-        STORE *now = h + s % 2 * size, *next = h + (s + 1) % 2 * size;
-        STORE *k_now = k + s % 2 * 3 * size, *k_next = k + (s + 1) % 2 * 3 * size;
-        for (long long row0 = 0; row0 < c.B; row0 += tile) {
-            const int rows = c.B - row0 < tile ? c.B - row0 : tile;
-            if (c.recurrent_dropout)
-                multiply<0, 2, 3>(c, my, k_now, row0, rows);
-            else
-                multiply<0, 2, 1>(c, my, now, row0, rows);
-            for (int e = threadIdx.x; e < rows * my.own; e += blockDim.x) {
-                const Element at = element(my, e, row0);
-                const STORE *seen = c.recurrent_dropout ? k_now + 2 * size : now;
-                reset_state(c, out, at.b, at.unit, s, p, bias, at.q[0], at.q[my.own],
-                            load(seen + at.b * c.H + at.unit), z, rk);
-            }
-        }
-        GRID_BARRIER(arrived, (unsigned)(2 * (s - s0) + 1));
-        for (long long row0 = 0; row0 < c.B; row0 += tile) {
-            const int rows = c.B - row0 < tile ? c.B - row0 : tile;
-            multiply<2, 3, 1>(c, my, rk, row0, rows);
-            for (int e = threadIdx.x; e < rows * my.own; e += blockDim.x) {
-                const Element at = element(my, e, row0);
-                const long long i = at.b * c.H + at.unit;
-                const MATH before = load(now + i);
-                const MATH after = new_state_of_reset(c, out, at.b, at.unit, s, p, bias,
-                                                      at.q[2 * my.own], z[i], before);
-                end_step(c, out, at.b, at.unit, s, before, after, next, k_next);
-            }
-        }
-        if (s + 1 < s0 + n)
-            GRID_BARRIER(arrived, (unsigned)(2 * (s - s0) + 2));
     }
 }

@@ -6,6 +6,7 @@ emulator.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,35 @@ _KEEPS_VALUE = frozenset({"linear", "tanh", "sigmoid"})
 _PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
 
 
-def text(resident: bool = False) -> str:
-    """Return the source of the kernels; of those whose blocks wait for each other if resident."""
+# The programs, each compiled when one of its kernels is first launched: what they consist of after
+# activations.cu and gru_step.cu.
+PROGRAMS = {
+    "steps": ("gru_kernels.cu",),
+    "forward": ("persistent.cu", "persistent_forward.cu"),
+    "back": ("persistent.cu", "persistent_back.cu"),
+}
+# The kernels whose blocks wait for each other; all others are in "steps".
+RESIDENT = {
+    "steps_after": "forward",
+    "steps_before": "forward",
+    "back_after": "back",
+    "back_before": "back",
+}
+
+
+@functools.cache
+def text(program: str) -> str:
+    """Return the source of one of the `PROGRAMS`."""
     folder = Path(__file__).parent
-    last = "persistent.cu" if resident else "gru_kernels.cu"
     return "".join(
         f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
-        for name in ("activations.cu", "gru_step.cu", last)
+        for name in ("activations.cu", "gru_step.cu", *PROGRAMS[program])
     )
 
 
 def sum_dtype(dtype: np.dtype) -> np.dtype:
     """Return the dtype of sums and gate arithmetic over arrays of ``dtype``: MATH of the text."""
-    return np.dtype(np.float32) if dtype == np.float16 else dtype
+    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tuple[str, ...]:
@@ -47,12 +64,13 @@ def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tupl
     Parameters
     ----------
     dtype : numpy.dtype
-        float16, float32 or float64.
+        float16, float32, float64, or the bfloat16 of ml_dtypes, known by its name.
     activation, recurrent_activation : fastgru.activations.Activation
         Both elementwise: activations.cu has the formulas of those.
     """
     return (
         f"-DFLOAT_BITS={8 * dtype.itemsize}",
+        *(("-DBFLOAT16",) if dtype.name == "bfloat16" else ()),
         *_defines("ACT", activation, sum_dtype(dtype)),
         *_defines("GATE", recurrent_activation, sum_dtype(dtype)),
     )

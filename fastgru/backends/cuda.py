@@ -1,10 +1,10 @@
 """The CUDA backend: every configuration, forward and backward.
 
 The products x.W are made for a chunk of steps at once. Then small batches run a chunk in one
-launch, with U in shared memory (`fastgru/_cuda/persistent.cu`), where that has room. Otherwise a
-step is one product with U, two with reset_after=False, three with recurrent dropout, and everything
-between them one thread per row and unit (`fastgru/_cuda/gru_kernels.cu`); so is a step back. After
-the walk back, dW, dU and dX are single products.
+launch, with U in shared memory (`cuda_persistent.py`), where that has room, and all steps back in
+another. Otherwise a step is one product with U, two with reset_after=False, three with recurrent
+dropout, and everything between them one thread per row and unit (`fastgru/_cuda/gru_kernels.cu`);
+so is a step back. After the walk back, dW, dU and dX are single products.
 
 The engine (`fastgru._cuda.engine`) has the arrays, the products and the launches; the tests run
 this very code on an engine that emulates the kernels on the host.
@@ -21,6 +21,7 @@ from fastgru._cuda import engine as engines
 from fastgru._cuda import source
 from fastgru._cuda.engine import Each, Launch, Product, each
 from fastgru.activations import Activation
+from fastgru.backends import cuda_persistent as persistent
 from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
 # What the inputs of a chunk of steps and their products may take: large enough that the product is
 # one of hundreds of rows, small enough that its result is still in the second-level cache.
 CHUNK_BYTES = 16 << 20
-
-# The persistent kernel reads the whole state in every block and has no tensor cores: for batches of
-# more rows the products of the library are expected to win. Not measured yet.
-RESIDENT_ROWS = 32
-RESIDENT_THREADS = 256
 
 
 class CudaBackend:
@@ -50,8 +46,14 @@ class CudaBackend:
     def __init__(self, engine: engines.Engine | None = None) -> None:
         self._engine = engine
 
+    def missing(self) -> str | None:
+        """Return what this machine lacks, None for nothing."""
+        return None if self._engine else engines.missing()
+
     def supports(self, problem: GRUProblem) -> str | None:
         """Return None when `forward` can serve the problem, else the reason it cannot."""
+        if not (problem.on_device or self._engine):
+            return "the arrays are in host memory"
         spec = problem.spec
         for act in (spec.activation, spec.recurrent_activation):
             if type(act) is not Activation:
@@ -72,8 +74,9 @@ class CudaBackend:
         keep_gates: bool = True,
     ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
-        engine = self._engine or engines.current()
-        return _Call(engine, problem, weights).forward(save, keep_gates)
+        with engines.reported():
+            engine = self._engine or engines.current()
+            return Call(engine, problem, weights).forward(save, keep_gates)
 
     def backward(
         self,
@@ -88,13 +91,14 @@ class CudaBackend:
 
         The workspace is overwritten.
         """
-        engine = self._engine or engines.current()
-        if workspace is None:
-            if problem.out is not None:  # the caller's, who may have written there since
-                problem = copy.copy(problem)
-                problem.out = None
-            workspace = _Call(engine, problem, weights).forward(True, True).workspace
-        return _Call(engine, problem, weights).backward(states, dy, dstate, workspace)
+        with engines.reported():
+            engine = self._engine or engines.current()
+            if workspace is None:
+                if problem.out is not None:  # the caller's, who may have written there since
+                    problem = copy.copy(problem)
+                    problem.out = None
+                workspace = Call(engine, problem, weights).forward(True, True).workspace
+            return Call(engine, problem, weights).backward(states, dy, dstate, workspace)
 
 
 class _Packed(NamedTuple):
@@ -115,9 +119,10 @@ def _packed(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> _Pack
     packed: _Packed | None = per_device.get(engine)
     if packed is not None and packed.spec == spec:
         return packed
-    bias = np.zeros((4, spec.units), source.sum_dtype(spec.dtype))
+    shape, sums = (4, spec.units), source.sum_dtype(spec.dtype)
+    bias = np.zeros_like(weights.kernel, sums, "C", shape=shape)  # on the host or on the device
     if weights.bias is not None:
-        rows = np.atleast_2d(weights.bias).reshape(-1, 3, spec.units)
+        rows = weights.bias.astype(sums).reshape(-1, 3, spec.units)
         bias[:3] = rows[0]
         if spec.reset_after:
             bias[:2] += rows[1, :2]
@@ -129,22 +134,14 @@ def _packed(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> _Pack
     return packed
 
 
-class _Plan(NamedTuple):
-    """How a persistent kernel is launched: a block owns `units`, reads `tile` rows at a time."""
-
-    kernel: str
-    blocks: int
-    units: int
-    tile: int
-    shared_bytes: int
-
-
-class _Call:
+class Call:
     """One call: its sizes, its masks on the device, and the struct that the kernels get."""
 
     def __init__(self, engine: engines.Engine, problem: GRUProblem, weights: GRUWeights) -> None:
-        self.engine, self.problem, self.spec = engine, problem, problem.spec
         spec, mask = problem.spec, problem.mask
+        self.problem, self.spec = problem, spec
+        tf32 = spec.precision == "tf32" and spec.dtype == np.float32
+        self.engine = engine.with_tf32() if tf32 else engine
         self.B, self.T, self.I = problem.x.shape
         self.H = spec.units
         self.w, self.u, self.bias = _packed(engine, spec, weights)[1:]
@@ -218,8 +215,8 @@ class _Call:
             **dict(zip(("y", "states", "kept"), addresses, strict=True)),
             **dict(zip(("y_b", "y_s"), y_strides, strict=True)),
         )
-        plan = self._resident_plan()
-        h = self._step_by_step(results) if plan is None else self._resident(results, plan)
+        plan = persistent.forward_plan(self)
+        h = persistent.forward(self, results, plan) if plan else self._step_by_step(results)
         if self.problem.out is not None and y is not self.problem.out:
             self.problem.out[...] = y
             y = self.problem.out
@@ -236,7 +233,7 @@ class _Call:
         if not self.spec.reset_after:
             z, rk = empty((B, H), self.sums), empty((B, H), dtype)
         self.launch("start", size, h, k)
-        for first, steps, products in self._input_products():
+        for first, steps, products in self.input_products():
             p = each(products.reshape(steps, B, 3 * H))
             common = (results, Each(first, 1), p, q, self.bias, h, k)
             if self.spec.reset_after:
@@ -254,45 +251,6 @@ class _Call:
             self.engine.repeat(steps, calls)
         return h
 
-    def _resident_plan(self) -> _Plan | None:
-        """Return how the persistent kernel is cut; None where it has no room or does not pay."""
-        blocks, shared_bytes = self.engine.residency()
-        if not self.T or not 0 < self.B <= RESIDENT_ROWS or not blocks:
-            return None
-        units = -(-self.H // blocks)
-        size = self.sums.itemsize
-        weight_bytes, row_bytes = (
-            3 * units * self.H * size,
-            (self.state_masks * self.H + 3 * units) * size,
-        )
-        tile = min(self.B, (shared_bytes - weight_bytes) // row_bytes)
-        if tile < 1:
-            return None
-        name = "steps_after" if self.spec.reset_after else "steps_before"
-        plan = _Plan(name, -(-self.H // units), units, tile, weight_bytes + tile * row_bytes)
-        # A grid that the device does not hold would be made smaller, and give wrong numbers.
-        room = self.engine.resident_blocks(name, self.options, RESIDENT_THREADS, plan.shared_bytes)
-        return plan if plan.blocks <= room else None
-
-    def _resident(self, results: np.ndarray, plan: _Plan) -> Any:
-        """Run all steps, one launch for each chunk of them, and return the last state."""
-        B, H, empty, dtype = self.B, self.H, self.engine.empty, self.spec.dtype
-        h = empty((2, B, H), dtype)
-        k = empty((2, 3, B, H), dtype) if self.state_masks == 3 else None
-        scratch: tuple[Any, ...] = ()
-        if not self.spec.reset_after:
-            scratch = (empty((B, H), self.sums), empty((B, H), dtype))
-        self.launch("start", B * H, h, k)
-        for first, steps, p in self._input_products():
-            arrived = self.engine.zeros((1,), np.dtype(np.uint32))
-            sizes = (first, steps, plan.units, plan.tile)
-            arrays = (p, self.u, self.bias, h, k, arrived, *scratch)
-            self.engine.launch_resident(
-                *(plan.kernel, self.options, plan.blocks, RESIDENT_THREADS, plan.shared_bytes),
-                (self.struct, results, *sizes, *arrays),
-            )
-        return h[self.T % 2]
-
     def _output(self) -> tuple[Any, tuple[int, int]]:
         """Return where y goes, and its strides of rows and steps in elements."""
         p, sequences = self.problem, self.problem.return_sequences
@@ -305,7 +263,7 @@ class _Call:
         strides = [stride // y.itemsize for stride in y.strides]
         return y, (strides[0], strides[1] if sequences else 0)
 
-    def _input_products(self) -> Iterator[tuple[int, int, Any]]:
+    def input_products(self) -> Iterator[tuple[int, int, Any]]:
         """Yield chunks of steps: the first, how many, and x.W of all of them, (steps * B, 3H)."""
         B, H = self.B, self.H
         x_bytes = self.input_masks * B * self.I * self.spec.dtype.itemsize
@@ -337,22 +295,30 @@ class _Call:
     def backward(self, states: Any, dy: Any, dstate: Any, d: Any) -> GRUGrads:
         """Return the gradients; d (T, B, 4, H) is what forward kept and is overwritten."""
         B, T, H, engine = self.B, self.T, self.H, self.engine
-        dtype = self.spec.dtype
         states = engine.array(states.transpose(1, 0, 2))
         dy = self._optional(dy)
         carry, pending = engine.zeros((B, H), self.sums), engine.zeros((B, H), self.sums)
         if dstate is not None:
             carry[...] = engine.array(dstate)
-        # Zeros, since nothing is written to the last plane with reset_after=False.
-        products = engine.zeros((self.state_masks, B, H), self.sums)
-        if T:
-            engine.repeat(T, self._step_back(states, dy, products, carry, pending, d))
-        dh0 = engine.empty((B, H), dtype)
-        self.launch("back_end", B * H, carry, products, dh0)
+        plan = persistent.backward_plan(self)
+        if plan is None:
+            dh0 = self._walk_back(states, dy, carry, pending, d)
+        else:
+            dh0 = persistent.backward(self, plan, states, dy, carry, pending, d)
         rows = d.reshape(T * B, 4 * H)
         dx, dw = self._input_gradients(rows)
         du = self._recurrent_gradient(rows, states)
         return GRUGrads(dx, dh0, dw, du, self._bias_gradient(rows) if self.has_bias else None)
+
+    def _walk_back(self, states: Any, dy: Any, carry: Any, pending: Any, d: Any) -> Any:
+        """Run all steps back, a product and a kernel each, and return dh0 (B, H)."""
+        B, T, H, engine = self.B, self.T, self.H, self.engine
+        products = engine.empty((self.state_masks, B, H), self.sums)
+        if T:
+            engine.repeat(T, self._step_back(states, dy, products, carry, pending, d))
+        dh0 = engine.empty((B, H), self.spec.dtype)
+        self.launch("back_end", B * H, carry, products, dh0)
+        return dh0
 
     def _step_back(
         self, states: Any, dy: Any, products: Any, carry: Any, pending: Any, d: Any

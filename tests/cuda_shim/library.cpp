@@ -3,19 +3,21 @@
  * Signatures, status numbers and their names are CUDA's; a CUfunction is a pointer to a Function
  * below, and a handle may be anything. A launch is done when it returns.
  */
+#include "cuda_shim.h"
+
 #include <stdint.h>
-#include <string.h>
 
 #include <string>
 
 struct Function {
-    /* NAME_run of a kernel compiled with cuda_shim.h */
-    const char *(*run)(void **arguments, unsigned blocks, unsigned threads, size_t shared_bytes,
-                       int schedule, unsigned seed);
-    int32_t schedule;
+    const char *(*run)(const shim::Launch *launch); /* NAME_run of a kernel */
+    shim::Region *regions;   /* what blocks share and see late; may be NULL */
+    uint32_t regions_count;
+    int32_t schedule;        /* as in shim::Launch */
     uint32_t threads;        /* in a block, instead of those asked for; 0: those */
     uint32_t blocks_at_once; /* that a cooperative launch may have */
     uint32_t shared_bytes;   /* that a block may have */
+    uint32_t cooperative;    /* how often it was launched like that */
 };
 
 enum { INVALID_VALUE = 1, LAUNCH_FAILED = 719, COOPERATIVE_LAUNCH_TOO_LARGE = 720 };
@@ -24,7 +26,6 @@ enum { BLAS_INVALID_VALUE = 7, BLAS_EXECUTION_FAILED = 13, BLAS_NOT_SUPPORTED = 
 extern "C" {
 unsigned shim_seed;        /* of the next launch, in schedules that are drawn */
 unsigned shim_launches;    /* calls so far, */
-unsigned shim_cooperative; /* those of cuLaunchCooperativeKernel among them, */
 unsigned shim_products;    /* and of cublasGemmEx */
 unsigned shim_fail_at;     /* the call, launch or product, that fails instead; counted down to 0 */
 const void *shim_stream;   /* of the last launch */
@@ -46,8 +47,10 @@ static int launch(const Function *f, unsigned blocks, unsigned threads, unsigned
         return LAUNCH_FAILED;
     if (!blocks || !threads || shared_bytes > f->shared_bytes)
         return INVALID_VALUE;
-    const unsigned in_block = f->threads ? f->threads : threads;
-    const char *error = f->run(arguments, blocks, in_block, shared_bytes, f->schedule, shim_seed++);
+    const shim::Launch launch = {arguments, f->regions, f->regions_count, blocks,
+                                 f->threads ? f->threads : threads, shared_bytes, f->schedule,
+                                 shim_seed++};
+    const char *error = f->run(&launch);
     message = error ? error : "";
     return error ? LAUNCH_FAILED : 0;
 }
@@ -64,8 +67,8 @@ extern "C" int cuLaunchCooperativeKernel(void *function, unsigned grid_x, unsign
                                          unsigned grid_z, unsigned block_x, unsigned block_y,
                                          unsigned block_z, unsigned shared_bytes, void *stream,
                                          void **arguments) {
-    const Function *f = (const Function *)function;
-    shim_cooperative++;
+    Function *f = (Function *)function;
+    f->cooperative++;
     if (grid_x > f->blocks_at_once)
         return COOPERATIVE_LAUNCH_TOO_LARGE;
     return cuLaunchKernel(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes,
