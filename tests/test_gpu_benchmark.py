@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import cuda_emulator
+import fake_cupy
 import numpy as np
 import pytest
 
@@ -21,8 +22,12 @@ from worker import WorkerError
 
 from fastgru import activations
 from fastgru._cuda import source
+from fastgru.backends import cuda_persistent
 
 SMALL = Shape(3, 7, 5, 8)
+emulated = pytest.mark.skipif(
+    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
+)
 OPTIONS = (PLAIN, HOLES, BEFORE, DROPOUT)
 
 
@@ -256,10 +261,64 @@ def gpu_has_device():
     return True
 
 
-@pytest.mark.skipif(not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels")
+@emulated
 def test_the_kernel_of_barriers_comes_to_an_end():
     dtype = np.dtype("float32")
     options = source.options(dtype, activations.tanh, activations.sigmoid)
     program = cuda_emulator.compiled(source.text("forward") + gpu_probe.BARRIERS, options)
     arrived = np.zeros(1, np.uint32)
     cuda_emulator.launch(program, "many_barriers", 3, 64, [arrived, 5])
+
+
+# -- on the emulated device: what is asked of fastgru is there, and answers ------------------------
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    how = {"blocks": 3, "shared_bytes": 1 << 16}
+    engine = fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, **how)
+    module = sys.modules["cupy"]
+    module.__name__, module.__version__ = "cupy", "emulated"
+    module.cuda.get_current_stream = lambda: engine
+    module.cuda.runtime.memGetInfo = lambda: (2**30, 3 * 2**30)
+    return module
+
+
+class Probe(gpu_probe.Probe):
+    """It has no events: each measured call takes 100 us."""
+
+    def _microseconds(self, work):
+        work()
+        return 100.0
+
+
+@emulated
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_our_peer_on_the_device(cupy, option, dtype):
+    case = make_case(SMALL, dtype, option)
+    prepared = gpu_peers.FastGRU(1).forward(case)
+    y = prepared.to_numpy(prepared.call())
+    assert type(y) is np.ndarray
+    right = reference(case)
+    if right is None:
+        assert np.isfinite(y).all()
+    else:
+        assert np.abs(y - right).max() <= TOLERANCES[dtype]
+
+
+@emulated
+def test_the_probe_of_paths(cupy):
+    probe, rows = Probe(1), cuda_persistent.ROWS
+    assert probe.paths("float32", 8, 2, 5) == {"steps": 20.0, "resident": 20.0}
+    # The emulated device has no room for 264 KB of weights in each of three blocks.
+    assert probe.paths("float32", 256, 2, 5) == {"steps": 20.0}
+    assert rows == cuda_persistent.ROWS
+
+
+@emulated
+def test_the_probe_of_memory_and_bits(cupy):
+    probe = Probe(1)
+    same = {"after 10": 2048.0, "after 12": 2048.0}
+    assert probe.memory(12) == {"forward": same, "training": same}
+    assert probe.repeats("float32", 8, 2) == {"forward": True, "training": True}
