@@ -98,6 +98,10 @@ class Run:
 
     def cudnn(self) -> list[Any]:
         """Measure the algorithms of cuDNN."""
+        missing = self.ask("cudnn_missing")
+        if missing:
+            self.results["skipped"].append(f"cudnn ({missing})")
+            return []
         units = (128, 512, 1024) if self.quick else (64, 128, 192, 256, 512, 768, 1024, 2048)
         axes = {
             "math": ("float32", "tf32", "float16", "bfloat16"),

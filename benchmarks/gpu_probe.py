@@ -66,11 +66,15 @@ class Probe:
         return version
 
     def _cudnn_version(self) -> str:
-        try:
-            from fastgru._cuda import libcudnn
-        except ImportError:
-            return "this fastgru has no cuDNN backend"
+        from fastgru._cuda import libcudnn
+
         return libcudnn.missing() or str(libcudnn.load().getVersion())
+
+    def cudnn_missing(self) -> str | None:
+        """Return why there is no cuDNN, or None."""
+        from fastgru._cuda import libcudnn
+
+        return libcudnn.missing()
 
     def _microseconds(self, work: Callable[[], object]) -> float:
         events = self._cupy.cuda

@@ -61,7 +61,7 @@ def _remarks(results: Results) -> list[str]:
             lines.append(f"{name}: {', '.join(versions)}.")
     skipped = results["skipped"]
     if skipped:
-        lines.append(f"Out of time, not measured: {'; '.join(skipped)}.")
+        lines.append(f"Left out, or out of time: {'; '.join(skipped)}.")
     return lines
 
 

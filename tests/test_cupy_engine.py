@@ -16,6 +16,7 @@ from test_native import make_spec, make_weights
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
 from fastgru.backends import cuda, cuda_persistent
+from fastgru.errors import BackendError
 
 pytestmark = pytest.mark.skipif(
     not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
@@ -148,3 +149,12 @@ def test_gaps_are_refused(cupy):
     column = cupy.zeros((2, 2), "float32")[:, 1]
     with pytest.raises(AssertionError, match="start: expected C-contiguous"):
         engine.repeat(1, [engines.Launch("start", options, 1, (column,))])
+
+
+def test_cublas_may_be_missing(cupy, monkeypatch):
+    """As CuPy 13 is without a CUDA toolkit: the package imports, and this module does not."""
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace())
+    with pytest.raises(
+        BackendError, match=r"CuPy cannot load cuBLAS \(.*\); install a CUDA toolkit"
+    ):
+        engines.current()

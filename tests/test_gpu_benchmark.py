@@ -21,6 +21,7 @@ from problems import Shape
 from worker import WorkerError
 
 from fastgru import activations
+from fastgru._cuda import engine as engines
 from fastgru._cuda import source
 from fastgru.backends import cuda_persistent
 
@@ -162,8 +163,16 @@ def test_what_there_was_no_time_for_is_named():
     assert made.results["skipped"][0] == "b1t100i128h256 float32"
 
 
+def test_cudnn_may_be_missing():
+    made = run(gpu_probe=Worker([], answers=lambda name: {"cudnn_missing": "no file"}[name]))
+    assert made.cudnn() == []
+    assert made.results["skipped"] == ["cudnn (no file)"]
+
+
 def probe_answers(name, *arguments):
     """What a probe could say; small layers are faster in one launch up to a batch of 32."""
+    if name == "cudnn_missing":
+        return None
     if name == "cudnn":
         math, algorithm, units, batch = arguments
         if algorithm == "small":
@@ -237,7 +246,7 @@ def test_files_and_text(results, tmp_path):
         assert "fastgru on NVIDIA Test" in text
         assert "[1] CudnnError: NOT_SUPPORTED" in text
         assert "Not measured: gpu-jax (ImportError: no jax)." in text
-        assert "Out of time, not measured: cudnn tf32." in text
+        assert "Left out, or out of time: cudnn tf32." in text
         assert "gpu-probe: device NVIDIA Test, cupy 14." in text
     widths = {line.count("|") for line in table.read_text().splitlines() if "float32 256" in line}
     assert widths == {7}
@@ -322,3 +331,19 @@ def test_the_probe_of_memory_and_bits(cupy):
     same = {"after 10": 2048.0, "after 12": 2048.0}
     assert probe.memory(12) == {"forward": same, "training": same}
     assert probe.repeats("float32", 8, 2) == {"forward": True, "training": True}
+
+
+@emulated
+@pytest.mark.parametrize("math", ["float32", "tf32", "float16"])
+def test_the_probe_of_cudnn(cupy, monkeypatch, math):
+    fake_cudnn = pytest.importorskip("fake_cudnn", reason="comes with the cuDNN backend")
+    from fastgru._cuda import libcudnn
+    from fastgru.backends import cudnn
+
+    backend = cudnn.CudnnBackend(engines.current(), libcudnn.Cudnn(fake_cudnn.FakeCudnn()))
+    monkeypatch.setattr(cudnn, "CudnnBackend", lambda: backend)
+    monkeypatch.setattr(gpu_probe, "CUDNN_STEPS", 5)
+    found = Probe(1).cudnn(math, "static", 8, 3)
+    times = dict.fromkeys(("forward", "training", "rows_first"), 20.0)
+    assert found == times | {"status": "ok", "repeats": True}
+    assert "NOT_SUPPORTED" in Probe(1).cudnn(math, "small", 200, 3)["status"]

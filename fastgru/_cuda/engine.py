@@ -146,7 +146,14 @@ class CupyEngine:
         import cupy
         from cupy.cuda import device
         from cupy_backends.cuda.api import driver
-        from cupy_backends.cuda.libs import cublas
+
+        try:  # CuPy itself comes without it
+            from cupy_backends.cuda.libs import cublas
+        except ImportError as error:
+            raise BackendError(
+                f"CuPy cannot load cuBLAS ({error}); install a CUDA toolkit, or for CuPy 14 pip's "
+                "nvidia-cublas-cu12 or nvidia-cublas"
+            ) from error
 
         self._cupy, self._cublas = cupy, cublas
         self._occupancy = driver.occupancyMaxActiveBlocksPerMultiprocessor
