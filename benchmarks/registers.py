@@ -21,7 +21,7 @@ from fastgru._cuda import source
 from fastgru.backends import cuda_persistent
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from nvrtc import LIBRARY, Nvrtc
+from nvrtc import Nvrtc
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -61,18 +61,16 @@ def main() -> None:
     parser.add_argument("--shared-kb", type=int, default=227, help="of a block (sm_90: 227)")
     arguments = parser.parse_args()
     nvrtc = Nvrtc()
-    version = re.sub(r".*/(nvidia/.*)", r"\1", LIBRARY)
-    print(f"Registers a thread, {version}; + bytes of stack and spills, if any\n")
     columns = [(dtype, arch) for dtype in DTYPES for arch in ARCHITECTURES]
     taken = {column: kernels(nvrtc, *reversed(column)) for column in columns}
-    print(f"{'':16}" + "".join(f"{dtype:21}" for dtype in DTYPES).rstrip())
-    print(f"{'':16}" + "".join(f"{arch:7}" for _, arch in columns).rstrip())
+    worst = max(spilled for column in taken.values() for _, spilled in column.values())
+    print(f"Registers a thread, NVRTC {nvrtc.version()}, tanh and sigmoid.")
+    print(f"Most bytes of stack and spills of any kernel: {worst}.\n")
+    print(f"{'':18}" + "".join(f"{dtype:21}" for dtype in DTYPES).rstrip())
+    print(f"{'':18}" + "".join(f"{arch:7}" for _, arch in columns).rstrip())
     for name in taken[columns[0]]:
-        cells = (taken[column][name] for column in columns)
-        row = (
-            f"{registers}+{spilled}" if spilled else f"{registers}" for registers, spilled in cells
-        )
-        print(f"{name:16}" + "".join(f"{cell:7}" for cell in row).rstrip())
+        row = "".join(f"{taken[column][name][0]:<7}" for column in columns)
+        print(f"{name:18}{row.rstrip()}")
 
     print(
         f"\nPersistent kernels on {arguments.blocks} multiprocessors with {arguments.shared_kb} KB:"
