@@ -45,6 +45,7 @@ __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
 }
 
 #define ROWS 4 /* of a tile, that a warp multiplies at a time: U is read once for all of them */
+#define LOADS 8 /* of a thread under way: the compiler does not move a volatile one past a store */
 #define ALL_LANES 0xffffffffu
 
 /* What another block wrote before the last barrier. A volatile load goes past the first-level cache,
@@ -107,9 +108,17 @@ __device__ inline void multiply(const Share &my, const Factors &factors, long lo
     const int H = my.H, lane = threadIdx.x % 32, groups = (rows + ROWS - 1) / ROWS;
     for (int g = 0; g < (ONE_ROW ? 1 : GATES); g++) {
         const STORE *from = factors.from + row0 * factors.row_step + g * factors.gate_step;
-        for (int i = threadIdx.x; i < rows * H; i += blockDim.x) {
-            const long long row = i * my.per_row >> 32;
-            my.hs[g * my.tile * H + i] = fresh(from + row * (factors.row_step - H) + i);
+        const int count = rows * H, width = blockDim.x;
+        for (int first = threadIdx.x; first < count; first += LOADS * width) {
+            MATH values[LOADS];
+            for (int n = 0, i = first; n < LOADS; n++, i += width)
+                if (i < count) {
+                    const long long row = i * my.per_row >> 32;
+                    values[n] = fresh(from + row * (factors.row_step - H) + i);
+                }
+            for (int n = 0, i = first; n < LOADS; n++, i += width)
+                if (i < count)
+                    my.hs[g * my.tile * H + i] = values[n];
         }
     }
     __syncthreads();
