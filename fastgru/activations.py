@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgru.device import plain, special_functions
 from fastgru.serialization import deserialize_object, is_live_keras, serialize_object, unknown_name
 
 _Array = Any  # an ndarray, a NumPy scalar, or another array that NumPy's functions dispatch on
@@ -126,13 +127,13 @@ class Activation:
         """
         if not self.elementwise:
             raise ValueError(f"{self.name!r} is not elementwise: use vjp(x, y, dy), not gradient.")
-        return np.asarray(self._derivative(x, y, *self.params), dtype=x.dtype)
+        return plain(self._derivative(x, y, *self.params)).astype(x.dtype, copy=False)
 
     def vjp(self, x: _Array, y: _Array, dy: _Array) -> _Array:
         """Give the gradient of ``<act(x), dy>`` with respect to `x`; `dy` has the shape of `y`."""
         if self.elementwise:
             return dy * self.gradient(x, y)
-        return np.asarray(self._derivative(x, y, dy, *self.params), dtype=x.dtype)
+        return plain(self._derivative(x, y, dy, *self.params)).astype(x.dtype, copy=False)
 
     def get_config(self) -> dict[str, Any]:
         """Give name and parameters, as `from_config` takes them."""
@@ -251,7 +252,7 @@ def _normal_cdf(x: _Array, approximate: bool) -> _Array:
     if approximate:
         x = np.clip(x, -100, 100)  # tanh is +-1 long before; a large float32's cube would overflow
         return 0.5 * (1 + np.tanh(_SQRT_2_PI * (x + 0.044715 * x**3)))
-    from scipy.special import erf  # a slow import that only gelu needs
+    erf = special_functions(x).erf
 
     return (erf(x / _SQRT_2) + 1) * 0.5
 
@@ -299,7 +300,7 @@ def _sparsemax(x: _Array, axis: int) -> _Array:
     x = np.moveaxis(_shifted(x, axis), axis, -1)
     falling = -np.sort(-x, axis=-1)
     sums = np.cumsum(falling, axis=-1)
-    k = np.arange(1, x.shape[-1] + 1, dtype=x.dtype)
+    k = np.arange(1, x.shape[-1] + 1, dtype=x.dtype, like=x)
     size = np.maximum(np.sum(1 + k * falling > sums, axis=-1, keepdims=True), 1)  # 0 with NaN only
     tau = (np.take_along_axis(sums, size - 1, axis=-1) - 1) / size.astype(x.dtype)
     return np.moveaxis(np.maximum(x - tau, 0), -1, axis)

@@ -13,6 +13,7 @@ def show_config() -> None:
 
     import fastgru
     from fastgru import dispatch
+    from fastgru._cuda import engine
     from fastgru.backends import cpu
 
     rows = {
@@ -24,8 +25,7 @@ def show_config() -> None:
         **{key: str(value) for key, value in cpu.build_info().items()},
         "threads": str(fastgru.get_num_threads()),
         "backends": ", ".join(dispatch.available()),
-        "gpu": dispatch.NO_GPU,
-        "cudnn": dispatch.NO_GPU,
+        "gpu": engine.missing() or engine.current().describe(),
     }
     width = max(map(len, rows))
     for key, value in rows.items():

@@ -11,35 +11,37 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastgru.backends.cpu import CPUBackend
+from fastgru.backends.cuda import CudaBackend
 from fastgru.backends.reference import ReferenceBackend
 from fastgru.problem import BackendError, GRUProblem, GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
-
     from fastgru.backends.base import Backend
 
 NAMES = ("cudnn", "cuda", "cpu", "reference")
 
 _CPU = CPUBackend()
-_BACKENDS: tuple[Backend, ...] = (_CPU, ReferenceBackend())
+_REFERENCE = ReferenceBackend()
+_BACKENDS: tuple[Backend, ...] = (CudaBackend(), _CPU, _REFERENCE)
 _BY_NAME = {backend.name: backend for backend in _BACKENDS}
-NO_GPU = "this version of fastgru has no GPU backend"
+# Only these are asked: a call on the host is not to pay for the others.
+_ON_DEVICE = tuple(backend for backend in _BACKENDS if backend is not _CPU)
+_ON_HOST: tuple[Backend, ...] = (_CPU, _REFERENCE)
 
 
 def available() -> list[str]:
-    """Return the names of the backends that this build has, in the order they are asked."""
-    return list(_BY_NAME)
+    """Return the names of the backends that work on this machine, in the order they are asked."""
+    return [backend.name for backend in _BACKENDS if backend.missing() is None]
 
 
 def _named(name: str) -> Backend:
-    if name not in NAMES:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, came {name!r}")
     if name not in _BY_NAME:
-        raise BackendError(f"backend {name!r}: {NO_GPU}")
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, came {name!r}")
     return _BY_NAME[name]
 
 
@@ -71,7 +73,9 @@ def use_backend(name: str) -> Iterator[None]:
     A backend without a backward of its own leaves that to the next one in the list;
     ``layer.explain(...)`` says to which.
     """
-    _named(name)
+    missing = _named(name).missing()
+    if missing is not None:
+        raise BackendError(f"backend {name!r}: {missing}")
     token = _forced.set(name)
     try:
         yield
@@ -80,8 +84,17 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(problem: GRUProblem) -> Backend:
-    """Return the backend that serves ``forward`` of the problem."""
+    """Return the backend that serves ``forward`` of the problem.
+
+    Raises
+    ------
+    ValueError
+        A backend was asked for, by `use_backend` or ``use_cudnn=True``, that cannot serve it, or
+        none can; with each reason.
+    """
     forced = _forced.get()
+    if problem.use_cudnn is True:
+        return _cudnn(problem, forced)
     if forced is not None:
         backend = _named(forced)
         reason = backend.supports(problem)
@@ -91,34 +104,37 @@ def choose(problem: GRUProblem) -> Backend:
                 "leave the choice to fastgru or change the layer"
             )
         return backend
-    for backend in _BACKENDS:
-        if backend.supports(problem) is None:
+    reasons = []
+    for backend in _ON_DEVICE if problem.on_device else _ON_HOST:
+        reason = backend.supports(problem)
+        if reason is None:
             return backend
-    raise AssertionError("the reference backend serves every problem")
+        reasons.append(f"{backend.name}: {reason}")
+    raise ValueError(f"no backend can serve this call: {'; '.join(reasons)}")
 
 
-def choose_backward(problem: GRUProblem) -> Backend:
-    """Return the backend that serves ``backward`` of the problem."""
-    forced = _forced.get()
-    if forced is not None and _named(forced).supports_backward(problem) is None:
-        return _named(forced)
-    for backend in _BACKENDS:
-        if backend.supports_backward(problem) is None:
-            return backend
-    raise AssertionError("the reference backend serves every problem")
+def _cudnn(problem: GRUProblem, forced: str | None) -> Backend:
+    """Return cuDNN's backend, asked for by the layer, or raise with each reason against it."""
+    reasons = cudnn_reasons(problem)
+    if forced not in (None, "cudnn"):
+        reasons.insert(0, f"backend {forced!r} was asked for")
+    raise ValueError(
+        f"use_cudnn=True was asked for, and cuDNN cannot serve this call: {'; '.join(reasons)}; "
+        "use_cudnn='auto' takes what can"
+    )
 
 
-def cudnn_reasons(problem: GRUProblem, unroll: bool = False) -> list[str]:
+def cudnn_reasons(problem: GRUProblem) -> list[str]:
     """Return each reason why cuDNN cannot serve the problem."""
     spec = problem.spec
     table = (
-        (True, NO_GPU),
+        (True, "no cuDNN"),
         (True, "the arrays are in host memory; cuDNN works on CuPy arrays"),
         (_name(spec.activation) != "tanh", "activation is not tanh"),
         (_name(spec.recurrent_activation) != "sigmoid", "recurrent_activation is not sigmoid"),
         (not spec.reset_after, "reset_after is False"),
         (problem.recurrent_dropout is not None, "recurrent_dropout is in use"),
-        (unroll, "unroll is True"),
+        (problem.unroll, "unroll is True"),
         (problem.mask.steps is not None, "the mask is not right-padded"),
         (problem.resets is not None, "reset_mask resets rows between steps"),
     )
@@ -127,6 +143,17 @@ def cudnn_reasons(problem: GRUProblem, unroll: bool = False) -> list[str]:
 
 def _name(activation: object) -> str:
     return getattr(activation, "name", "") or getattr(activation, "__name__", "")
+
+
+def choose_backward(problem: GRUProblem) -> Backend:
+    """Return the backend that serves ``backward`` of a problem that `choose` found one for."""
+    forced = "cudnn" if problem.use_cudnn is True else _forced.get()
+    if forced is not None and _named(forced).supports_backward(problem) is None:
+        return _named(forced)
+    for backend in _ON_DEVICE if problem.on_device else _ON_HOST:
+        if backend.supports_backward(problem) is None:
+            return backend
+    raise AssertionError("the reference backend has a backward for all that it serves")
 
 
 def quick(
@@ -150,10 +177,12 @@ def stepper(
 ) -> Callable[..., np.ndarray | None]:
     """Return ``step(x, rows=None)``, which advances the states and returns the last output.
 
-    It returns None, and does nothing, where x and rows are not plain arrays or the backends'
-    forward must serve the step.
+    It returns None, and does nothing, where the states are on a device, x and rows are not plain
+    arrays or the backends' forward must serve the step.
     """
-    step = _CPU.stepper(cells, states, outputs, _forced)
+    step = None
+    if isinstance(states[0], np.ndarray):
+        step = _CPU.stepper(cells, states, outputs, _forced)
     return _no_step if step is None else step
 
 
@@ -178,15 +207,12 @@ class Explanation:
         threads, with the estimates that decide it and their reasons.
     """
 
-    def __init__(self, problem: GRUProblem, unroll: bool = False) -> None:
+    reasons: dict[str, str | None]
+
+    def __init__(self, problem: GRUProblem) -> None:
         self.backend = choose(problem).name
         self.backward = choose_backward(problem).name
-        self.reasons: dict[str, str | None] = {
-            "cudnn": "; ".join(cudnn_reasons(problem, unroll)),
-            "cuda": NO_GPU,
-        }
-        for backend in _BACKENDS:
-            self.reasons[backend.name] = backend.supports(problem)
+        self.reasons = {backend.name: backend.supports(problem) for backend in _BACKENDS}
         batch, steps, inputs = problem.x.shape
         spec = problem.spec
         self.details = [

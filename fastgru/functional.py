@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from fastgru import activations, dispatch
+from fastgru.device import device_array, on_device, overlap, place, plain
 from fastgru.masks import plan_mask, plan_resets
 from fastgru.problem import (
     FLOATS,
+    HOST_FLOATS,
     GRUProblem,
     GRUSpec,
     GRUWeights,
@@ -17,6 +19,7 @@ from fastgru.problem import (
     check_num_threads,
     check_out,
     check_shape,
+    float_dtype,
 )
 
 
@@ -46,7 +49,8 @@ def gru(
     ----------
     x : array_like, shape (B, T, I), or (T, B, I) with time_major
     kernel : array_like, shape (I, 3H), gate order z r h
-        Its dtype, float32 or float64, is the dtype of the computation.
+        Its dtype, float32 or float64 (on a device float16 and bfloat16 too), is the dtype of the
+        computation; where it is, all arrays are.
     recurrent_kernel : array_like, shape (H, 3H)
     bias : array_like, shape (2, 3H) with reset_after (row 0 input, row 1 recurrent), else (3H,)
     initial_state : array_like, shape (B, H), optional
@@ -75,18 +79,18 @@ def gru(
     spec, weights = _operands(
         kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after
     )
-    x = as_array(x, spec.dtype, "x")
+    x = as_array(x, spec.dtype, "x", weights.kernel)
     check_shape(x, (None, None, spec.input_dim), "x", "(T, B, I)" if time_major else "(B, T, I)")
     if time_major:
         x = x.transpose(1, 0, 2)
     batch, steps, _ = x.shape
-    h0 = _state(initial_state, spec, batch, "initial_state")
+    h0 = _state(initial_state, spec, x, "initial_state")
     problem = GRUProblem(
         spec,
         x,
         h0,
-        plan_mask(mask, lengths, batch, steps, time_major),
-        plan_resets(reset_mask, batch, steps, time_major),
+        plan_mask(mask, lengths, batch, steps, time_major, x),
+        plan_resets(reset_mask, batch, steps, time_major, x),
         reverse=bool(go_backwards),
         return_sequences=bool(return_sequences),
         zero_output_for_mask=bool(zero_output_for_mask),
@@ -98,12 +102,12 @@ def gru(
         shape = (steps, batch, spec.units)
     copy_to = None
     if out is None:
-        target = np.empty(shape, spec.dtype) if swap else None
+        target = np.empty_like(x, order="C", shape=shape) if swap else None
     else:
-        target = check_out(out, shape, spec.dtype, "the output's")
+        target = check_out(out, shape, spec.dtype, "the output's", x)
         inputs = (x, h0, weights.kernel, weights.recurrent_kernel, weights.bias, mask, reset_mask)
-        if any(isinstance(a, np.ndarray) and np.may_share_memory(target, a) for a in inputs):
-            copy_to, target = target, np.empty(shape, spec.dtype)
+        if any(overlap(target, a) for a in inputs):
+            copy_to, target = target, np.empty_like(x, order="C", shape=shape)
     if target is not None:
         problem.out = target.transpose(1, 0, 2) if swap else target
     output = dispatch.choose(problem).forward(problem, weights)
@@ -144,14 +148,14 @@ def gru_cell(
     spec, weights = _operands(
         kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after
     )
-    x = as_array(x, spec.dtype, "x")
+    x = as_array(x, spec.dtype, "x", weights.kernel)
     check_shape(x, (None, spec.input_dim), "x", "(B, I)")
     if h is None:
         raise TypeError("h: expected the state (B, H), came None; use zeros to start")
     problem = GRUProblem(
         spec,
         x[:, None, :],
-        _state(h, spec, x.shape[0], "h"),
+        _state(h, spec, x, "h"),
         plan_mask(None, None, x.shape[0], 1),
         return_sequences=False,
         num_threads=check_num_threads(num_threads),
@@ -159,13 +163,13 @@ def gru_cell(
     return dispatch.choose(problem).forward(problem, weights).y
 
 
-def _state(value: Any, spec: GRUSpec, batch: int, what: str) -> np.ndarray | None:
+def _state(value: Any, spec: GRUSpec, x: Any, what: str) -> Any:
     if value is None:
         return None
     if isinstance(value, (list, tuple)) and len(value) == 1:
         value = value[0]
-    state = as_array(value, spec.dtype, what)
-    check_shape(state, (batch, spec.units), what, "(B, H)")
+    state = as_array(value, spec.dtype, what, x)
+    check_shape(state, (x.shape[0], spec.units), what, "(B, H)")
     return state
 
 
@@ -178,23 +182,26 @@ def _operands(
     reset_after: bool,
 ) -> tuple[GRUSpec, GRUWeights]:
     """Validate the weights; their dtype is the computation's."""
-    name = np.asarray(kernel).dtype.name
-    if name not in FLOATS:
-        raise TypeError(f"kernel: expected float32 or float64, came {name}")
-    dtype = FLOATS[name]
+    if place(kernel) == "device":
+        kernel = device_array(kernel, "kernel")
+    name = plain(kernel).dtype.name
+    expected = (*FLOATS, "bfloat16") if on_device(kernel) else HOST_FLOATS
+    if name not in expected:
+        raise TypeError(f"kernel: expected {' or '.join(expected)}, came {name}")
+    dtype = float_dtype(name)
     kernel = as_array(kernel, dtype, "kernel")
     check_shape(kernel, (None, None), "kernel", "(I, 3H)")
     inputs, columns = kernel.shape
     if columns == 0 or columns % 3:
         raise ValueError(f"kernel: expected shape (I, 3H), came {kernel.shape}")
     units = columns // 3
-    recurrent = as_array(recurrent_kernel, dtype, "recurrent_kernel")
+    recurrent = as_array(recurrent_kernel, dtype, "recurrent_kernel", kernel)
     check_shape(recurrent, (units, columns), "recurrent_kernel", "(H, 3H)")
     if bias is not None:
-        bias = as_array(bias, dtype, "bias")
+        bias = as_array(bias, dtype, "bias", kernel)
         shape, hint = ((2, columns), "(2, 3H)") if reset_after else ((columns,), "(3H,)")
         check_shape(bias, shape, "bias", f"{hint}, for reset_after={bool(reset_after)},")
-        bias = np.ascontiguousarray(bias)
+        bias = np.ascontiguousarray(bias, like=bias)
     spec = GRUSpec(
         inputs,
         units,
@@ -204,5 +211,6 @@ def _operands(
         bias is not None,
         bool(reset_after),
     )
-    weights = GRUWeights(np.ascontiguousarray(kernel), np.ascontiguousarray(recurrent), bias)
+    kernel, recurrent = (np.ascontiguousarray(a, like=a) for a in (kernel, recurrent))
+    weights = GRUWeights(kernel, recurrent, bias)
     return spec, weights

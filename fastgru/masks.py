@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgru.device import check_place, device_array, follow, on_device, place
+
 NONE = "none"
 LENGTHS = "lengths"
 STEPS = "steps"
@@ -24,9 +26,9 @@ class MaskPlan:
     kind : {"none", "lengths", "steps"}
         NONE: every step. LENGTHS: row b is valid for t < lengths[b]. STEPS: any pattern.
     lengths : ndarray of intp, shape (B,), or None
-        Set for LENGTHS only, C-contiguous.
-    steps : ndarray of bool, shape (B, T), or None
-        Set for STEPS only, C-contiguous.
+        Set for LENGTHS only, C-contiguous, on the host even where the sequences are on a device.
+    steps : array of bool, shape (B, T), or None
+        Set for STEPS only, C-contiguous, where the sequences are.
     any_empty : bool
         True when some row has no valid step at all.
     """
@@ -45,19 +47,22 @@ class MaskPlan:
         self.steps = steps
         self.any_empty = any_empty
 
-    def valid(self, timesteps: int) -> np.ndarray | None:
-        """Return the (B, T) bool matrix in input order, or None when every step is valid."""
+    def valid(self, timesteps: int, like: Any = None) -> Any:
+        """Return the (B, T) bool matrix in input order, or None when every step is valid.
+
+        It is where ``like`` is, the call's sequences.
+        """
         if self.lengths is not None:
-            return np.arange(timesteps) < self.lengths[:, None]
+            return follow(np.arange(timesteps) < self.lengths[:, None], like)
         return self.steps
 
-    def reversed(self, timesteps: int) -> MaskPlan:
-        """Return the plan of the same sequence read backwards in time."""
+    def reversed(self, timesteps: int, like: Any = None) -> MaskPlan:
+        """Return the plan of the same sequences, ``like``, read backwards in time."""
         if self.kind == NONE:
             return self
-        valid = self.valid(timesteps)
+        valid = self.valid(timesteps, like)
         assert valid is not None
-        steps = np.ascontiguousarray(valid[:, ::-1])
+        steps = np.ascontiguousarray(valid[:, ::-1], like=valid)
         return MaskPlan(STEPS, steps=steps, any_empty=self.any_empty)
 
 
@@ -65,7 +70,12 @@ NO_MASK = MaskPlan(NONE)
 
 
 def plan_mask(
-    mask: Any, lengths: Any, batch: int, timesteps: int, time_major: bool = False
+    mask: Any,
+    lengths: Any,
+    batch: int,
+    timesteps: int,
+    time_major: bool = False,
+    like: Any = None,
 ) -> MaskPlan:
     """Turn the call's ``mask`` or ``lengths`` into a `MaskPlan`.
 
@@ -77,32 +87,57 @@ def plan_mask(
         B and T of the input.
     time_major : bool
         How ``mask`` is laid out.
+    like : array, optional
+        The sequences, which say where the call's arrays are; None is the host. A mask or lengths
+        on a device make the call wait for it once.
 
     Raises
     ------
     ValueError
         Both given, a wrong shape, or values that are not 0/1 (mask) or not in 0..T (lengths).
     TypeError
-        A dtype that is neither bool nor numeric (mask), or not integer (lengths).
+        A dtype that is neither bool nor numeric (mask), or not integer (lengths); an array that is
+        not where ``like`` is.
     """
     if mask is None:
         if lengths is None:
             return NO_MASK
-        return _plan_lengths(_check_lengths(lengths, batch, timesteps), timesteps)
+        return _plan_lengths(_check_lengths(lengths, batch, timesteps, like), timesteps)
     if lengths is not None:
         raise ValueError("expected mask or lengths, not both; drop one of them")
-    steps = binary_matrix(mask, batch, timesteps, time_major, "mask")
+    steps, binary = _as_steps(mask, batch, timesteps, time_major, like, "mask")
     counts = np.count_nonzero(steps, axis=1)
-    if np.array_equal(steps, np.arange(timesteps) < counts[:, None]):
-        return _plan_lengths(counts, timesteps)
-    return MaskPlan(STEPS, steps=np.ascontiguousarray(steps), any_empty=bool((counts == 0).any()))
+    padded = steps == (np.arange(timesteps, like=steps) < counts[:, None])
+    # One array, so that a device is waited for once.
+    facts = _on_host(np.concatenate([counts, padded.all()[None], binary[None]]))
+    counts, is_padded = facts[:-2], facts[-2]
+    if not facts[-1]:
+        raise _not_binary("mask")
+    if is_padded:
+        return _plan_lengths(counts.astype(np.intp), timesteps)
+    return MaskPlan(
+        STEPS, steps=np.ascontiguousarray(steps, like=steps), any_empty=bool((counts == 0).any())
+    )
 
 
-def binary_matrix(
-    values: Any, batch: int, timesteps: int, time_major: bool, what: str
-) -> np.ndarray:
-    """Validate a mask-like argument and return it as a (B, T) bool array."""
-    array = _plain_array(values, what)
+def plan_resets(
+    reset_mask: Any, batch: int, timesteps: int, time_major: bool = False, like: Any = None
+) -> Any:
+    """Return ``reset_mask`` as a C-contiguous (B, T) bool array, None when nothing is reset."""
+    if reset_mask is None:
+        return None
+    resets, binary = _as_steps(reset_mask, batch, timesteps, time_major, like, "reset_mask")
+    any_reset, is_binary = _on_host(np.stack([resets.any(), binary]))
+    if not is_binary:
+        raise _not_binary("reset_mask")
+    return np.ascontiguousarray(resets, like=resets) if any_reset else None
+
+
+def _as_steps(
+    values: Any, batch: int, timesteps: int, time_major: bool, like: Any, what: str
+) -> tuple[Any, Any]:
+    """Return a mask-like argument as a (B, T) bool array, and whether it held 0 and 1 only."""
+    array = _plain_array(values, like, what)
     if array.dtype.kind not in "biuf":
         raise TypeError(
             f"{what}: expected a bool or 0/1 array, came dtype {array.dtype}; "
@@ -114,40 +149,42 @@ def binary_matrix(
         raise ValueError(
             f"{what}: expected shape {order} = {expected} like the sequences, came {array.shape}"
         )
-    if array.dtype.kind != "b":
-        as_bool = array != 0
-        if not np.array_equal(as_bool, array):
-            raise ValueError(
-                f"{what}: expected only 0 and 1 (or bool), came other values; "
-                f"say which steps count, e.g. {what} != 0"
-            )
-        array = as_bool
-    return array.T if time_major else array
+    steps = array if array.dtype.kind == "b" else array != 0
+    binary = (steps == array).all()
+    return (steps.T if time_major else steps), binary
 
 
-def plan_resets(
-    reset_mask: Any, batch: int, timesteps: int, time_major: bool = False
-) -> np.ndarray | None:
-    """Return ``reset_mask`` as a C-contiguous (B, T) bool array, None when nothing is reset."""
-    if reset_mask is None:
-        return None
-    resets = binary_matrix(reset_mask, batch, timesteps, time_major, "reset_mask")
-    return np.ascontiguousarray(resets) if resets.any() else None
+def _not_binary(what: str) -> ValueError:
+    return ValueError(
+        f"{what}: expected only 0 and 1 (or bool), came other values; "
+        f"say which steps count, e.g. {what} != 0"
+    )
 
 
-def _plain_array(values: Any, what: str) -> np.ndarray:
+def _on_host(array: Any) -> np.ndarray:
+    return array.get() if on_device(array) else array
+
+
+def _plain_array(values: Any, like: Any, what: str) -> Any:
+    """Return an argument as an array where ``like`` is."""
+    check_place(values, like, what)
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(
             f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .filled(0)"
         )
+    if place(values) == "device":
+        return device_array(values, what)
     try:
-        return np.asarray(values)
+        array = np.asarray(values)
     except ValueError as error:  # ragged lists
         raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
+    return follow(array, like)
 
 
-def _check_lengths(lengths: Any, batch: int, timesteps: int) -> np.ndarray:
-    array = _plain_array(lengths, "lengths")
+def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.ndarray:
+    if place(lengths) is None:  # a list need not go to a device and back
+        like = None
+    array = _on_host(_plain_array(lengths, like, "lengths"))
     if array.dtype.kind not in "iu" and not (array.size == 0 and array.ndim == 1):
         raise TypeError(
             f"lengths: expected integers, came dtype {array.dtype}; "

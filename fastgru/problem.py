@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastgru.device import check_place, device_array, on_device, place
+from fastgru.errors import BackendError as BackendError
 from fastgru.masks import MaskPlan
 
-FLOATS: dict[str, np.dtype] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+FLOATS: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
+HOST_FLOATS = ("float32", "float64")
 
 _versions = itertools.count(1)
-
-
-class BackendError(RuntimeError):
-    """A library or a device failed, or a backend that was asked for by name is not there."""
 
 
 class GRUSpec(NamedTuple):
@@ -78,6 +77,10 @@ class GRUWeights:
 class GRUProblem:
     """One call, validated: what a backend has to compute.
 
+    Its arrays are NumPy's, or, with ``on_device``, CuPy's on the current device; then y and all
+    else that comes back is there too. ``mask.lengths`` is always on the host, the dropout masks
+    are where they were drawn.
+
     Step s of the processing order reads time ``T - 1 - s`` when ``reverse`` else ``s``; mask and
     resets are in input order and are read at the same time index as x.
 
@@ -102,7 +105,12 @@ class GRUProblem:
         Where y goes if given: y's shape and spec.dtype, writeable, any strides, overlapping
         nothing else in the problem.
     num_threads : int
-        Upper bound for this call; 0 means the library's setting.
+        Upper bound for this call on the host; 0 means the library's setting.
+    use_cudnn : {"auto", True, False}
+        False: cuDNN must not serve the call, although it could.
+    unroll : bool
+        As the layer has it; cuDNN cannot unroll.
+    on_device : bool
     """
 
     __slots__ = (
@@ -110,12 +118,15 @@ class GRUProblem:
         "h0",
         "mask",
         "num_threads",
+        "on_device",
         "out",
         "recurrent_dropout",
         "resets",
         "return_sequences",
         "reverse",
         "spec",
+        "unroll",
+        "use_cudnn",
         "x",
         "zero_output_for_mask",
     )
@@ -134,6 +145,8 @@ class GRUProblem:
         zero_output_for_mask: bool = False,
         out: np.ndarray | None = None,
         num_threads: int = 0,
+        use_cudnn: bool | str = "auto",
+        unroll: bool = False,
     ) -> None:
         self.spec = spec
         self.x = x
@@ -147,6 +160,9 @@ class GRUProblem:
         self.zero_output_for_mask = zero_output_for_mask
         self.out = out
         self.num_threads = num_threads
+        self.use_cudnn = use_cudnn
+        self.unroll = unroll
+        self.on_device = type(x) is not np.ndarray and on_device(x)
 
 
 class GRUOutput(NamedTuple):
@@ -176,7 +192,10 @@ class GRUGrads(NamedTuple):
 
 
 def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
-    """Return the NumPy dtype of a layer's dtype argument, a Keras dtype policy included."""
+    """Return the NumPy dtype of a layer's dtype argument, a Keras dtype policy included.
+
+    NumPy has no bfloat16 of its own; the package ml_dtypes, which CuPy uses too, brings it.
+    """
     name = dtype
     if isinstance(name, dict):  # Keras 3 serialises its policies as nested objects
         name = name.get("config", {}).get("name", name)
@@ -185,40 +204,64 @@ def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
         name = np.dtype(name).name
     if name is None:
         name = "float32"
+    if name == "bfloat16":
+        try:
+            from ml_dtypes import bfloat16
+        except ImportError as error:
+            raise BackendError(f"{what}: bfloat16 needs the package ml_dtypes ({error})") from None
+        return np.dtype(bfloat16)
     if not isinstance(name, str) or name not in FLOATS:
-        raise ValueError(f"{what}: expected 'float32' or 'float64', came {dtype!r}")
+        raise ValueError(
+            f"{what}: expected 'float32' or 'float64', or on GPUs 'float16' or 'bfloat16', "
+            f"came {dtype!r}"
+        )
     return FLOATS[name]
 
 
-def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
+def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     """Return ``value`` as an array of ``dtype``, without ever casting down.
 
-    Integers, bools and Python numbers take the layer's dtype; narrower floats widen to it.
+    Integers, bools and Python numbers take the layer's dtype; narrower floats widen to it. An array
+    stays where it is, in host memory (NumPy) or on a device (CuPy).
+
+    Parameters
+    ----------
+    like : array, optional
+        Where the call's arrays are; Python numbers and lists follow it.
 
     Raises
     ------
     TypeError
-        Complex or non-numeric values, a wider float than ``dtype``, or a device array.
+        Complex or non-numeric values, a wider float than ``dtype``, or an array that is not where
+        ``like`` is.
     """
-    if type(value) is np.ndarray and value.dtype == dtype:
+    if type(value) is np.ndarray and value.dtype == dtype and not on_device(like):
         return value
-    if type(value).__module__.partition(".")[0] == "cupy":
-        raise BackendError(
-            f"{what}: expected a host array, came a CuPy array; this version of fastgru has no "
-            "GPU backend, so move the data with cupy.asnumpy(...)"
-        )
+    if like is not None:
+        check_place(value, like, what)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .data, and "
             "what to skip as mask=... (True = use the step)"
         )
-    if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+    array: Any
+    if place(value) == "device":
+        array = device_array(value, what)
+    elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         array = np.from_dlpack(value)
     else:
         try:
             array = np.asarray(value)
         except ValueError as error:  # ragged lists
             raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
+        except TypeError as error:  # what it is made of does not become an array
+            raise TypeError(f"{what}: expected an array, came {error}") from None
+    array = _cast_up(array, dtype, what, python_data=place(value) is None and _is_numbers(value))
+    return np.asarray(array, like=like) if on_device(like) else array
+
+
+def _cast_up(array: Any, dtype: np.dtype, what: str, python_data: bool) -> Any:
+    """Return an array in ``dtype`` where that loses nothing, or raise."""
     if array.dtype == dtype:
         return array.astype(dtype, copy=False)  # the native byte order, no copy if it is already
     kind = array.dtype.kind
@@ -226,7 +269,7 @@ def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
         raise TypeError(f"{what}: expected real numbers, came {array.dtype}; pass .real or .imag")
     if kind in "biu":
         return array.astype(dtype)
-    if kind == "f" and _is_python_data(value):  # Python floats never widen a layer
+    if kind == "f" and python_data:  # Python floats never widen a layer
         with np.errstate(over="ignore"):
             narrow = array.astype(dtype)
         if np.isinf(narrow).any() and not np.isinf(array).any():
@@ -245,10 +288,10 @@ def as_array(value: Any, dtype: np.dtype, what: str) -> np.ndarray:
     )
 
 
-def _is_python_data(value: Any) -> bool:
+def _is_numbers(value: Any) -> bool:
     """Say whether all leaves of nested lists are Python numbers."""
     if isinstance(value, (list, tuple)):
-        return all(_is_python_data(part) for part in value)
+        return all(_is_numbers(part) for part in value)
     return isinstance(value, (int, float)) and not isinstance(value, np.generic)
 
 
@@ -262,15 +305,19 @@ def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hin
     raise ValueError(f"{what}: expected shape {hint} = {wanted}, came {array.shape}")
 
 
-def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str) -> np.ndarray:
-    """Validate an ``out=`` argument and return it."""
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out: expected a NumPy array, came {type(out).__name__}")
+def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str, like: Any) -> Any:
+    """Validate an ``out=`` argument, which is where ``like`` is, and return it."""
+    check_place(out, like, "out")
+    name, right = "NumPy", isinstance(out, np.ndarray) and not isinstance(out, np.ma.MaskedArray)
+    if on_device(like):
+        name, right = "CuPy", on_device(out)
+    if not right:
+        raise TypeError(f"out: expected a {name} array, came {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"out: expected dtype {dtype.name}, came {out.dtype}")
     if out.shape != shape:
         raise ValueError(f"out: expected shape {hint} = {shape}, came {out.shape}")
-    if not out.flags.writeable:
+    if not on_device(out) and not out.flags.writeable:  # CuPy's arrays always are
         raise ValueError("out: expected a writeable array, came a read-only one")
     return out
 

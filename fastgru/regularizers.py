@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgru.device import plain
 from fastgru.serialization import Configured, get_object, named, serialize_object
 
 
@@ -37,7 +38,7 @@ class L1L2(Regularizer):
 
     def __call__(self, x: Any) -> Any:
         """Give the penalty of `x`, a scalar of its dtype."""
-        x = np.asarray(x)
+        x = plain(x)
         penalty = x.dtype.type(0)
         if self.l1:
             penalty += self.l1 * np.sum(np.abs(x))
@@ -47,7 +48,7 @@ class L1L2(Regularizer):
 
     def gradient(self, x: Any) -> Any:
         """Give the penalty's gradient, shape and dtype of `x`; 0 where ``abs(x)`` has its kink."""
-        x = np.asarray(x)
+        x = plain(x)
         return self.l1 * np.sign(x) + (2 * self.l2) * x
 
 
@@ -115,7 +116,7 @@ class OrthogonalRegularizer(Regularizer):
 
     def _normalized(self, x: Any) -> tuple[np.ndarray, np.ndarray, float]:
         """Give the unit rows (or columns, as rows), their norms, and the penalty of one |cos|."""
-        x = np.asarray(x)
+        x = plain(x)
         if x.ndim != 2:
             raise ValueError(f"OrthogonalRegularizer: expected a matrix, got shape {x.shape}.")
         rows = x if self.mode == "rows" else x.T

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from fastgru.device import follow, on_device, plain
 from fastgru.problem import as_array
 
 if TYPE_CHECKING:
@@ -25,11 +26,17 @@ class Variable(NDArrayOperatorsMixin):
     regularizer, constraint : callable, optional
     on_write : callable, optional
         Called without arguments after every write.
+    roams : bool
+        Whether the value stays where it was assigned from, as states do; weights do not.
 
     Notes
     -----
     ``value`` is a read-only array that is never written to: `assign` puts a new array in its
     place, so that a running call keeps the old one whole.
+
+    Weights are in host memory, and backends keep copies where they compute; an array of a device
+    is copied to the host when it is assigned. The states of a stateful layer stay where the last
+    call left them. CuPy has no read-only arrays, so ``value`` of a state on a device is a copy.
     """
 
     def __init__(
@@ -41,18 +48,20 @@ class Variable(NDArrayOperatorsMixin):
         regularizer: Any = None,
         constraint: Any = None,
         on_write: Callable[[], None] | None = None,
+        roams: bool = False,
     ) -> None:
-        self._value = _frozen_copy(np.asarray(value))
+        self._value: Any = _frozen_copy(plain(value))
         self.name = name
         self.trainable = trainable
         self.regularizer = regularizer
         self.constraint = constraint
         self._on_write = on_write
+        self.roams = roams
 
     @property
-    def value(self) -> np.ndarray:
+    def value(self) -> Any:
         """The array, read-only."""
-        return self._value
+        return self._value.copy() if on_device(self._value) else self._value
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -91,19 +100,21 @@ class Variable(NDArrayOperatorsMixin):
 
     def assign_add(self, value: Any) -> np.ndarray:
         """Add ``value``; return the new value."""
-        return self.assign(self._value + self._operand(value))
+        operand = self._operand(value)
+        return self.assign(follow(self._value, operand) + operand)
 
     def assign_sub(self, value: Any) -> np.ndarray:
         """Subtract ``value``; return the new value."""
-        return self.assign(self._value - self._operand(value))
+        operand = self._operand(value)
+        return self.assign(follow(self._value, operand) - operand)
 
     def numpy(self) -> np.ndarray:
-        """Return a copy that may be written to."""
-        return self._value.copy()
+        """Return a copy in host memory that may be written to."""
+        return self._value.get() if on_device(self._value) else self._value.copy()
 
-    def checked(self, value: Any) -> np.ndarray:
+    def checked(self, value: Any) -> Any:
         """Return ``value`` as an array that `assign` takes, or raise; nothing is written."""
-        array = as_array(value, self._value.dtype, self.name)
+        array = self._operand(value)
         if array.shape != self._value.shape:
             raise ValueError(
                 f"{self.name}: expected shape {self._value.shape}, came {array.shape}; "
@@ -111,11 +122,17 @@ class Variable(NDArrayOperatorsMixin):
             )
         return array
 
-    def _operand(self, value: Any) -> np.ndarray:
+    def _operand(self, value: Any) -> Any:
         return as_array(value, self._value.dtype, self.name)
 
-    def _store(self, value: np.ndarray) -> None:
-        self._value = _frozen_copy(value)
+    def _store(self, value: Any) -> None:
+        self._value = _frozen_copy(value if self.roams or not on_device(value) else value.get())
+
+    def __dlpack__(self, **how: Any) -> Any:
+        return self.value.__dlpack__(**how)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self._value.__dlpack_device__()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if dtype is not None and np.dtype(dtype) != self._value.dtype:
@@ -150,7 +167,9 @@ class Variable(NDArrayOperatorsMixin):
         self._value = _frozen_copy(self._value)  # pickle and deepcopy give writeable arrays
 
 
-def _frozen_copy(array: np.ndarray) -> np.ndarray:
-    array = np.array(array, order="C")
+def _frozen_copy(array: Any) -> Any:
+    array = np.copy(array, order="C")
+    if on_device(array):
+        return array
     array.setflags(write=False)
     return array.view()  # a view of read-only memory cannot be made writeable again

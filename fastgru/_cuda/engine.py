@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import copy
 import functools
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from fastgru._cuda import source
+from fastgru.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 # cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
 _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -107,6 +109,13 @@ class CupyEngine:
             shared_bytes = limits["MaxSharedMemoryPerBlockOptin"]
             self._residency = (limits["MultiProcessorCount"], shared_bytes)
 
+    def describe(self) -> str:
+        """Return the device's name and the versions, for `fastgru.show_config`."""
+        runtime = self._cupy.cuda.runtime
+        name = runtime.getDeviceProperties(runtime.getDevice())["name"].decode()
+        versions = f"runtime {runtime.runtimeGetVersion()}, driver {runtime.driverGetVersion()}"
+        return f"{name}, CUDA {versions}, CuPy {self._cupy.__version__}"
+
     def array(self, values: Any) -> Any:
         """Return ``values`` as a C-contiguous array of this device, itself if it is one."""
         return self._cupy.asarray(values, order="C")
@@ -195,6 +204,35 @@ def current() -> CupyEngine:
     import cupy
 
     return _engine(cupy.cuda.runtime.getDevice())
+
+
+def missing() -> str | None:
+    """Return what keeps CuPy from computing on this machine, None for nothing."""
+    try:
+        with reported():
+            import cupy
+
+            cupy.cuda.runtime.getDevice()
+    except ImportError as error:
+        return f"CuPy is missing ({error}); pip install 'fastgru[cuda12]' or 'fastgru[cuda13]'"
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Raise BackendError, with the status' name, for what CuPy and CUDA's libraries raise.
+
+    MemoryError stays what it is, and so does what is not theirs.
+    """
+    try:
+        yield
+    except Exception as error:
+        theirs = type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends", "cuda")
+        if isinstance(error, MemoryError) or not theirs:
+            raise
+        raise BackendError(f"CUDA: {type(error).__name__}: {error}") from error
 
 
 @functools.cache

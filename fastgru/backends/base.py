@@ -18,6 +18,9 @@ class Backend(Protocol):
 
     name: str
 
+    def missing(self) -> str | None:
+        """Return what this machine lacks to run the backend at all, None for nothing."""
+
     def supports(self, problem: GRUProblem) -> str | None:
         """Return None when `forward` can serve the problem, else the reason it cannot."""
 

@@ -44,6 +44,7 @@ _THREAD_FUNCTIONS = (
 # Read when the extension loads the runtime; one that another package has loaded is not ours to set.
 _SPINNING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
 
+ON_DEVICE = "the arrays are on a device"
 _native: Any = None  # the extensions, once they are imported
 _fused: Any = None
 _products: Any = None
@@ -124,11 +125,16 @@ class CPUBackend:
 
     name = "cpu"
 
+    def missing(self) -> str | None:
+        """Return why the extension could not be imported, None when it was."""
+        _load()
+        return _missing
+
     def supports(self, problem: GRUProblem) -> str | None:
         """Return None when `forward` can serve the problem, else the reason it cannot."""
         if _native is None and _load() is None:
             return _missing
-        return _reason(problem.spec)
+        return ON_DEVICE if problem.on_device else _reason(problem.spec)
 
     def supports_backward(self, problem: GRUProblem) -> str | None:
         """Return None when `backward` can serve the problem, else the reason it cannot."""
@@ -236,7 +242,8 @@ class CPUBackend:
         self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
     ) -> Any:
         """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
-        if _load() is None or _forced_kernel == "blas" or not _fused.lanes(4):
+        halves = states[0].itemsize < 4
+        if _load() is None or _forced_kernel == "blas" or halves or not _fused.lanes(4):
             return None
         from fastgru._native._stream import Stepper
 
@@ -245,6 +252,8 @@ class CPUBackend:
 
 def _reason(spec: GRUSpec) -> str | None:
     """Return why the extension cannot compute a spec; it must be loaded."""
+    if spec.dtype.itemsize < 4:
+        return f"dtype {spec.dtype.name} is for CuPy arrays"
     for act in (spec.activation, spec.recurrent_activation):
         if type(act) is not Activation:
             return f"activation {getattr(act, '__name__', act)!r} is custom Python code"

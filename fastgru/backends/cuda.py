@@ -45,8 +45,14 @@ class CudaBackend:
     def __init__(self, engine: engines.Engine | None = None) -> None:
         self._engine = engine
 
+    def missing(self) -> str | None:
+        """Return what this machine lacks, None for nothing."""
+        return None if self._engine else engines.missing()
+
     def supports(self, problem: GRUProblem) -> str | None:
         """Return None when `forward` can serve the problem, else the reason it cannot."""
+        if not (problem.on_device or self._engine):
+            return "the arrays are in host memory"
         spec = problem.spec
         for act in (spec.activation, spec.recurrent_activation):
             if type(act) is not Activation:
@@ -67,8 +73,9 @@ class CudaBackend:
         keep_gates: bool = True,
     ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
-        engine = self._engine or engines.current()
-        return Call(engine, problem, weights).forward(save, keep_gates)
+        with engines.reported():
+            engine = self._engine or engines.current()
+            return Call(engine, problem, weights).forward(save, keep_gates)
 
     def backward(
         self,
@@ -83,13 +90,14 @@ class CudaBackend:
 
         The workspace is overwritten.
         """
-        engine = self._engine or engines.current()
-        if workspace is None:
-            if problem.out is not None:  # the caller's, who may have written there since
-                problem = copy.copy(problem)
-                problem.out = None
-            workspace = Call(engine, problem, weights).forward(True, True).workspace
-        return Call(engine, problem, weights).backward(states, dy, dstate, workspace)
+        with engines.reported():
+            engine = self._engine or engines.current()
+            if workspace is None:
+                if problem.out is not None:  # the caller's, who may have written there since
+                    problem = copy.copy(problem)
+                    problem.out = None
+                workspace = Call(engine, problem, weights).forward(True, True).workspace
+            return Call(engine, problem, weights).backward(states, dy, dstate, workspace)
 
 
 class _Packed(NamedTuple):
@@ -110,9 +118,10 @@ def _packed(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> _Pack
     packed: _Packed | None = per_device.get(engine)
     if packed is not None and packed.spec == spec:
         return packed
-    bias = np.zeros((4, spec.units), source.sum_dtype(spec.dtype))
+    shape, sums = (4, spec.units), source.sum_dtype(spec.dtype)
+    bias = np.zeros_like(weights.kernel, sums, "C", shape=shape)  # on the host or on the device
     if weights.bias is not None:
-        rows = np.atleast_2d(weights.bias).reshape(-1, 3, spec.units)
+        rows = weights.bias.astype(sums).reshape(-1, 3, spec.units)
         bias[:3] = rows[0]
         if spec.reset_after:
             bias[:2] += rows[1, :2]

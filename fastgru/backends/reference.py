@@ -20,21 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUWeights
+from fastgru.device import follow
+from fastgru.problem import HOST_FLOATS, GRUGrads, GRUOutput, GRUProblem, GRUWeights
 
 
 class ReferenceBackend:
-    """Forward and backward from the equations; float32 and float64, any activation."""
+    """Forward and backward from the equations, any activation, wherever the arrays are."""
 
     name = "reference"
 
+    def missing(self) -> None:
+        """Return None: NumPy is there."""
+
     def supports(self, problem: GRUProblem) -> str | None:
-        """Return None: every problem is served."""
-        return None
+        """Return None, or that the host has no arithmetic in halves."""
+        name = problem.spec.dtype.name
+        if problem.on_device or name in HOST_FLOATS:
+            return None
+        return f"dtype {name} is for CuPy arrays"
 
     def supports_backward(self, problem: GRUProblem) -> str | None:
-        """Return None: every problem is served."""
-        return None
+        """Return the same as `supports`."""
+        return self.supports(problem)
 
     def forward(
         self,
@@ -49,10 +56,10 @@ class ReferenceBackend:
         steps, batch, _ = x.shape
         units, dtype = p.spec.units, p.spec.dtype
         step = _Step(p, weights)
-        h = np.zeros((batch, units), dtype) if p.h0 is None else p.h0.copy()
-        previous = np.zeros((batch, units), dtype)  # the output before the first valid step
-        y = np.empty((batch, steps, units), dtype) if p.return_sequences else None
-        states = np.empty((batch, steps, units), dtype) if save else None
+        previous = _zeros(x, batch, units)  # the output before the first valid step
+        h = previous if p.h0 is None else p.h0.copy()
+        y = _zeros(x, batch, steps, units) if p.return_sequences else None
+        states = _zeros(x, batch, steps, units) if save else None
         x_part = step.input_part(x)
         for s in range(steps):
             if resets is not None:
@@ -100,17 +107,18 @@ class ReferenceBackend:
         units, dtype = p.spec.units, p.spec.dtype
         step = _Step(p, weights)
 
-        h_prev = np.empty((steps, batch, units), dtype)
+        h_prev = _zeros(x, steps, batch, units)
         if steps:
-            h_prev[0] = 0 if p.h0 is None else p.h0
+            if p.h0 is not None:
+                h_prev[0] = p.h0
             h_prev[1:] = states.transpose(1, 0, 2)[:-1]
             if resets is not None:
                 h_prev[resets] = 0
         z, r, n, a_z, a_r, a_n, q = step.gates(step.input_part(x), h_prev)
         dout = _output_gradient_per_step(p, dy, valid, steps, batch)
 
-        carry = np.zeros((batch, units), dtype) if dstate is None else dstate.astype(dtype)
-        da = np.zeros((steps, batch, 3, units), dtype)  # gradient of the arguments, z r h
+        carry = _zeros(x, batch, units) if dstate is None else dstate.astype(dtype)
+        da = _zeros(x, steps, batch, 3, units)  # gradient of the arguments, z r h
         dq = da if not p.spec.reset_after else np.zeros_like(da)
         for s in range(steps - 1, -1, -1):
             dh = carry + dout[s]
@@ -122,25 +130,30 @@ class ReferenceBackend:
                 through_reset = da_n @ step.u[2].T
                 dr = through_reset * step.recurrent_input(h_prev[s], 2)
             da_r = vjp(p.spec.recurrent_activation, a_r[s], r[s], dr)
+            dq_n = da_n * r[s]
             before = dh * z[s]
             before += step.recurrent_input(da_z @ step.u[0].T, 0)
             before += step.recurrent_input(da_r @ step.u[1].T, 1)
             if through_reset is None:
-                before += step.recurrent_input((da_n * r[s]) @ step.u[2].T, 2)
+                before += step.recurrent_input(dq_n @ step.u[2].T, 2)
             else:
                 before += step.recurrent_input(through_reset * r[s], 2)
-            used = np.ones(batch, bool) if valid is None else valid[s]
-            carry = np.where(used[:, None], before, carry)
-            da[s, used, 0], da[s, used, 1], da[s, used, 2] = da_z[used], da_r[used], da_n[used]
+            if valid is not None:
+                used = valid[s, :, None]
+                before = np.where(used, before, carry)
+                da_z, da_r, da_n, dq_n = (
+                    np.where(used, d, dtype.type(0)) for d in (da_z, da_r, da_n, dq_n)
+                )
+            carry = before
+            da[s, :, 0], da[s, :, 1], da[s, :, 2] = da_z, da_r, da_n
             if p.spec.reset_after:
-                dq[s, used, :2] = da[s, used, :2]
-                dq[s, used, 2] = (da_n * r[s])[used]
+                dq[s, :, 0], dq[s, :, 1], dq[s, :, 2] = da_z, da_r, dq_n
             if resets is not None:
                 carry = np.where(resets[s, :, None], dtype.type(0), carry)
 
         dx = np.zeros_like(x)
-        dkernel = np.empty((inputs, 3, units), dtype)
-        drecurrent = np.empty((units, 3, units), dtype)
+        dkernel = _zeros(x, inputs, 3, units)
+        drecurrent = _zeros(x, units, 3, units)
         for g in range(3):
             dx += step.gate_input(da[:, :, g] @ step.w[g].T, g)
             dkernel[:, g] = np.einsum(
@@ -173,16 +186,18 @@ class _Step:
     def __init__(self, problem: GRUProblem, weights: GRUWeights) -> None:
         spec, units = problem.spec, problem.spec.units
         self.spec = spec
-        self.dropout = problem.dropout
-        self.recurrent_dropout = problem.recurrent_dropout
+        arrays: list[Any] = [problem.dropout, problem.recurrent_dropout]
+        arrays += [weights.kernel, weights.recurrent_kernel, weights.bias]
+        arrays = [None if array is None else follow(array, problem.x) for array in arrays]
+        self.dropout, self.recurrent_dropout, kernel, recurrent_kernel, bias = arrays
         gates = [slice(g * units, (g + 1) * units) for g in range(3)]
-        self.w = [weights.kernel[:, g] for g in gates]
-        self.u = [weights.recurrent_kernel[:, g] for g in gates]
+        self.w = [kernel[:, g] for g in gates]
+        self.u = [recurrent_kernel[:, g] for g in gates]
         zero = spec.dtype.type(0)
         self.b: list[Any] = [zero] * 3
         self.c: list[Any] = [zero] * 3
-        if weights.bias is not None:
-            rows = np.atleast_2d(weights.bias)
+        if bias is not None:
+            rows = np.atleast_2d(bias)
             self.b = [rows[0, g] for g in gates]
             if spec.reset_after:
                 self.c = [rows[1, g] for g in gates]
@@ -227,9 +242,13 @@ class _Step:
         return z * h + (1 - z) * n
 
 
+def _zeros(like: Any, *shape: int) -> Any:
+    return np.zeros_like(like, order="C", shape=shape)
+
+
 def activate(activation: Any, x: np.ndarray) -> np.ndarray:
     """Return act(x); a custom function may neither widen the dtype nor change the shape."""
-    y = np.asarray(activation(x))
+    y = np.asarray(activation(x), like=x)
     if y.shape != x.shape:
         raise ValueError(
             f"activation {activation!r}: expected it to keep the shape {x.shape}, came {y.shape}"
@@ -248,7 +267,7 @@ def _in_processing_order(
     p: GRUProblem,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return x (T, B, I) with masked steps zeroed, valid (T, B) and resets (T, B)."""
-    valid = p.mask.valid(p.x.shape[1])
+    valid = p.mask.valid(p.x.shape[1], p.x)
     x = p.x
     if valid is not None:
         x = np.where(valid[:, :, None], x, p.spec.dtype.type(0))  # NaN there must not spread
@@ -272,7 +291,7 @@ def _output_gradient_per_step(
     A masked output repeats the last valid one, so its gradient belongs to that step; before the
     first valid step, and with zero_output_for_mask, it belongs to nobody.
     """
-    dout = np.zeros((steps, batch, p.spec.units), p.spec.dtype)
+    dout = _zeros(p.x, steps, batch, p.spec.units)
     if dy is None or not steps:
         return dout
     if p.return_sequences:

@@ -263,7 +263,7 @@ class Bidirectional(SequenceLayer):
             half.prepare(sequences, start, *middle, None, num_threads)
             for half, start in zip(self.halves, starts, strict=True)
         ]
-        return BothCalls(parts, self._check_out(parts[0].shape, out))
+        return BothCalls(parts, self._check_out(parts[0], out))
 
     def start(self, call: BothCalls) -> None:
         """Build what is not built, and draw the dropout masks of a prepared call."""
@@ -271,15 +271,14 @@ class Bidirectional(SequenceLayer):
             half.start(part)
         self.built = True
 
-    def _check_out(self, shape: tuple[int, ...], out: Any) -> np.ndarray | None:
+    def _check_out(self, call: Call, out: Any) -> Any:
         if out is None:
             return None
         if self.merge_mode is None:
             raise ValueError("out: merge_mode=None gives two outputs; out= takes one, so leave it")
-        merged: Any = self.compute_output_shape(shape)
-        return check_out(
-            out, merged[0] if self.return_state else merged, self._dtype, "the output's"
-        )
+        merged: Any = self.compute_output_shape(call.shape)
+        shape = merged[0] if self.return_state else merged
+        return check_out(out, shape, self._dtype, "the output's", call.x)
 
     def _merge(
         self, outputs: list[Any], out: np.ndarray | None
@@ -332,9 +331,10 @@ class Bidirectional(SequenceLayer):
             if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
                 raise ValueError(f"state_gradients: expected a list of {2 * count}")
             batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
+            like = kept["tapes"][0].kept["x"]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
             for half, given in zip(self.halves, dstates, strict=True):
-                check_states(half, given, batch, "state_gradients")
+                check_states(half, given, batch, "state_gradients", like)
         first, second = (
             half.backward(part, d, ds)
             for half, part, d, ds in zip(
@@ -356,7 +356,7 @@ class Bidirectional(SequenceLayer):
 
     def _split(self, kept: dict[str, Any], gradients: Any) -> tuple[Any, Any]:
         """Return the gradients of the two outputs, in input order of time."""
-        shapes = kept["shapes"]
+        shapes, like = kept["shapes"], kept["tapes"][0].kept["x"]
         if self.merge_mode is None:
             if gradients is None:
                 return None, None
@@ -365,7 +365,7 @@ class Bidirectional(SequenceLayer):
                     "output_gradients: merge_mode=None expects a list of two, one for each output"
                 )
             first, second = (
-                gradient_array(g, shape, self._dtype, f"output_gradients[{i}]", "the output's")
+                gradient_array(g, shape, like, f"output_gradients[{i}]", "the output's")
                 for i, (g, shape) in enumerate(zip(gradients, shapes, strict=True))
             )
             return first, second
@@ -373,7 +373,7 @@ class Bidirectional(SequenceLayer):
         wanted = shapes[0]
         if self.merge_mode == "concat":
             wanted = (*wanted[:-1], units + shapes[1][-1])
-        d = gradient_array(gradients, wanted, self._dtype, "output_gradients", "the output's")
+        d = gradient_array(gradients, wanted, like, "output_gradients", "the output's")
         if d is None:
             return None, None
         if self.merge_mode == "concat":

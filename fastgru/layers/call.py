@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru import dispatch
+from fastgru.device import follow, overlap
 from fastgru.layers.base import build_lock
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.stacked import cell_output_size
@@ -29,7 +30,7 @@ class Call:
 
     Attributes
     ----------
-    x : ndarray, shape (B, T, I)
+    x : array, shape (B, T, I), NumPy's or CuPy's, as all of the call's arrays
     shape : tuple
         Of the sequences as they came.
     mask : MaskPlan
@@ -87,25 +88,26 @@ class Call:
                 f"sequences: expected I = {cells[0].spec.input_dim} features, as {layer.name} was "
                 f"built, came {inputs} (shape {self.shape})"
             )
-        self.x: np.ndarray = x
-        self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major)
-        self.resets = plan_resets(reset_mask, batch, steps, layer.time_major)
+        self.x: Any = x
+        self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major, x)
+        self.resets = plan_resets(reset_mask, batch, steps, layer.time_major, x)
         if not (training is None or isinstance(training, (bool, int, np.bool_))):
             raise TypeError(f"training: expected True or False, came {training!r}")
         self.training = bool(training)
         self.num_threads = check_num_threads(num_threads)
-        self.states = start_states(layer, initial_state, batch)
+        self.states = start_states(layer, initial_state, x)
         self.out: np.ndarray | None = None
         self.out_copy: np.ndarray | None = None
         if out is not None:
             self._place_output(layer, out, mask, reset_mask)
         if layer.time_major and layer.return_sequences and self.out is None:
             # The user's (T, B, H) array is contiguous, whatever order a backend works in.
-            y = np.empty((steps, batch, cell_output_size(layer.cell)), dtype)
+            shape = (steps, batch, cell_output_size(layer.cell))
+            y = np.empty_like(x, dtype, "C", shape=shape)
             self.out = y.transpose(1, 0, 2)
         self.problems = self._problems(layer) if cells else []
-        if layer.use_cudnn is True:
-            self._refuse_cudnn(layer)
+        if layer.use_cudnn is True and not cells:
+            raise ValueError(f"{layer.name}: use_cudnn=True needs GRUCell, came a custom cell")
 
     def start(self, layer: RNN) -> None:
         """Build what is not built, and draw the dropout masks."""
@@ -130,11 +132,11 @@ class Call:
         if swap:
             shape = (steps, batch, units)
         hint = ("(T, B, H)" if swap else "(B, T, H)") if layer.return_sequences else "(B, H)"
-        view = check_out(out, shape, layer._dtype, hint)
+        view = check_out(out, shape, layer._dtype, hint, self.x)
         if swap:
             view = view.transpose(1, 0, 2)
         arrays = [self.x, *flatten(self.states or []), *inputs]
-        if any(isinstance(a, np.ndarray) and np.may_share_memory(view, a) for a in arrays):
+        if any(overlap(view, a) for a in arrays):
             self.out_copy = view
         else:
             self.out = view
@@ -173,30 +175,24 @@ class Call:
                 layer.zero_output_for_mask,
                 self.out if last else None,
                 self.num_threads,
+                layer.use_cudnn,
+                layer.unroll,
             )
             if self.training:
                 problem.dropout, problem.recurrent_dropout = cell.placeholders((batch, inputs))
             result.append((cell, problem, dispatch.choose(problem)))
             if reverse and not last:  # what comes out is in processing order already
-                mask = mask.reversed(steps)
-                resets = None if resets is None else np.ascontiguousarray(resets[:, ::-1])
+                mask = mask.reversed(steps, self.x)
+                if resets is not None:
+                    resets = np.ascontiguousarray(resets[:, ::-1], like=resets)
                 reverse = False
             inputs = cell.units
         return result
 
-    def _refuse_cudnn(self, layer: RNN) -> None:
-        """Raise the error of use_cudnn=True: no cuDNN backend is in the list."""
-        reasons = ["the cell is not a GRUCell"]
-        for _, problem, _ in self.problems:
-            reasons = dispatch.cudnn_reasons(problem, layer.unroll)
-        raise ValueError(
-            f"{layer.name}: use_cudnn=True was asked for, and cuDNN cannot serve this call: "
-            f"{'; '.join(reasons)}; use_cudnn='auto' takes what can"
-        )
 
-
-def start_states(layer: RNN, initial: Any, batch: int) -> list[Any] | None:
-    """Return the states a call starts from, in the cell's nesting; None means its default."""
+def start_states(layer: RNN, initial: Any, x: Any) -> list[Any] | None:
+    """Return the states a call on x starts from, in the cell's nesting; None means its default."""
+    batch = x.shape[0]
     if layer.stateful and layer.states is not None:
         expected = flatten(layer.states)[0].shape[0]
         if batch != expected:
@@ -205,14 +201,14 @@ def start_states(layer: RNN, initial: Any, batch: int) -> list[Any] | None:
                 f"B = {batch}; use the same batch size or build another layer"
             )
     if initial is not None:
-        return check_states(layer, initial, batch, "initial_state")
+        return check_states(layer, initial, batch, "initial_state", x)
     if layer.stateful and layer.states is not None:
-        return list(map_nested(lambda v: v.value, layer.states))
+        return list(map_nested(lambda v: follow(v.value, x), layer.states))
     return None
 
 
-def check_states(layer: RNN, initial: Any, batch: int, what: str) -> list[Any]:
-    """Return the user's states in the cell's nesting, each an array (B, size)."""
+def check_states(layer: RNN, initial: Any, batch: int, what: str, like: Any) -> list[Any]:
+    """Return the user's states in the cell's nesting, each an array (B, size), where like is."""
     dtype = layer._dtype
 
     def one(value: Any, size: Any, name: str) -> Any:
@@ -224,7 +220,7 @@ def check_states(layer: RNN, initial: Any, batch: int, what: str) -> list[Any]:
             ]
         if isinstance(value, (list, tuple)) and len(value) == 1:
             value = value[0]
-        array = as_array(value, dtype, name)
+        array = as_array(value, dtype, name, like)
         check_shape(array, (batch, size), name, "(B, H)")
         return array
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastgru import activations, constraints, dispatch, initializers, regularizers
+from fastgru.device import follow, on_device
 from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
 from fastgru.layers.base import Layer, build_lock
 from fastgru.layers.config import keras_config
@@ -112,6 +113,7 @@ class GRUCell(Layer):
         self.recurrent_dropout = _rate(recurrent_dropout, "recurrent_dropout")
         self.implementation = 1 if self.recurrent_dropout else int(implementation)
         self.reset_after = bool(reset_after)
+        self.precision: str | None = None  # GRU sets it; Keras' cells have no such argument
         self.seed = seed
         self.seed_generator = DropoutGenerator(seed)
         self.state_size = self.output_size = self.units
@@ -158,6 +160,7 @@ class GRUCell(Layer):
             self.recurrent_activation,
             self.use_bias,
             self.reset_after,
+            self.precision,
         )
 
     def forget(self) -> None:
@@ -241,7 +244,7 @@ class GRUCell(Layer):
         check_shape(x, (None, self.spec.input_dim if self.spec else None), "inputs", "(B, I)")
         if nested and len(states) != 1:
             raise ValueError(f"states: expected one state (B, H), came {len(states)}")
-        h0 = as_array(states[0] if nested else states, self._dtype, "states")
+        h0 = as_array(states[0] if nested else states, self._dtype, "states", x)
         check_shape(h0, (x.shape[0], self.units), "states", "(B, H)")
         if not self.built:
             with build_lock:
@@ -326,13 +329,13 @@ class GRUCell(Layer):
         if self._dropout_mask is None and self.dropout:
             masks = self._draw(INPUT, np.shape(step_input))
             self._dropout_mask = list(masks) if len(masks) == 3 else masks[0]
-        return self._dropout_mask
+        return _follow_all(self._dropout_mask, step_input)
 
     def get_recurrent_dropout_mask(self, step_input: Any) -> Any:
         """Return the three masks (B, H) of the state; None without recurrent_dropout."""
         if self._recurrent_dropout_mask is None and self.recurrent_dropout:
             self._recurrent_dropout_mask = list(self._draw(RECURRENT, np.shape(step_input)))
-        return self._recurrent_dropout_mask
+        return _follow_all(self._recurrent_dropout_mask, step_input)
 
     def reset_dropout_mask(self) -> None:
         """Forget the input mask, so that the next call draws another."""
@@ -376,6 +379,13 @@ class GRUCell(Layer):
     ) -> GRUCell:
         """Build a cell from a config of this library, of Keras 3 or of Keras 2."""
         return cls(**keras_config(config, custom_objects, needs="units"))
+
+
+def _follow_all(masks: Any, like: Any) -> Any:
+    """Return masks, one or a list of them or None, where ``like`` is."""
+    if not on_device(like) or masks is None:
+        return masks
+    return [follow(m, like) for m in masks] if isinstance(masks, list) else follow(masks, like)
 
 
 def input_dim(shape: Any) -> int:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 
 from fastgru import regularizers
+from fastgru.device import follow
 from fastgru.dropout import INPUT, RECURRENT
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
+from fastgru.problem import float_dtype
 
 
 class GRU(RNN):
@@ -39,9 +41,11 @@ class GRU(RNN):
         As for `RNN`.
     implementation : {1, 2}
         1 draws one dropout mask per gate, 2 one for all; recurrent_dropout > 0 forces 1.
-    dtype : {"float32", "float64"}
-    precision : None
-        None computes in the dtype itself; "tf32" is for GPUs.
+    dtype : {"float32", "float64", "float16", "bfloat16"}
+        The last two are for CuPy arrays.
+    precision : {None, "tf32"}
+        "tf32" lets GPUs round the factors of float32 products to 10 bits, for speed; None, as on
+        the CPU, computes in the dtype itself.
     name : str, optional
     trainable : bool
 
@@ -99,10 +103,9 @@ class GRU(RNN):
             raise ValueError(f"use_cudnn: expected 'auto', True or False, came {use_cudnn!r}")
         if precision not in (None, "tf32"):
             raise ValueError(f"precision: expected None or 'tf32', came {precision!r}")
-        if precision == "tf32":
+        if precision == "tf32" and float_dtype(dtype) != np.float32:
             raise ValueError(
-                "precision: 'tf32' is for GPUs, and this version of fastgru has no GPU backend; "
-                "use None"
+                f"precision: 'tf32' is a precision of float32 products, came dtype {dtype!r}"
             )
         cell = GRUCell(
             units,
@@ -126,6 +129,7 @@ class GRU(RNN):
             dtype=dtype,
             name="gru_cell",
         )
+        cell.precision = precision
         super().__init__(
             cell,
             return_sequences,
@@ -141,7 +145,6 @@ class GRU(RNN):
             trainable=trainable,
         )
         self.use_cudnn = use_cudnn
-        self.precision = precision
 
     def get_dropout_mask_for_cell(self, inputs: Any, training: Any, count: int = 1) -> Any:
         """Return dropout masks in the shape of ``inputs``, as TF 2.x's layers do.
@@ -171,6 +174,7 @@ class GRU(RNN):
         elif masks is None or masks.shape != (count, *shape):
             masks = self.cell.seed_generator.draw(stream, shape, rate, self._dtype, count)
             self.cell.masks_for_cell[stream] = masks
+        masks = follow(masks, inputs)
         return list(masks) if count > 1 else masks[0]
 
     def get_config(self) -> dict[str, Any]:
@@ -179,6 +183,8 @@ class GRU(RNN):
         for key in ("name", "trainable", "dtype"):
             del cell[key]
         activity = regularizers.serialize(self.activity_regularizer)
+        if self.cell.precision is not None:
+            cell["precision"] = self.cell.precision
         return {**self.sequence_config(), **cell, "activity_regularizer": activity}
 
     @classmethod
@@ -211,6 +217,7 @@ for _attribute in (
     "recurrent_dropout",
     "reset_after",
     "implementation",
+    "precision",
     "seed",
     "kernel",
     "recurrent_kernel",

@@ -238,7 +238,7 @@ class RNN(SequenceLayer):
 
     def _create_states(self, batch: int) -> None:
         self.states = map_nested(
-            lambda value: Variable(value, name="rnn_state", trainable=False),
+            lambda value: Variable(value, name="rnn_state", trainable=False, roams=True),
             self.get_initial_state(batch),
         )
 
@@ -290,7 +290,7 @@ class RNN(SequenceLayer):
         if self.activity_regularizer is not None:
             regularized = (y.copy(), [s.copy() for s in flatten(states)])
         return outputs, Tape(
-            self, records=records, shape=call.shape, y_shape=y.shape, regularized=regularized
+            self, records=records, x=call.x, y_shape=y.shape, regularized=regularized
         )
 
     def prepare(self, *arguments: Any) -> Call:
@@ -367,7 +367,7 @@ class RNN(SequenceLayer):
         )
         if not call.problems:
             return dispatch.Explanation.of_custom_cell(self.name)
-        return dispatch.Explanation(call.problems[0][1], self.unroll)
+        return dispatch.Explanation(call.problems[0][1])
 
     # -- backward --------------------------------------------------------------------------
 
@@ -430,14 +430,14 @@ class RNN(SequenceLayer):
         swap = self.time_major and self.return_sequences
         shape = (y_shape[1], y_shape[0], y_shape[2]) if swap else y_shape
         dy = gradient_array(
-            output_gradients, shape, self._dtype, "output_gradients", "that of the outputs"
+            output_gradients, shape, kept["x"], "output_gradients", "that of the outputs"
         )
         if swap and dy is not None:
             dy = dy.transpose(1, 0, 2)
         assert self._gru_cells is not None
         dstates: list[np.ndarray | None] = [None] * len(self._gru_cells)
         if state_gradients is not None:
-            given = check_states(self, state_gradients, y_shape[0], "state_gradients")
+            given = check_states(self, state_gradients, y_shape[0], "state_gradients", kept["x"])
             dstates = list(flatten(given))
         if kept["regularized"] is not None:
             y, states = kept["regularized"]

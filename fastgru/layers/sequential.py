@@ -143,9 +143,9 @@ class Sequential(SequenceLayer):
             # What the next layer will see is not there yet; its shape is, and is checked.
             if layer is not self.layers[-1]:
                 call = calls[-1]
-                came = call.parts[0].shape if isinstance(call, BothCalls) else call.shape
-                shape = _first(layer, layer.compute_output_shape(came))
-                x = np.broadcast_to(np.zeros((), self.dtype), shape)
+                first = call.parts[0] if isinstance(call, BothCalls) else call
+                shape = _first(layer, layer.compute_output_shape(first.shape))
+                x = np.broadcast_to(np.zeros_like(first.x, order="C", shape=()), shape)
         return calls
 
     def start(self, calls: list[Any]) -> None:

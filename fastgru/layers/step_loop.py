@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.device import follow, plain
 from fastgru.layers.call import map_nested
 from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
@@ -26,13 +27,16 @@ def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:
     """
     cell, x = layer.cell, call.x
     batch, steps, _ = x.shape
-    dtype = np.dtype(layer.dtype)
-    states = initial_state(cell, batch, dtype) if call.states is None else list(call.states)
-    valid = call.mask.valid(steps)
+    dtype = layer._dtype
+    states = call.states
+    if states is None:
+        states = map_nested(lambda state: follow(state, x), initial_state(cell, batch, dtype))
+    valid = call.mask.valid(steps, x)
     if valid is not None:
         x = np.where(valid[:, :, None], x, dtype.type(0))  # a NaN there must not reach the cell
-    previous = np.zeros((batch, cell_output_size(cell)), dtype)
-    y = np.empty((batch, steps, previous.shape[1]), dtype) if layer.return_sequences else None
+    size = cell_output_size(cell)
+    previous = np.zeros_like(x, dtype, "C", shape=(batch, size))
+    y = np.empty_like(x, dtype, "C", shape=(batch, steps, size)) if layer.return_sequences else None
     order = range(steps - 1, -1, -1) if layer.go_backwards else range(steps)
     for s, t in enumerate(order):
         if call.resets is not None:
@@ -56,7 +60,7 @@ def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:
     if call.out is not None:
         call.out[...] = result
         result = call.out
-    return result, map_nested(np.array, states), None  # the cell may have kept these arrays
+    return result, map_nested(np.copy, states), None  # the cell may have kept these arrays
 
 
 def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[np.ndarray, Any]:
@@ -64,7 +68,7 @@ def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[n
     name = type(cell).__name__
     if not isinstance(returned, tuple) or len(returned) != 2:
         raise ValueError(f"{name}: expected it to return (output, new_states), came {returned!r}")
-    output = as_array(returned[0], like.dtype, f"output of {name}")
+    output = as_array(returned[0], like.dtype, f"output of {name}", like)
     check_shape(output, like.shape, f"output of {name}", "(B, output_size)")
     new_states = returned[1] if isinstance(returned[1], (list, tuple)) else [returned[1]]
 
@@ -75,7 +79,7 @@ def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[n
                     f"{name}: expected {len(old)} new states, as its state_size says, came {new!r}"
                 )
             return [matched(n, o) for n, o in zip(new, old, strict=True)]
-        array = as_array(new, like.dtype, f"state of {name}")
+        array = as_array(new, like.dtype, f"state of {name}", like)
         check_shape(array, np.shape(old), f"state of {name}", "as before the step")
         return array
 
@@ -87,6 +91,6 @@ def select(rows: np.ndarray, chosen: Any, other: Any) -> Any:
     if isinstance(other, (list, tuple)):
         picked = [None] * len(other) if chosen is None else chosen
         return [select(rows, c, o) for c, o in zip(picked, other, strict=True)]
-    other = np.asarray(other)
+    other = plain(other)
     mask = rows.reshape(-1, *(1,) * (other.ndim - 1))
-    return np.where(mask, other.dtype.type(0) if chosen is None else np.asarray(chosen), other)
+    return np.where(mask, other.dtype.type(0) if chosen is None else plain(chosen), other)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgru import dispatch
+from fastgru.device import follow, on_device, plain
 from fastgru.layers.cell import GRUCell
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem, as_array, check_shape
@@ -24,6 +25,8 @@ class Stream:
 
     Notes
     -----
+    The states go where the inputs of a step are, to host memory or to a device.
+
     One owner at a time: a stream is not safe to step from two threads. Any number of streams
     share one layer; a weight that is written is used from the next step on. Dropout is not applied.
     """
@@ -73,7 +76,8 @@ class Stream:
                 )
         count = self._rows
         if rows is not None:
-            rows = np.asarray(rows)
+            rows = plain(rows)
+            rows = rows.get() if on_device(rows) else rows
             if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
                 raise TypeError(
                     f"rows: expected a list of row numbers, came shape {rows.shape}, dtype "
@@ -91,11 +95,20 @@ class Stream:
         array = as_array(x, self._dtype, "x")
         hint = "(n, I)" if rows is None else "(len(rows), I)"
         check_shape(array, (count, self._shape[1]), "x", hint)
-        if not array.flags.carray:  # C-contiguous and aligned, as the native step wants it
-            array = np.array(array, order="C")
-        return array, rows
+        self._move(array)
+        if isinstance(array, np.ndarray) and not array.flags.carray:
+            array = np.array(array, order="C")  # and aligned, as the native step wants it
+        return array, None if rows is None else follow(rows, array)
 
-    def _in_python(self, x: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    def _move(self, like: Any) -> None:
+        """Take states and buffers to where ``like`` is."""
+        if on_device(like) == on_device(self._states[0]):
+            return
+        self._states = [follow(state, like) for state in self._states]
+        self._outputs = [np.empty_like(state) for state in self._states]
+        self._native = dispatch.stepper(self._cells, self._states, self._outputs)
+
+    def _in_python(self, x: Any, rows: np.ndarray | None) -> Any:
         """Step through the backends' forward, for cells that the fused kernels do not serve."""
         for cell, state, output in zip(self._cells, self._states, self._outputs, strict=True):
             assert cell.spec is not None
@@ -118,9 +131,11 @@ class Stream:
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if len(values) != len(self._states):
             raise ValueError(f"state: expected {len(self._states)} array(s), came {len(values)}")
-        arrays = [as_array(v, self._dtype, "state") for v in values]
+        first = as_array(values[0], self._dtype, "state")
+        arrays = [first, *(as_array(v, self._dtype, "state", first) for v in values[1:])]
         for array, state in zip(arrays, self._states, strict=True):
             check_shape(array, state.shape, "state", "(n, H)")
+        self._move(first)
         for array, state in zip(arrays, self._states, strict=True):
             state[...] = array
 
@@ -128,7 +143,9 @@ class Stream:
         """Set the state of all rows, or of some, to zero."""
         chosen: Any = slice(None)
         if rows is not None:
-            chosen = self._checked(np.zeros((np.size(rows), self._shape[1]), self._dtype), rows)[1]
+            like = self._states[0]
+            x = np.zeros_like(like, shape=(np.size(rows), self._shape[1]))
+            chosen = self._checked(x, rows)[1]
         for state in self._states:
             state[chosen] = 0
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import dispatch
+from fastgru.device import follow
 from fastgru.problem import GRUProblem, GRUWeights, as_array, check_shape
 
 if TYPE_CHECKING:
@@ -117,14 +118,15 @@ def trainable_gradients(
         if id(variable) in wanted:
             if variable.regularizer is not None:
                 extra = variable.regularizer.gradient(variable.value)
-                grad = grad + np.asarray(extra, grad.dtype)
+                grad = grad + follow(np.asarray(extra, grad.dtype), grad)
             result.append(grad)
     return result
 
 
 def activity_gradient(regularizer: Any, output: np.ndarray) -> np.ndarray:
     """Return the gradient of an activity loss, which is divided by the batch size (SPEC 5.8)."""
-    return np.asarray(regularizer.gradient(output) / max(1, output.shape[0]), output.dtype)
+    gradient = regularizer.gradient(output) / max(1, output.shape[0])
+    return np.asarray(gradient, output.dtype, like=output)
 
 
 def check_differentiable(what: str, function: Any) -> None:
@@ -137,12 +139,13 @@ def check_differentiable(what: str, function: Any) -> None:
         )
 
 
-def gradient_array(
-    value: Any, shape: tuple[int, ...], dtype: np.dtype, what: str, hint: str
-) -> np.ndarray | None:
-    """Validate a gradient handed to ``backward``; None stays None and means zeros."""
+def gradient_array(value: Any, shape: tuple[int, ...], like: Any, what: str, hint: str) -> Any:
+    """Validate a gradient handed to ``backward``; None stays None and means zeros.
+
+    ``like`` is the sequences' array: its dtype, and where it is, are the gradient's.
+    """
     if value is None:
         return None
-    array = as_array(value, dtype, what)
+    array = as_array(value, like.dtype, what, like)
     check_shape(array, shape, what, hint)
     return array

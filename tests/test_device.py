@@ -1,0 +1,368 @@
+"""Device arrays at the front end: where results live, what is refused, what follows what."""
+
+import copy
+import sys
+from types import SimpleNamespace
+
+import cuda_emulator
+import fake_cupy
+import numpy as np
+import pytest
+import subprocesses
+
+import fastgru
+from fastgru._cuda import engine as engines
+
+pytestmark = pytest.mark.skipif(
+    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
+)
+B, T, I, H = 4, 6, 3, 5
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, blocks=3, shared_bytes=1 << 16)
+    return sys.modules["cupy"]
+
+
+@pytest.fixture
+def x():
+    return np.random.default_rng(1).standard_normal((B, T, I)).astype("float32")
+
+
+def gru(cls=fastgru.GRU, **how):
+    layer = cls(H, return_sequences=True, seed=3, **how)
+    layer.build((None, None, I))
+    rng = np.random.default_rng(2)
+    layer.set_weights([rng.uniform(-0.5, 0.5, v.shape).astype(v.dtype) for v in layer.weights])
+    return layer
+
+
+class Foreign:
+    """An array of another library on a device; `module` of its class says whose."""
+
+    def __init__(self, array, kind=2):
+        self.array, self.kind = array, kind
+
+    def __dlpack_device__(self):
+        return (self.kind, 0)
+
+    def __dlpack__(self, **how):
+        return self.array
+
+
+def test_results_are_where_the_sequences_are(cupy, x):
+    layer = gru(return_state=True)
+    y, state = layer(cupy.asarray(x))
+    assert type(y) is type(state) is cupy.ndarray
+    want, want_state = layer(x)
+    assert type(want) is np.ndarray
+    np.testing.assert_allclose(y.get(), want, atol=1e-6)
+    np.testing.assert_allclose(state.get(), want_state, atol=1e-6)
+    _, tape = layer.forward(cupy.asarray(x))
+    grads = layer.backward(tape, cupy.asarray(np.ones_like(want)))
+    assert all(type(g) is cupy.ndarray for g in (grads.inputs, grads.initial_state, *grads.weights))
+
+
+@pytest.mark.parametrize("kind", [2, 13], ids=["kDLCUDA", "kDLCUDAManaged"])
+def test_dlpack_producers_on_the_device(cupy, x, kind):
+    layer = gru()
+    y = layer(Foreign(cupy.asarray(x), kind), mask=Foreign(cupy.asarray(np.ones((B, T), bool))))
+    assert type(y) is cupy.ndarray
+    np.testing.assert_allclose(y.get(), layer(x), atol=1e-6)
+
+
+def test_cuda_array_interface_alone(cupy, x):
+    array = SimpleNamespace(__cuda_array_interface__={})
+    cupy.asarray = lambda value: fake_cupy.ndarray(x) if value is array else value
+    np.testing.assert_allclose(gru()(array).get(), gru()(x), atol=1e-6)
+
+
+MIXTURES = {
+    "initial_state": (B, H),
+    "mask": (B, T),
+    "reset_mask": (B, T),
+    "lengths": (B,),
+    "out": (B, T, H),
+}
+
+
+@pytest.mark.parametrize("argument", MIXTURES)
+@pytest.mark.parametrize("sequences_on_device", [True, False])
+@pytest.mark.parametrize("cls", ["gru", "bidirectional", "sequential", "function"])
+def test_mixtures_are_refused(cupy, x, argument, sequences_on_device, cls):
+    layer = gru()
+    if cls == "bidirectional":
+        layer = fastgru.Bidirectional(layer, merge_mode="sum")
+    elif cls == "sequential":
+        layer = fastgru.Sequential([gru(), fastgru.GRU(H, return_sequences=True)])
+    values = np.ones(MIXTURES[argument], "int32" if argument == "lengths" else "float32")
+    given = values
+    here, there = (cupy.asarray, np.copy) if sequences_on_device else (np.copy, cupy.asarray)
+    values = there(values)
+    if argument == "initial_state" and cls in ("bidirectional", "sequential"):
+        values = [values, values]
+    place = "a CUDA device" if sequences_on_device else "host memory"
+    weights = [here(w) for w in gru().get_weights()]
+    function = {"function": lambda x, **how: fastgru.gru(x, *weights, **how)}.get(cls, layer)
+    pattern = rf"{argument}.*expected an array (on|in) {place}.*silently"
+    with pytest.raises(TypeError, match=pattern):
+        function(here(x), **{argument: values})
+    if argument == "out":
+        np.testing.assert_array_equal(fake_cupy.unwrapped(values), given)
+
+
+def test_weights_of_the_function_are_where_the_sequences_are(cupy, x):
+    weights = gru().get_weights()
+    moved = [cupy.asarray(w) for w in weights]
+    y, state = fastgru.gru(cupy.asarray(x), *moved)
+    want, want_state = fastgru.gru(x, *weights)
+    np.testing.assert_allclose(y.get(), want, atol=1e-6)
+    np.testing.assert_allclose(state.get(), want_state, atol=1e-6)
+    with pytest.raises(TypeError, match="x: expected an array in host memory"):
+        fastgru.gru(cupy.asarray(x), *weights)
+    with pytest.raises(TypeError, match="bias: expected an array on a CUDA device"):
+        fastgru.gru(cupy.asarray(x), *moved[:2], weights[2])
+
+
+def test_lists_follow_the_sequences(cupy, x):
+    layer = gru()
+    lengths, state = [0, 6, 3, 1], [[0.5] * H] * B
+    want = layer(x, lengths=lengths, initial_state=np.array(state, "float32"))
+    np.testing.assert_allclose(
+        layer(cupy.asarray(x), lengths=lengths, initial_state=[state]).get(), want, atol=1e-6
+    )
+    mask = (np.arange(T) < np.array(lengths)[:, None]).tolist()
+    got = layer(cupy.asarray(x), mask=mask, initial_state=[state])
+    np.testing.assert_allclose(got.get(), want, atol=1e-6)
+
+
+def test_another_device_is_refused(cupy, x):
+    with pytest.raises(
+        ValueError, match=r"sequences: .*current device 0.*on device 1.*Device\(1\)"
+    ):
+        gru()(fake_cupy.ndarray(x, device=1))
+
+
+@pytest.mark.parametrize("cls", [fastgru.GRU, fastgru.Bidirectional])
+def test_states_follow_the_sequences(cupy, x, cls):
+    def make():
+        layer = gru(stateful=True)
+        return layer if cls is fastgru.GRU else cls(layer)
+
+    layer, twin = make(), make()
+    twin.build((B, T, I))
+    layer.build((B, T, I))
+    twin.set_weights(layer.get_weights())
+    for on_device in (False, True, True, False):
+        got = layer(cupy.asarray(x) if on_device else x)
+        np.testing.assert_allclose(fake_cupy.unwrapped(got), twin(x), atol=1e-6)
+        kept = layer.states[0].value
+        assert isinstance(kept, cupy.ndarray if on_device else np.ndarray)
+    layer(cupy.asarray(x))
+    before = layer.states[0].value
+    before[...] = 9  # a copy: CuPy's arrays cannot be frozen
+    assert not (layer.states[0].numpy() == 9).any()
+    assert type(layer.states[0].numpy()) is np.ndarray
+    assert copy.deepcopy(layer.states[0]).numpy().shape == (B, H)
+
+
+def test_a_stream_follows_its_inputs(cupy, x):
+    layer = gru()
+    stream, twin = layer.stream(B), layer.stream(B)
+    for t, on_device in enumerate((False, True, True, False)):
+        step = cupy.asarray(x[:, t]) if on_device else x[:, t]
+        got = stream.step(step)
+        assert isinstance(got, cupy.ndarray if on_device else np.ndarray)
+        np.testing.assert_allclose(fake_cupy.unwrapped(got), twin.step(x[:, t]), atol=1e-6)
+    rows = [2, 0]
+    got = stream.step(cupy.asarray(x[rows, 4]), rows=cupy.asarray(np.array(rows)))
+    np.testing.assert_allclose(got.get(), twin.step(x[rows, 4], rows=rows), atol=1e-6)
+    stream.reset(rows=[1])
+    twin.reset(rows=[1])
+    np.testing.assert_allclose(stream.state.get(), twin.state, atol=1e-6)
+    stream.state = np.ones((B, H), "float32")
+    assert type(stream.state) is np.ndarray
+
+
+def test_weights_are_assigned_from_the_device(cupy, x):
+    layer = gru()
+    value = layer.kernel.numpy()
+    layer.kernel.assign(cupy.asarray(value * 2))
+    assert type(layer.kernel.value) is np.ndarray
+    np.testing.assert_array_equal(layer.kernel.value, value * 2)
+    layer.kernel.assign_sub(cupy.asarray(value))
+    np.testing.assert_array_equal(layer.kernel.value, value)
+    np.testing.assert_allclose(layer(cupy.asarray(x)).get(), layer(x), atol=1e-6)
+
+
+def test_the_same_seed_drops_the_same(cupy, x):
+    layers = [gru(dropout=0.4, recurrent_dropout=0.3) for _ in range(2)]
+    for _ in range(2):
+        got = layers[0](cupy.asarray(x), training=True)
+        np.testing.assert_allclose(got.get(), layers[1](x, training=True), atol=1e-6)
+    masks = layers[0].cell.get_dropout_mask(cupy.asarray(x[:, 0]))
+    assert all(isinstance(mask, cupy.ndarray) for mask in masks)
+
+
+def test_weights_on_the_device_follow_a_write(cupy, x):
+    layer = gru()
+    layer(cupy.asarray(x))
+    layer.set_weights([w + 0.25 for w in layer.get_weights()])
+    np.testing.assert_allclose(layer(cupy.asarray(x)).get(), layer(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("merge", ["concat", "sum", "mul", "ave"])
+def test_out_on_the_device(cupy, x, merge):
+    layer = fastgru.Bidirectional(gru(time_major=True), merge_mode=merge)
+    seq = x.transpose(1, 0, 2)
+    want = layer(seq)
+    out = cupy.asarray(np.zeros_like(want))
+    assert layer(cupy.asarray(seq), out=out) is out
+    np.testing.assert_allclose(out.get(), want, atol=1e-6)
+    with pytest.raises(TypeError, match="out: expected a CuPy array, came Foreign"):
+        layer(cupy.asarray(seq), out=Foreign(out))
+
+
+def test_out_over_an_input(cupy):
+    layer = fastgru.GRU(I, return_sequences=True)
+    x = np.random.default_rng(3).standard_normal((B, T, I)).astype("float32")
+    want, moved = layer(x), cupy.asarray(x.copy())
+    assert layer(moved, out=moved) is moved
+    np.testing.assert_allclose(moved.get(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_for_devices(cupy, x, dtype):
+    pytest.importorskip("ml_dtypes", reason="bfloat16 is a type of ml_dtypes")
+    layer, wide = gru(dtype=dtype), gru()
+    wide.set_weights([w.astype("float32") for w in layer.get_weights()])
+    half = x.astype(layer.weights[0].dtype)
+    assert layer.dtype == dtype
+    got = layer(cupy.asarray(half))
+    assert got.dtype.name == dtype
+    np.testing.assert_allclose(got.get().astype("float32"), wide(half.astype("float32")), atol=3e-2)
+    with pytest.raises(ValueError, match=rf"no backend.*cpu: dtype {dtype} is for CuPy arrays"):
+        layer(half)
+    with pytest.raises(TypeError, match=f"expected {dtype} or narrower, came float32"):
+        layer(cupy.asarray(x))
+
+
+def test_precision(cupy, x):
+    layer = fastgru.GRU(H, precision="tf32")
+    assert layer.precision == layer.get_config()["precision"] == "tf32"
+    assert fastgru.GRU.from_config(layer.get_config()).precision == "tf32"
+    assert "precision" not in fastgru.GRU(H).get_config()
+    np.testing.assert_allclose(layer(cupy.asarray(x)).get(), layer(x), atol=2e-3)
+    with pytest.raises(ValueError, match=r"tf32.*float32 products, came dtype 'float64'"):
+        fastgru.GRU(H, precision="tf32", dtype="float64")
+
+
+def test_what_the_kernels_cannot_serve(cupy, x):
+    """Activations over an axis, and custom ones, are computed by CuPy's own functions."""
+    for activation in ("softmax", "sparsemax", lambda a: np.sin(a) / 2):
+        layer = gru(activation=activation)
+        explanation = layer.explain(cupy.asarray(x))
+        assert explanation.backend == "reference"
+        assert "not elementwise" in explanation.reasons["cuda"] or "custom" in str(explanation)
+        got = layer(cupy.asarray(x))
+        np.testing.assert_allclose(got.get(), layer(x), atol=1e-6)
+
+
+def test_backends_by_name(cupy, x):
+    layer = gru()
+    with fastgru.use_backend("cuda"), pytest.raises(ValueError, match="arrays are in host memory"):
+        layer(x)
+    with fastgru.use_backend("cpu"), pytest.raises(ValueError, match="arrays are on a device"):
+        layer(cupy.asarray(x))
+    with fastgru.use_backend("reference"):
+        np.testing.assert_allclose(layer(cupy.asarray(x)).get(), layer(x), atol=1e-6)
+
+
+# -- machines that lack something ---------------------------------------------------------------
+
+
+def test_without_cupy(monkeypatch, x):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(
+        fastgru.BackendError, match=r"sequences: .*CuPy is missing.*fastgru\[cuda12"
+    ):
+        gru()(Foreign(x))
+    with (
+        pytest.raises(fastgru.BackendError, match=r"'cuda': CuPy is missing.*fastgru\[cuda12"),
+        fastgru.use_backend("cuda"),
+    ):
+        pass
+
+
+NO_DRIVER = "cudaErrorInsufficientDriver: CUDA driver version is insufficient"
+
+
+@pytest.fixture
+def no_driver(monkeypatch):
+    def fail():
+        raise fake_cupy.CUDARuntimeError(NO_DRIVER)
+
+    runtime = SimpleNamespace(getDevice=fail, CUDARuntimeError=fake_cupy.CUDARuntimeError)
+    module = SimpleNamespace(ndarray=fake_cupy.ndarray, cuda=SimpleNamespace(runtime=runtime))
+    monkeypatch.setitem(sys.modules, "cupy", module)
+
+
+def test_without_a_driver(no_driver, x):
+    with pytest.raises(fastgru.BackendError, match=f"sequences: .*{NO_DRIVER}"):
+        gru()(Foreign(x))
+    with pytest.raises(fastgru.BackendError, match=NO_DRIVER), fastgru.use_backend("cuda"):
+        pass
+    assert gru()(x).shape == (B, T, H)
+
+
+def test_show_config_without_a_driver(no_driver, capsys):
+    fastgru.show_config()
+    assert NO_DRIVER in capsys.readouterr().out
+
+
+def test_failures_of_the_libraries_have_their_names(cupy, x, monkeypatch):
+    class CUBLASError(RuntimeError):
+        __module__ = "cupy_backends.cuda.libs.cublas"
+
+    def fail(*_):
+        raise CUBLASError("CUBLAS_STATUS_EXECUTION_FAILED")
+
+    monkeypatch.setattr(engines.current(), "gemm", fail)
+    layer = gru(stateful=True)
+    layer.build((B, T, I))
+    with pytest.raises(fastgru.BackendError, match="CUBLASError: CUBLAS_STATUS_EXECUTION_FAILED"):
+        layer(cupy.asarray(x))
+    np.testing.assert_array_equal(layer.states[0].numpy(), 0)
+
+
+def test_without_memory(cupy, x, monkeypatch):
+    class OutOfMemoryError(MemoryError):
+        __module__ = "cupy.cuda.memory"
+
+    def fail(*_):
+        raise OutOfMemoryError("Out of memory allocating 512 bytes")
+
+    monkeypatch.setattr(engines.current(), "empty", fail)
+    with pytest.raises(MemoryError, match="512 bytes"):
+        gru()(cupy.asarray(x))
+
+
+def test_real_cupy_without_a_driver():
+    cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
+    if cupy.cuda.is_available():
+        pytest.skip("needs a machine without a CUDA driver")
+    said = subprocesses.run_python("""
+        import cupy, numpy, fastgru
+        from fastgru._cuda import engine
+        fastgru.GRU(2)(numpy.zeros((1, 2, 3), "float32"))
+        class OnDevice:
+            __cuda_array_interface__ = {"shape": (1, 2, 3), "typestr": "<f4", "data": (0, False)}
+        try:
+            fastgru.GRU(2)(OnDevice())
+        except fastgru.BackendError as error:
+            print("raised", error)
+        print(engine.missing())
+    """)
+    assert said.startswith("raised sequences: came an array on a CUDA device")
+    assert said.count("cudaError") == 2

@@ -1,0 +1,97 @@
+"""The library's own tests with every call on a device: `calls_on_device` moves what they pass.
+
+Without a GPU the device is the stand-in of `fake_cupy` and runs a part of them; with
+FASTGRU_EXHAUSTIVE=1, or on a GPU, all. What they compare with, Keras included, is on the host.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import subprocesses
+from cuda_emulator import COMPILER
+
+HERE = Path(__file__).parent
+EVERYTHING = os.environ.get("FASTGRU_EXHAUSTIVE", "0") not in ("", "0")
+
+# The fewest calls that run on the device, and the tests that cannot be about one, with the reason.
+SUITES = {
+    "test_semantics.py": (1500, {}),
+    "test_semantics_numbers.py": (
+        800,
+        {"layers_dtype_comes_out or python_floats_never": "lists stay on the host beside arrays"},
+    ),
+    "test_layers.py": (
+        150,
+        {"explain_says_who or show_config": "the names of the host's backends"},
+    ),
+    "test_layers_arrays.py": (
+        300,
+        {
+            "DLPack or memoryview or lists or __array__ or Variable": "kinds of arrays on the host",
+            "out_is_written and True-True or out_of_bidirectional": "views of what was moved",
+        },
+    ),
+    "test_tape.py": (300, {"saving_the_states": "what the host's kernels keep"}),
+    "test_dropout.py": (150, {}),
+    "test_stream.py": (
+        300,
+        {
+            "own_buffer": "a copy comes back",
+            "number_of_threads": "threads of the host",
+            "any_array and list": "bits of the host's kernels",
+        },
+    ),
+    "test_functional.py": (
+        200,
+        {
+            "lists_and_callables": "lists stay on the host beside arrays",
+            "gru_out and True": "views of what was moved",
+            "wrong_calls_of_gru and (half or states)": "on a device halves are allowed",
+        },
+    ),
+    "test_keras_figures.py": (80, {}),
+    "test_regularizers_constraints.py": (0, {}),
+}
+LONG_SUITES = {
+    "test_gradients.py": (17000, {}),
+    "test_keras_random.py": (800, {}),
+    "test_keras_grid.py": (5000, {"custom_cell": "cells of the tests with weights on the host"}),
+}
+
+
+def run(suite, folder, device):
+    """Run a file's tests on a device; return pytest's process and the number of calls."""
+    _, unfit = (SUITES | LONG_SUITES)[suite]
+    calls = folder / "calls"
+    environment = subprocesses.environment(HERE)
+    environment |= {"FASTGRU_DEVICE": device, "FASTGRU_CALLS_FILE": str(calls)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "calls_on_device", "-p"]
+    command += ["no:cacheprovider", "--tb=short", str(HERE / suite)]
+    if unfit:
+        command += ["-k", f"not ({' or '.join(f'({names})' for names in unfit)})"]
+    done = subprocess.run(
+        command, cwd=HERE, env=environment, capture_output=True, text=True, timeout=900
+    )
+    return done, int(calls.read_text()) if calls.exists() else 0
+
+
+@pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+@pytest.mark.parametrize("suite", SUITES | LONG_SUITES if EVERYTHING else SUITES)
+def test_on_the_emulated_device(suite, tmp_path):
+    done, calls = run(suite, tmp_path, "emulated")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert calls >= (SUITES | LONG_SUITES)[suite][0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("suite", SUITES | LONG_SUITES)
+def test_on_a_gpu(suite, tmp_path):
+    cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
+    if not cupy.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    done, calls = run(suite, tmp_path, "cupy")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert calls >= (SUITES | LONG_SUITES)[suite][0]
