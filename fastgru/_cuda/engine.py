@@ -14,7 +14,7 @@ import numpy as np
 from fastgru._cuda import source
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 # cudaDataType_t and cublasComputeType_t; sums of halves are floats, and floats are not cut to TF32.
 _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2}
@@ -40,6 +40,12 @@ class Engine(Protocol):
 
     def synchronize(self) -> None:
         """Wait until what was asked for is done, so that other streams may read it."""
+
+    def stream(self) -> int:
+        """Return the caller's current stream, as libraries take it."""
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return how long the device takes for what ``work`` asks of it, and wait for it."""
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n).
@@ -112,6 +118,19 @@ class CupyEngine:
     def synchronize(self) -> None:
         """Wait until what was asked for is done, so that other streams may read it."""
         self._cupy.cuda.get_current_stream().synchronize()
+
+    def stream(self) -> int:
+        """Return the caller's current stream, as libraries take it."""
+        return int(self._cupy.cuda.get_current_stream().ptr)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return how long the device takes for what ``work`` asks of it, and wait for it."""
+        start, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1000  # CuPy has milliseconds
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n)."""
@@ -206,6 +225,14 @@ def _module(options: tuple[str, ...], resident: bool) -> Any:
 @functools.cache
 def _kernel(name: str, options: tuple[str, ...], resident: bool = False) -> Any:
     return _module(options, resident).get_function(name)
+
+
+def whole_strides(engine: Engine, array: Any) -> Any:
+    """Return the array, or a copy where it is misaligned or its strides are not whole elements."""
+    size = array.itemsize
+    if any(stride % size for stride in array.strides) or engine.address(array) % size:
+        return engine.array(array.copy())
+    return array
 
 
 def _row_stride(matrix: Any) -> int:

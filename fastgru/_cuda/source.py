@@ -29,11 +29,19 @@ _PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
 def text(resident: bool = False) -> str:
     """Return the source of the kernels; of those whose blocks wait for each other if resident."""
     folder = Path(__file__).parent
-    last = "persistent.cu" if resident else "gru_kernels.cu"
+    last = ("persistent.cu",) if resident else ("gru_kernels.cu", "cudnn.cu")
     return "".join(
         f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
-        for name in ("activations.cu", "gru_step.cu", last)
+        for name in ("activations.cu", "gru_step.cu", *last)
     )
+
+
+def struct(dtype: np.dtype, **members: int) -> np.ndarray:
+    """Return one of the structs as a kernel's argument; members not named are 0."""
+    value = np.zeros(1, dtype)
+    for name, member in members.items():
+        value[name] = member
+    return value
 
 
 def sum_dtype(dtype: np.dtype) -> np.dtype:
