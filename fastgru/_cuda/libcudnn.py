@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import os
 from ctypes import POINTER, byref, c_int, c_size_t, c_uint32, c_void_p
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -85,13 +85,6 @@ class CudnnError(RuntimeError):
         self.status = status
         # cuDNN 8 has one number for it, cuDNN 9 a thousand of them.
         self.not_supported = status is not None and (status == 9 or 3000 <= status < 4000)
-
-
-class TempSpaceSizes(NamedTuple):
-    """The bytes that a call needs as scratch, and those that backward wants to have back."""
-
-    work: int
-    reserve: int
 
 
 def _call_of(name: str) -> Callable[..., None]:
@@ -207,20 +200,20 @@ class Cudnn:
         self._call("cudnnGetRNNWeightSpaceSize", handle, rnn, byref(size))
         return size.value
 
-    def getRNNTempSpaceSizes(self, handle: int, rnn: int, mode: int, x: int) -> TempSpaceSizes:
-        """Return the sizes for sequences as the descriptor ``x`` has them."""
+    def getRNNTempSpaceSizes(self, handle: int, rnn: int, mode: int, x: int) -> tuple[int, int]:
+        """Return the bytes of scratch, and of what backward wants to have back."""
         work, reserve = c_size_t(), c_size_t()
         sizes = (byref(work), byref(reserve))
         self._call("cudnnGetRNNTempSpaceSizes", handle, rnn, mode, x, *sizes)
-        return TempSpaceSizes(work.value, reserve.value)
+        return work.value, reserve.value
 
     def getRNNWeightParams(
-        self, *arguments: int, matrix_descriptor: int, bias_descriptor: int
+        self, *arguments: int, matrix_tensor: int, bias_tensor: int
     ) -> tuple[int, int]:
-        """Return where matrix and bias are; ``arguments`` are handle to linLayerID."""
+        """Return where matrix and bias are; ``arguments`` are those from handle to linLayerID."""
         matrix, bias = c_void_p(), c_void_p()
-        descriptors = (matrix_descriptor, byref(matrix), bias_descriptor, byref(bias))
-        self._call("cudnnGetRNNWeightParams", *arguments, *descriptors)
+        where = (matrix_tensor, byref(matrix), bias_tensor, byref(bias))
+        self._call("cudnnGetRNNWeightParams", *arguments, *where)
         return matrix.value or 0, bias.value or 0
 
 

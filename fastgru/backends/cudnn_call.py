@@ -200,7 +200,7 @@ class Net:
         """Ask where the matrices and biases of z, r and h are, in elements from the beginning."""
         engine, library = self.session.engine, self.session.library
         start, item = engine.address(space), self.spec.dtype.itemsize
-        tensors = {kind: self.session.new("Tensor") for kind in ("matrix", "bias")}
+        tensors = {kind: self.session.new("Tensor") for kind in ("matrix_tensor", "bias_tensor")}
         offsets = np.empty((2, 2, 3), np.int64)  # matrix or bias, input or recurrent, gate
         for half in (0, 1):
             for gate, layer in enumerate(_LINEAR_LAYERS):
@@ -214,8 +214,8 @@ class Net:
 class Run(NamedTuple):
     """What cuDNN made, and what it wants to have back to go back.
 
-    y is a buffer, ``last`` has the last states (D, B, H); ``starts`` and ``reserves`` have, for each
-    piece of time, the states that it began with and what cuDNN kept.
+    y is a buffer, ``last`` has the last states (D, B, H); ``starts`` and ``reserves`` have, for
+    each piece of time, the states that it began with and what cuDNN kept.
     """
 
     algorithm: int
@@ -407,9 +407,9 @@ class Call:
             net.backward(ends, x_, start, y_, dy_, given, dx_, dh, space.space, dspace, reserve)
             self._keep_ended(first, after, dh)
         grads = []
+        dx_of: list[Any] = [self._input_gradient(dx), None]  # one x, one gradient
         for d in range(self.D):
-            dx = self._input_gradient(dx) if d == 0 else None  # one x, one gradient
-            grads.append(GRUGrads(dx, dh[d], *net.gradients(dspace, space.places[d])))
+            grads.append(GRUGrads(dx_of[d], dh[d], *net.gradients(dspace, space.places[d])))
         return grads
 
     def _output_gradients(self, dys: Sequence[Any]) -> Any:
