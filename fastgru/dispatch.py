@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fastgru.backends.cpu import CPUBackend
+from fastgru.backends.cudnn import CudnnBackend
 from fastgru.backends.reference import ReferenceBackend
 from fastgru.problem import BackendError, GRUProblem, GRUSpec, GRUWeights
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 NAMES = ("cudnn", "cuda", "cpu", "reference")
 
 _CPU = CPUBackend()
+_CUDNN = CudnnBackend()  # says why not; it serves once layers take device arrays
 _BACKENDS: tuple[Backend, ...] = (_CPU, ReferenceBackend())
 _BY_NAME = {backend.name: backend for backend in _BACKENDS}
 NO_GPU = "this version of fastgru has no GPU backend"
@@ -110,23 +112,7 @@ def choose_backward(problem: GRUProblem) -> Backend:
 
 def cudnn_reasons(problem: GRUProblem, unroll: bool = False) -> list[str]:
     """Return each reason why cuDNN cannot serve the problem."""
-    spec = problem.spec
-    table = (
-        (True, NO_GPU),
-        (True, "the arrays are in host memory; cuDNN works on CuPy arrays"),
-        (_name(spec.activation) != "tanh", "activation is not tanh"),
-        (_name(spec.recurrent_activation) != "sigmoid", "recurrent_activation is not sigmoid"),
-        (not spec.reset_after, "reset_after is False"),
-        (problem.recurrent_dropout is not None, "recurrent_dropout is in use"),
-        (unroll, "unroll is True"),
-        (problem.mask.steps is not None, "the mask is not right-padded"),
-        (problem.resets is not None, "reset_mask resets rows between steps"),
-    )
-    return [reason for applies, reason in table if applies]
-
-
-def _name(activation: object) -> str:
-    return getattr(activation, "name", "") or getattr(activation, "__name__", "")
+    return [NO_GPU, *_CUDNN.reasons(problem, unroll)]
 
 
 def quick(

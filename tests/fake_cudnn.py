@@ -27,6 +27,7 @@ SUPPORTED = {  # data, sums -> algorithms, as cudnnSetRNNDescriptor_v8 of 9.28 a
     (2, 0): {STANDARD, STATIC, DYNAMIC, SMALL},
 }
 ALIGNMENT = 16
+STREAM = 4321  # the caller's current one
 RESET, UPDATE, NEW = range(3)  # linLayerID of input matrices; recurrent ones are three further
 
 
@@ -208,7 +209,7 @@ class FakeCudnn:
 
     def _begin(self, handle, rnn, lengths, x, y, h, size, work_size, work):
         """Check what the three calls have in common."""
-        assert self._get(handle, "handle").stream == 4321
+        assert self._get(handle, "handle").stream == STREAM
         rnn, x, y = self._get(rnn, "rnn"), self._get(x, "data"), self._get(y, "data")
         assert lengths is None, "lengths on the device may be gone when they are read"
         require(size == rnn.size, 2000, "weightSpaceSize")

@@ -174,8 +174,8 @@ def test_signatures_are_the_headers():
 @needs_real
 def test_constants_are_the_headers():
     text = header()
-    ours = {name: value for name, value in vars(libcudnn).items() if name.isupper()}
-    del ours["SIGNATURES"], ours["OLDEST"]
+    ours = {name: value for name, value in vars(libcudnn).items() if type(value) is int}
+    del ours["OLDEST"]
     assert ours.pop("RNN_PADDED_IO_ENABLED") == 1
     assert re.search(r"CUDNN_RNN_PADDED_IO_ENABLED \(1U << 0\)", text)
     theirs = {name: re.search(rf"\bCUDNN_{name}\s*=\s*(\d+)", text) for name in ours}

@@ -375,8 +375,8 @@ class Call:
         if not sequences:
             strides.insert(1, 0)
         size = self.B * self.H * (self.T if sequences else 1)
-        source_of_y = (*self._outputs_of(run.y, half), half, outputs)
-        self._launch("spread", half, size, *source_of_y, self.engine.address(y), *strides)
+        taken = (*self._outputs_of(run.y, half), half, int(outputs))
+        self._launch("spread", half, size, *taken, self.engine.address(y), *strides)
         if out is not None and out is not y:
             out[...] = y
         return y if out is None else out
