@@ -111,11 +111,10 @@ class Probe:
         """
         if math == "bfloat16":
             import ml_dtypes  # noqa: F401  NumPy knows the name once it is imported
-        from fastgru.backends.cudnn import CudnnBackend
-        from fastgru.backends.cudnn_call import Net
-
         from fastgru import activations
         from fastgru._cuda import libcudnn
+        from fastgru.backends.cudnn import CudnnBackend
+        from fastgru.backends.cudnn_call import Net
         from fastgru.problem import GRUSpec
 
         dtype, precision = MATHS[math]

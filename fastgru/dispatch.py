@@ -15,11 +15,12 @@ import numpy as np
 
 from fastgru.backends.cpu import CPUBackend
 from fastgru.backends.cuda import CudaBackend
+from fastgru.backends.cudnn import CudnnBackend
 from fastgru.backends.reference import ReferenceBackend
 from fastgru.problem import BackendError, GRUProblem, GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from fastgru.backends.base import Backend
 
@@ -27,7 +28,8 @@ NAMES = ("cudnn", "cuda", "cpu", "reference")
 
 _CPU = CPUBackend()
 _REFERENCE = ReferenceBackend()
-_BACKENDS: tuple[Backend, ...] = (CudaBackend(), _CPU, _REFERENCE)
+_CUDNN = CudnnBackend()
+_BACKENDS: tuple[Backend, ...] = (_CUDNN, CudaBackend(), _CPU, _REFERENCE)
 _BY_NAME = {backend.name: backend for backend in _BACKENDS}
 # Only these are asked: a call on the host is not to pay for the others.
 _ON_DEVICE = tuple(backend for backend in _BACKENDS if backend is not _CPU)
@@ -94,7 +96,7 @@ def choose(problem: GRUProblem) -> Backend:
     """
     forced = _forced.get()
     if problem.use_cudnn is True:
-        return _cudnn(problem, forced)
+        return _asked_for_cudnn(problem, forced)
     if forced is not None:
         backend = _named(forced)
         reason = backend.supports(problem)
@@ -113,36 +115,17 @@ def choose(problem: GRUProblem) -> Backend:
     raise ValueError(f"no backend can serve this call: {'; '.join(reasons)}")
 
 
-def _cudnn(problem: GRUProblem, forced: str | None) -> Backend:
-    """Return cuDNN's backend, asked for by the layer, or raise with each reason against it."""
-    reasons = cudnn_reasons(problem)
+def _asked_for_cudnn(problem: GRUProblem, forced: str | None) -> Backend:
+    """Return cuDNN's backend, or raise with each reason against it."""
+    reasons = _CUDNN.reasons(problem)
     if forced not in (None, "cudnn"):
         reasons.insert(0, f"backend {forced!r} was asked for")
-    raise ValueError(
-        f"use_cudnn=True was asked for, and cuDNN cannot serve this call: {'; '.join(reasons)}; "
-        "use_cudnn='auto' takes what can"
-    )
-
-
-def cudnn_reasons(problem: GRUProblem) -> list[str]:
-    """Return each reason why cuDNN cannot serve the problem."""
-    spec = problem.spec
-    table = (
-        (True, "no cuDNN"),
-        (True, "the arrays are in host memory; cuDNN works on CuPy arrays"),
-        (_name(spec.activation) != "tanh", "activation is not tanh"),
-        (_name(spec.recurrent_activation) != "sigmoid", "recurrent_activation is not sigmoid"),
-        (not spec.reset_after, "reset_after is False"),
-        (problem.recurrent_dropout is not None, "recurrent_dropout is in use"),
-        (problem.unroll, "unroll is True"),
-        (problem.mask.steps is not None, "the mask is not right-padded"),
-        (problem.resets is not None, "reset_mask resets rows between steps"),
-    )
-    return [reason for applies, reason in table if applies]
-
-
-def _name(activation: object) -> str:
-    return getattr(activation, "name", "") or getattr(activation, "__name__", "")
+    if reasons:
+        raise ValueError(
+            "use_cudnn=True was asked for, and cuDNN cannot serve this call: "
+            f"{'; '.join(reasons)}; use_cudnn='auto' takes what can"
+        )
+    return _CUDNN
 
 
 def choose_backward(problem: GRUProblem) -> Backend:

@@ -1,8 +1,8 @@
 """A pytest plugin: what tests call on NumPy's arrays runs on a device. For test_device_suites.
 
 Arguments go to the device and results come back, at the borders that users call: layers, cells,
-functions and streams. FASTGRU_DEVICE=emulated (without a GPU) or cupy; how many calls ran there is
-written to the file that FASTGRU_CALLS_FILE names.
+functions and streams. FASTGRU_DEVICE=cupy, or without a GPU "emulated" or "with cudnn"; how many
+calls ran there is written to the file that FASTGRU_CALLS_FILE names.
 """
 
 import functools
@@ -33,7 +33,8 @@ def _to(value, move):
 def _to_host(value):
     if isinstance(value, dispatch.Explanation) and "cuda" in value.reasons:
         for name in ("backend", "backward"):  # where tests say cpu, they mean not the reference
-            setattr(value, name, getattr(value, name).replace("cuda", "cpu"))
+            if getattr(value, name) in ("cuda", "cudnn"):
+                setattr(value, name, "cpu")
         value.reasons["cpu"] = value.reasons.pop("cuda")
     return value.get() if on_device(value) else value
 
@@ -82,10 +83,12 @@ def _wrap_property(owner, name):
 
 def pytest_configure(config):
     """Put the device behind every call."""
-    if os.environ["FASTGRU_DEVICE"] == "emulated":
+    if os.environ["FASTGRU_DEVICE"] != "cupy":
+        import fake_cudnn
         import fake_cupy
 
-        fake_cupy.install(blocks=3, shared_bytes=1 << 16)
+        cudnn = fake_cudnn.FakeCudnn() if os.environ["FASTGRU_DEVICE"] == "with cudnn" else None
+        fake_cupy.install(cudnn=cudnn, blocks=3, shared_bytes=1 << 16)
     for owner in (rnn.RNN, bidirectional.Bidirectional, sequential.Sequential):
         _wrap(owner, "backward")
         _wrap(owner, "explain")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
+from fake_cudnn import STREAM
 
 from fastgru._cuda import source
 from fastgru._cuda.engine import CupyEngine, Launch, _Functions
@@ -98,7 +99,7 @@ def _by_value(argument):
     """What the kernel's parameter is: a pointer, a number, or a struct."""
     if argument is None:
         return ctypes.c_void_p()
-    if isinstance(argument, int):
+    if type(argument) is int:  # of a bool, CuPy makes one byte
         return ctypes.c_longlong(argument)
     if argument.dtype.names:
         return ctypes.create_string_buffer(argument.tobytes(), argument.nbytes)
@@ -164,6 +165,19 @@ class Emulator(CupyEngine):
     def synchronize(self):
         self.launched.append("synchronize")
 
+    def stream(self):
+        return STREAM
+
+    def seconds(self, work):
+        self.launched.append("seconds")
+        return self.times(work)
+
+    @staticmethod
+    def times(work):
+        """What `seconds` gives; tests replace it."""
+        work()
+        return 1.0
+
     def address(self, array):
         return 0 if array is None else array.ctypes.data
 
@@ -205,9 +219,6 @@ class Emulator(CupyEngine):
         program = next(made for key, made in self._made.items() if key[0] == name)
         assert len(arguments) == program.count, name
         return super()._slots(name, arguments)
-
-    def stream(self):
-        return 4321
 
     def _handle_on(self, stream):
         return 8765

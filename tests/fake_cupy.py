@@ -13,6 +13,7 @@ from cuda_emulator import Emulator
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from fastgru._cuda import engine as engines
+from fastgru._cuda import libcudnn
 
 _TAKE_HOST = (np.asarray, np.array, np.arange)  # with like=, as CuPy's own take them
 
@@ -164,12 +165,17 @@ def module(engine):
     )
 
 
-def install(set_attribute=setattr, set_item=dict.__setitem__, **how):
-    """Put the stand-in where ``import cupy`` and the backends look; return its engine."""
+def install(set_attribute=setattr, set_item=dict.__setitem__, cudnn=None, **how):
+    """Put the stand-in where ``import cupy`` and the backends look; return its engine.
+
+    ``cudnn`` is a `FakeCudnn` where the machine is to have one.
+    """
     engine = Engine(**how)
     set_item(sys.modules, "cupy", module(engine))
     special = SimpleNamespace(erf=lambda x: wrapped(scipy.special.erf(unwrapped(x))))
     set_item(sys.modules, "cupyx.scipy", SimpleNamespace(special=special))
     set_attribute(engines, "current", lambda: engine)
     set_attribute(engines, "missing", lambda: None)
+    set_attribute(libcudnn, "missing", lambda: None if cudnn else "cuDNN was not found")
+    set_attribute(libcudnn, "load", lambda: libcudnn.Cudnn(cudnn))
     return engine

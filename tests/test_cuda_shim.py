@@ -87,7 +87,7 @@ def draw(rng, spec, kind, resets, dropout, flags, shape=(5, 5)):
     reverse, sequences, zero_masked = flags
     x = rng.standard_normal((batch, steps, spec.input_dim)).astype(spec.dtype)
     mask = draw_mask(rng, kind, batch, steps)
-    if kind == "lengths":
+    if kind == "lengths" and mask.lengths is not None and batch > 1:
         mask.lengths[0] = 0  # as the other kind has a row without any valid step
     valid = mask.valid(steps)
     if valid is not None:

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import cuda_emulator
 import numpy as np
 import pytest
+from fake_cudnn import STREAM, FakeCudnn
 from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
 from test_native import make_spec, make_weights
 
 from fastgru._cuda import engine as engines
-from fastgru._cuda import source
-from fastgru.backends import cuda, cuda_persistent
+from fastgru._cuda import libcudnn, source
+from fastgru.backends import cuda, cuda_persistent, cudnn
 from fastgru.errors import BackendError
 
 pytestmark = pytest.mark.skipif(
@@ -61,8 +62,21 @@ class RawKernel:
         self.function.shared_bytes = size
 
 
-STREAM, HANDLE = 7, 9
+HANDLE = 9
 made = []
+
+
+class Event:
+    """Records when: every one is half a second after the one before."""
+
+    count = 0
+
+    def record(self):
+        Event.count += 1
+        self.at = 500 * Event.count
+
+    def synchronize(self):
+        assert self.at
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +104,8 @@ def cupy(monkeypatch):
             Device=lambda: SimpleNamespace(attributes=limits),
             runtime=SimpleNamespace(getDevice=lambda: 0, setDevice=bound.append),
             get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None, ptr=STREAM),
+            Event=Event,
+            get_elapsed_time=lambda start, end: end.at - start.at,  # milliseconds
         ),
         streams=streams,
         bound=bound,
@@ -110,6 +126,22 @@ def cupy(monkeypatch):
         cached.cache_clear()
 
 
+def assert_agrees(cupy, backend, problem, weights, rng):
+    """Move a problem to the device; compare what comes with the reference."""
+    wide = wide_call(problem, weights)
+    expected = REFERENCE.forward(*wide, save=True)
+    problem.x = cupy.asarray(problem.x, order="C")
+    out = backend.forward(problem, weights, save=True)
+    dy, dstate = (rng.standard_normal(a.shape).astype(problem.spec.dtype) for a in expected[:2])
+    got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
+    want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
+    for result, reference in ((out, expected), (got, want)):
+        for name, g, w in zip(result._fields, result, reference, strict=True):
+            if name != "workspace":
+                assert type(g) is Array
+                assert_near(g.get(), w, problem.spec.dtype, name)
+
+
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -121,18 +153,7 @@ def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
     backend = cuda.CudaBackend()
     for dropout, kind in zip(DROPOUTS, ["none", "steps", "lengths", "none", "steps"], strict=True):
         problem = draw(rng, spec, kind, kind == "steps", dropout, (False, True, False))
-        wide = wide_call(problem, weights)
-        expected = REFERENCE.forward(*wide, save=True)
-        problem.x = cupy.asarray(problem.x, order="C")
-        out = backend.forward(problem, weights, save=True)
-        dy, dstate = (rng.standard_normal(a.shape).astype(dtype) for a in expected[:2])
-        got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
-        want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
-        for result, reference in ((out, expected), (got, want)):
-            for name, g, w in zip(result._fields, result, reference, strict=True):
-                if name != "workspace":
-                    assert type(g) is Array
-                    assert_near(g.get(), w, spec.dtype, name)
+        assert_agrees(cupy, backend, problem, weights, rng)
     cooperative = {name for name, function in made if function.cooperative}
     when = "after" if reset_after else "before"
     assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
@@ -141,6 +162,28 @@ def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
     assert cuda_emulator.shim("handle", ctypes.c_void_p).value == HANDLE
     assert cupy.streams == {HANDLE: STREAM}
     assert len(cupy.bound) == 2 * len(DROPOUTS)
+
+
+def test_cudnn(cupy):
+    spec = make_spec(3, 11)
+    rng = np.random.default_rng(2)
+    weights = make_weights(rng, spec)
+    backend = cudnn.CudnnBackend(engines.current(), libcudnn.Cudnn(FakeCudnn()))
+    for reverse, kind, dropout in (
+        *((False, "none", "none"), (True, "none", "none")),
+        *((False, "lengths", "one"), (True, "lengths", "none")),
+    ):
+        problem = draw(rng, spec, kind, False, dropout, (reverse, True, False))
+        assert_agrees(cupy, backend, problem, weights, rng)
+    kernels = {"pack_weights", "gather_x", "spread", "fold_dy", "keep_ended", "scatter_dx"}
+    assert {name for name, _ in made} == kernels | {"unpack_weights"}
+
+
+def test_seconds(cupy):
+    engine, done = engines.current(), []
+    assert engine.seconds(lambda: done.append(1)) == 0.5
+    assert done == [1]
+    assert engine.stream() == STREAM
 
 
 def test_gaps_are_refused(cupy):

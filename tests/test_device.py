@@ -9,8 +9,10 @@ import fake_cupy
 import numpy as np
 import pytest
 import subprocesses
+from fake_cudnn import FakeCudnn
 
 import fastgru
+import fastgru.backends.cudnn as cudnn_backend
 from fastgru._cuda import engine as engines
 
 pytestmark = pytest.mark.skipif(
@@ -277,6 +279,96 @@ def test_backends_by_name(cupy, x):
         layer(cupy.asarray(x))
     with fastgru.use_backend("reference"):
         np.testing.assert_allclose(layer(cupy.asarray(x)).get(), layer(x), atol=1e-6)
+
+
+# -- cuDNN ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cudnn(monkeypatch):
+    library = FakeCudnn()
+    monkeypatch.setattr(cudnn_backend, "MOST_CHOICES", 0)  # no trials: calls are counted
+    fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, library)
+    return library
+
+
+def test_cudnn_serves_what_it_can(cudnn, x):
+    moved = fake_cupy.ndarray(x)
+    for how, backend in (
+        *(({}, "cudnn"), ({"use_cudnn": False}, "cuda")),
+        *(({"unroll": True}, "cuda"), ({"reset_after": False}, "cuda")),
+        ({"activation": "softmax"}, "reference"),
+    ):
+        layer = gru(**how)
+        explanation = layer.explain(moved)
+        assert explanation.backend == explanation.backward == backend
+        np.testing.assert_allclose(layer(moved).get(), layer(x), atol=1e-6)
+        assert bool(cudnn.calls) == (backend == "cudnn")
+        cudnn.calls.clear()
+    np.testing.assert_allclose(gru(use_cudnn=True)(moved).get(), gru()(x), atol=1e-6)
+    assert "use_cudnn is False" in str(gru(use_cudnn=False).explain(moved))
+
+
+def test_use_cudnn_true_names_each_reason(cudnn, x):
+    layer = gru(use_cudnn=True, reset_after=False, unroll=True)
+    with pytest.raises(
+        ValueError, match=r"use_cudnn=True.*reset_after is False; unroll is True; u"
+    ):
+        layer(fake_cupy.ndarray(x))
+    mask = fake_cupy.ndarray(np.eye(B, T) > 0)
+    with pytest.raises(ValueError, match=r"use_cudnn=True.*the mask is not right-padded; u"):
+        gru(use_cudnn=True)(fake_cupy.ndarray(x), mask=mask)
+    with (
+        fastgru.use_backend("cuda"),
+        pytest.raises(ValueError, match=r"use_cudnn=True.*backend 'cuda' was asked for; u"),
+    ):
+        gru(use_cudnn=True)(fake_cupy.ndarray(x))
+    assert not cudnn.runs
+
+
+@pytest.mark.parametrize("merge", ["concat", "mul", None])
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("sequences", [False, True])
+@pytest.mark.parametrize("lengths", [None, [6, 0, 2, 5]])
+def test_both_directions_are_one_call(cudnn, x, merge, time_major, sequences, lengths):
+    pattern = gru(time_major=time_major, return_state=True)
+    pattern.return_sequences = sequences
+    layer = fastgru.Bidirectional(pattern, merge_mode=merge)
+    seq = x.transpose(1, 0, 2) if time_major else x
+    layer.build(seq.shape)
+    rng = np.random.default_rng(4)
+    layer.set_weights([rng.uniform(-0.6, 0.6, v.shape).astype("float32") for v in layer.weights])
+    starts = list(rng.standard_normal((2, B, H)).astype("float32"))
+    moved = [fake_cupy.ndarray(s) for s in starts]
+    want, want_tape = layer.forward(seq, initial_state=starts, lengths=lengths)
+    got, tape = layer.forward(fake_cupy.ndarray(seq), initial_state=moved, lengths=lengths)
+    assert cudnn.calls.count("RNNForward") == 1
+    plain = layer(fake_cupy.ndarray(seq), initial_state=moved, lengths=lengths)
+    assert cudnn.calls.count("RNNForward") == 2
+    for g, p, w in zip(got, plain, want, strict=True):
+        np.testing.assert_allclose(g.get(), w, atol=1e-6)
+        np.testing.assert_allclose(p.get(), w, atol=1e-6)
+    dys = [rng.standard_normal(w.shape).astype("float32") for w in want[: 1 if merge else 2]]
+    dstates = list(rng.standard_normal((2, B, H)).astype("float32"))
+    there = [[fake_cupy.ndarray(d) for d in values] for values in (dys, dstates)]
+    wanted = layer.backward(want_tape, dys if merge is None else dys[0], dstates)
+    grads = layer.backward(tape, there[0] if merge is None else there[0][0], there[1])
+    assert cudnn.calls.count("RNNBackwardData_v8") == 1
+    np.testing.assert_allclose(grads.inputs.get(), wanted.inputs, atol=1e-5)
+    for name in ("initial_state", "weights"):
+        for g, w in zip(getattr(grads, name), getattr(wanted, name), strict=True):
+            np.testing.assert_allclose(g.get(), w, atol=2e-5, err_msg=name)
+
+
+def test_directions_that_differ_are_two_calls(cudnn, x):
+    layer = fastgru.Bidirectional(gru(dropout=0.5))
+    layer(fake_cupy.ndarray(x), training=True)
+    assert cudnn.calls.count("RNNForward") == 2
+    twice = fastgru.Sequential([fastgru.Bidirectional(gru()), fastgru.Bidirectional(gru())])
+    want = twice(x)
+    cudnn.calls.clear()
+    np.testing.assert_allclose(twice(fake_cupy.ndarray(x)).get(), want, atol=1e-6)
+    assert cudnn.calls.count("RNNForward") == 2
 
 
 # -- machines that lack something ---------------------------------------------------------------

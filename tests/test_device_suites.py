@@ -34,7 +34,7 @@ SUITES = {
             "out_is_written and True-True or out_of_bidirectional": "views of what was moved",
         },
     ),
-    "test_tape.py": (300, {"saving_the_states": "what the host's kernels keep"}),
+    "test_tape.py": (300, {"saving_the_states": "the names of the host's backends"}),
     "test_dropout.py": (150, {}),
     "test_stream.py": (
         300,
@@ -82,6 +82,17 @@ def run(suite, folder, device):
 @pytest.mark.parametrize("suite", SUITES | LONG_SUITES if EVERYTHING else SUITES)
 def test_on_the_emulated_device(suite, tmp_path):
     done, calls = run(suite, tmp_path, "emulated")
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert calls >= (SUITES | LONG_SUITES)[suite][0]
+
+
+WITH_CUDNN = ["test_semantics.py", "test_tape.py", "test_layers.py", "test_keras_figures.py"]
+
+
+@pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+@pytest.mark.parametrize("suite", SUITES | LONG_SUITES if EVERYTHING else WITH_CUDNN)
+def test_on_the_emulated_device_with_cudnn(suite, tmp_path):
+    done, calls = run(suite, tmp_path, "with cudnn")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     assert calls >= (SUITES | LONG_SUITES)[suite][0]
 

@@ -19,7 +19,7 @@ from fastgru._native._launch import Program
 from fastgru.errors import BackendError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 # cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
 _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -92,6 +92,9 @@ class Engine(Protocol):
 
     def stream(self) -> int:
         """Return the caller's current stream, as libraries take it."""
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return how long the device takes for what ``work`` asks of it, and wait for it."""
 
     def with_tf32(self) -> Engine:
         """Return the same engine, but its products of float32 may round operands to TF32."""
@@ -190,6 +193,15 @@ class CupyEngine:
     def stream(self) -> int:
         """Return the caller's current stream, as libraries take it."""
         return int(self._cupy.cuda.get_current_stream().ptr)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return how long the device takes for what ``work`` asks of it, and wait for it."""
+        start, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1000  # CuPy has milliseconds
 
     def with_tf32(self) -> CupyEngine:
         """Return the same engine, but its products of float32 may round operands to TF32."""
@@ -399,6 +411,14 @@ def _module(options: tuple[str, ...], program: str) -> Any:
 @functools.cache
 def _kernel(name: str, options: tuple[str, ...]) -> Any:
     return _module(options, source.RESIDENT.get(name, "steps")).get_function(name)
+
+
+def whole_strides(engine: Engine, array: Any) -> Any:
+    """Return the array, or a copy where it is misaligned or its strides are not whole elements."""
+    size = array.itemsize
+    if any(stride % size for stride in array.strides) or engine.address(array) % size:
+        return engine.array(array.copy())
+    return array
 
 
 def _row_stride(matrix: Any) -> int:

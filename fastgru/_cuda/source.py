@@ -30,7 +30,7 @@ _PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
 # The programs, each compiled when one of its kernels is first launched: what they consist of after
 # activations.cu and gru_step.cu.
 PROGRAMS = {
-    "steps": ("gru_kernels.cu",),
+    "steps": ("gru_kernels.cu", "cudnn.cu"),
     "forward": ("persistent.cu", "persistent_forward.cu"),
     "back": ("persistent.cu", "persistent_back.cu"),
 }
@@ -51,6 +51,14 @@ def text(program: str) -> str:
         f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
         for name in ("activations.cu", "gru_step.cu", *PROGRAMS[program])
     )
+
+
+def struct(dtype: np.dtype, **members: int) -> np.ndarray:
+    """Return one of the structs as a kernel's argument; members not named are 0."""
+    value = np.zeros(1, dtype)
+    for name, member in members.items():
+        value[name] = member
+    return value
 
 
 def sum_dtype(dtype: np.dtype) -> np.dtype:

@@ -1,0 +1,295 @@
+"""The cuDNN backend: NVIDIA's GRU, for what it can do, forward and backward.
+
+It has one formula, Keras' default (tanh, sigmoid, reset_after), and rows that end early; `REASONS`
+is what it refuses. What it does serve has fastgru's semantics to the letter, which is the work of
+`fastgru/backends/cudnn_call.py` and the kernels of `fastgru/_cuda/cudnn.cu`.
+
+The engine (`fastgru._cuda.engine`) has arrays, launches and the stream, `fastgru._cuda.libcudnn`
+the library; the tests replace both.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastgru import activations
+from fastgru._cuda import engine as engines
+from fastgru._cuda import libcudnn
+from fastgru._cuda.libcudnn import CudnnError
+from fastgru.backends import cudnn_call
+from fastgru.backends.cudnn_call import TYPES, Call, Net, Session
+from fastgru.problem import BackendError, GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+# Which algorithm is the fastest depends on the device and all sizes, so it is measured when a shape
+# is first met, and then kept: the same call gives the same numbers as long as the process lives.
+# PERSIST_DYNAMIC is left out: it compiles for seconds, and again for every batch size.
+STANDARD = libcudnn.RNN_ALGO_STANDARD
+STATIC = libcudnn.RNN_ALGO_PERSIST_STATIC
+SMALL = libcudnn.RNN_ALGO_PERSIST_STATIC_SMALL_H
+SMALL_UNITS = 192  # the most that PyTorch gives it
+TRIAL_STEPS = 64  # all algorithms take time in proportion to the steps from there on
+TRIALS = 3  # the shortest counts
+TRIAL_GAIN = 0.9  # what another than STANDARD must at least be: below is noise
+MOST_CHOICES = 1024  # a process that meets more shapes stays with STANDARD for the rest
+
+HOST = "the arrays are in host memory; cuDNN works on CuPy arrays"
+
+
+class _Case(NamedTuple):
+    """What the reasons are about."""
+
+    problem: GRUProblem
+    spec: GRUSpec
+    host: bool
+    missing: str | None
+
+
+class _Trial(NamedTuple):
+    """What a choice of algorithm holds for."""
+
+    engine: engines.Engine
+    spec: GRUSpec
+    directions: int
+    batch: int
+    steps: int
+    training: bool
+
+
+# What cuDNN does not serve: all of it is served elsewhere.
+REASONS: tuple[tuple[str, Callable[[_Case], bool]], ...] = (
+    ("{case.missing}", lambda c: c.missing is not None),
+    (HOST, lambda c: c.host),
+    ("activation is not tanh", lambda c: not _is(c.spec.activation, activations.tanh)),
+    (
+        "recurrent_activation is not sigmoid",
+        lambda c: not _is(c.spec.recurrent_activation, activations.sigmoid),
+    ),
+    ("reset_after is False", lambda c: not c.spec.reset_after),
+    (
+        "dtype {case.spec.dtype.name} is not one of " + ", ".join(TYPES),
+        lambda c: c.spec.dtype.name not in TYPES,
+    ),
+    (
+        "precision {case.spec.precision!r} is neither None nor 'tf32'",
+        lambda c: c.spec.precision not in (None, "tf32"),
+    ),
+    ("recurrent_dropout is in use", lambda c: c.problem.recurrent_dropout is not None),
+    (
+        "each gate has its own dropout mask (implementation=1)",
+        lambda c: c.problem.dropout is not None and c.problem.dropout.ndim == 3,
+    ),
+    ("unroll is True", lambda c: c.problem.unroll),
+    ("use_cudnn is False", lambda c: c.problem.use_cudnn is False),
+    ("the mask is not right-padded", lambda c: c.problem.mask.steps is not None),
+    ("no row has a valid step", lambda c: _all_masked(c.problem)),
+    ("reset_mask resets rows between steps", lambda c: c.problem.resets is not None),
+    ("the input has an empty axis", lambda c: 0 in c.problem.x.shape),
+)
+
+
+def _is(activation: Any, wanted: activations.Activation) -> bool:
+    return type(activation) is activations.Activation and activation.name == wanted.name
+
+
+def _all_masked(problem: GRUProblem) -> bool:
+    lengths = problem.mask.lengths
+    return lengths is not None and not lengths.any()
+
+
+class CudnnBackend:
+    """Forward and backward by cuDNN.
+
+    Parameters
+    ----------
+    engine : Engine, optional
+        Where to compute; without one, CuPy's current device at each call.
+    library : Cudnn, optional
+        Without one, what `fastgru._cuda.libcudnn` finds.
+    """
+
+    name = "cudnn"
+
+    def __init__(
+        self, engine: engines.Engine | None = None, library: libcudnn.Cudnn | None = None
+    ) -> None:
+        self._engine, self._library = engine, library
+        # A handle serves one call at a time; here are, for each device, those that serve none.
+        self._handles: dict[engines.Engine, list[int]] = {}
+        self._choices: dict[_Trial, int] = {}
+
+    def missing(self) -> str | None:
+        """Return what this machine lacks, CuPy, a device or cuDNN; None if nothing."""
+        return None if self._engine else engines.missing() or libcudnn.missing()
+
+    def reasons(self, problem: GRUProblem) -> list[str]:
+        """Return each reason why cuDNN cannot serve the problem."""
+        host = not (problem.on_device or self._engine)  # who brings an engine brings its arrays
+        case = _Case(problem, problem.spec, host, self.missing())
+        return [reason.format(case=case) for reason, applies in REASONS if applies(case)]
+
+    def supports(self, problem: GRUProblem) -> str | None:
+        """Return None when `forward` can serve the problem, else the reasons it cannot."""
+        if not (problem.on_device or self._engine):
+            return HOST  # no CuPy is imported to find out more
+        return "; ".join(self.reasons(problem)) or None
+
+    def supports_backward(self, problem: GRUProblem) -> str | None:
+        """Return None when `backward` can serve the problem, else the reasons it cannot."""
+        return self.supports(problem)
+
+    def supports_both(self, problems: Sequence[GRUProblem]) -> str | None:
+        """Return None when `forward_both` can serve the halves of a bidirectional layer."""
+        one, other = problems
+        for half in problems:
+            reason = self.supports(half)
+            if reason is not None:
+                return reason
+        if one.x is not other.x or one.spec != other.spec or one.reverse or not other.reverse:
+            return "the halves are not one layer in both directions of one input"
+        lengths: list[Any] = [half.mask.lengths for half in problems]
+        if (lengths[0] is None) != (lengths[1] is None) or not np.array_equal(*lengths):
+            return "the halves have different masks"
+        if one.dropout is not None or other.dropout is not None:
+            return "dropout gives each half an input of its own"
+        if one.x.shape[1] > cudnn_call.STEPS:
+            return f"more than {cudnn_call.STEPS} steps go in pieces, one direction at a time"
+        return None
+
+    def forward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        save: bool = False,
+        keep_gates: bool = True,
+    ) -> GRUOutput:
+        """Run the layer; with ``save`` also return what `backward` needs."""
+        return self.forward_both((problem,), (weights,), save, keep_gates)[0]
+
+    def backward(
+        self,
+        problem: GRUProblem,
+        weights: GRUWeights,
+        states: Any,
+        dy: Any,
+        dstate: Any,
+        workspace: Any = None,
+    ) -> GRUGrads:
+        """Return the gradient of <y, dy> + <state, dstate>; without a workspace, forward again."""
+        return self.backward_both((problem,), (weights,), (dy,), (dstate,), workspace)[0]
+
+    def forward_both(
+        self,
+        problems: Sequence[GRUProblem],
+        weights: Sequence[GRUWeights],
+        save: bool = False,
+        keep_gates: bool = True,
+    ) -> list[GRUOutput]:
+        """Run both halves of a bidirectional layer in one call of cuDNN.
+
+        The results are those of `forward` of each half: the second one's are in its processing
+        order, backwards in time. The workspace is in the first. One problem is served as well.
+        """
+        with self._session() as session:
+            call = Call(session, problems)
+            training = save and keep_gates
+            run = call.run(self._net(call, training), weights, training)
+            return call.outputs(run, save, run if training else None)
+
+    def backward_both(
+        self,
+        problems: Sequence[GRUProblem],
+        weights: Sequence[GRUWeights],
+        dys: Sequence[Any],
+        dstates: Sequence[Any],
+        workspace: Any = None,
+    ) -> list[GRUGrads]:
+        """Return the gradients of both halves; that of x, which they share, stands in the first.
+
+        In the second, ``x`` is None. What is needed of the states is in the workspace.
+        """
+        with self._session() as session:
+            call = Call(session, problems)
+            if workspace is None:
+                workspace = call.run(self._net(call, True), weights, True)
+            net = Net(session, call.spec, call.D, workspace.algorithm)
+            return call.backward(net, weights, workspace, dys, dstates)
+
+    @contextmanager
+    def _session(self) -> Iterator[Session]:
+        """Lend one call a handle, on the caller's current device and stream."""
+        engine = self._engine or engines.current()
+        try:
+            library = self._library or libcudnn.load()
+            idle = self._handles.setdefault(engine, [])
+            try:
+                handle = idle.pop()
+            except IndexError:
+                handle = library.create()
+            try:
+                library.setStream(handle, engine.stream())
+                with ExitStack() as opened:
+                    yield Session(engine, library, handle, opened)
+            finally:
+                idle.append(handle)
+        except CudnnError as error:
+            raise BackendError(str(error)) from error
+
+    def _net(self, call: Call, training: bool) -> Net:
+        """Return the layer by the algorithm that is the fastest for its sizes."""
+        session, spec = call.session, call.spec
+        rivals = [] if call.ragged or spec.dtype == np.float64 else [STATIC]
+        if rivals and spec.units <= SMALL_UNITS:
+            rivals.append(SMALL)
+        chosen = STANDARD
+        if rivals:
+            steps = min(TRIAL_STEPS, 1 << (call.steps - 1).bit_length())
+            case = _Trial(session.engine, spec, call.D, call.B, steps, training)
+            if case not in self._choices and len(self._choices) < MOST_CHOICES:
+                # Another thread may have been first: its choice stands.
+                self._choices.setdefault(case, _fastest(session, case, rivals))
+            chosen = self._choices.get(case, STANDARD)
+        return Net(session, spec, call.D, chosen)
+
+
+def _fastest(session: Session, case: _Trial, rivals: list[int]) -> int:
+    """Measure STANDARD and its rivals; who is refused is out."""
+    fastest, least = STANDARD, _seconds(session, case, STANDARD)
+    for algorithm in rivals:
+        try:
+            time = _seconds(session, case, algorithm)
+        except CudnnError as error:
+            if not error.not_supported:
+                raise
+            continue
+        if time < least * TRIAL_GAIN:
+            fastest, least = algorithm, time
+    return fastest
+
+
+def _seconds(session: Session, case: _Trial, algorithm: int) -> float:
+    """Return the time of a forward run over zeros, in training with the way back."""
+    _, spec, directions, batch, steps, training = case
+    net = Net(session, spec, directions, algorithm)
+    ends = net.sequences(steps, [steps] * batch, steps_first=True)
+
+    def zeros(count: int, *shape: int) -> list[Any]:
+        return [session.engine.zeros(shape, spec.dtype) for _ in range(count)]
+
+    x, dx = zeros(2, steps, batch, spec.input_dim)
+    y, dy = zeros(2, steps, batch, directions * spec.units)
+    hx, hy, dhx = zeros(3, directions, batch, spec.units)
+    space, dspace = net.space(), net.space()
+
+    def work() -> None:
+        reserve = net.forward(training, ends, x, hx, y, hy, space)
+        if training:
+            net.backward(ends, x, hx, y, dy, hy, dx, dhx, space, dspace, reserve)
+
+    work()
+    return min(session.engine.seconds(work) for _ in range(TRIALS))
