@@ -79,6 +79,7 @@ setup(
             extension("_crowd"),
             extension("_cut"),
             extension("_fused"),
+            extension("_launch"),
             extension("_backward"),
             extension("_packing"),
             extension("_quick"),

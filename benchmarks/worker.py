@@ -6,6 +6,7 @@ pickles over the process' standard input and output, one answer to each request:
     request   ("prepare", task, problem)          answer   the peer's output, float32 arrays
               ("block", seconds, calls)                    a dict of figures, see `time_block`
               ("measure", seconds, size)                   that of the limits, see limits.py
+              ("do", name, arguments)                      what that method of the peer returns
     answers   ("ok", value) | ("missing", reason) | ("failed", reason)
 
 The first answer comes unasked: the peer's versions, or why it is missing.
@@ -145,8 +146,9 @@ class Worker:
     Parameters
     ----------
     name : str
-        A name of `peers.PEERS`, or ``name@VARIABLE=value,...``: the same peer with these variables
-        in its environment, for example ``numpy@OPENBLAS_CORETYPE=Haswell``; or "limits".
+        A name of `peers.PEERS` or `gpu_peers.PEERS`, or ``name@VARIABLE=value,...``: the same peer
+        with these variables in its environment, such as ``numpy@OPENBLAS_CORETYPE=Haswell``; or
+        "limits".
     environment : mapping
         What the peer itself needs (`peers.ENVIRONMENT`); the variables in the name come last.
     threads : int
@@ -196,6 +198,10 @@ class Worker:
         """Ask the process "limits" for its figures; see `limits.Limits.measure`."""
         figures: dict[str, float] = self._ask("measure", seconds, size)
         return figures
+
+    def do(self, name: str, *arguments: Any) -> Any:
+        """Call a method of the peer."""
+        return self._ask("do", name, arguments)
 
     def close(self) -> None:
         """End the process."""
@@ -266,11 +272,12 @@ def serve(peer_name: str, threads: int, cpus: set[int]) -> None:
 
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
+    import gpu_peers
     from limits import Limits
     from peers import PEERS
 
     try:
-        peer = (PEERS | {"limits": Limits})[peer_name](threads)
+        peer = (PEERS | gpu_peers.PEERS | {"limits": Limits})[peer_name](threads)
         answer("ok", peer.versions() | {"python": platform.python_version()})
     except ImportError as error:
         answer("missing", f"{type(error).__name__}: {error}")
@@ -290,7 +297,7 @@ def serve(peer_name: str, threads: int, cpus: set[int]) -> None:
                 prepared = None  # frees the last shape's memory first
                 prepared = getattr(peer, task)(problem)
                 output = []
-                for _ in range(TASKS[task].calls):
+                for _ in range(TASKS[task].calls if peer_name in PEERS else 1):
                     arrays = prepared.to_numpy(prepared.call())
                     arrays = arrays if isinstance(arrays, tuple) else (arrays,)
                     # Copied: the next call may write into the same buffer.
@@ -303,6 +310,9 @@ def serve(peer_name: str, threads: int, cpus: set[int]) -> None:
                 answer("ok", time_block(prepared.call, *arguments))
             elif verb == "measure":
                 answer("ok", peer.measure(*arguments))
+            elif verb == "do":
+                name, values = arguments
+                answer("ok", getattr(peer, name)(*values))
             else:
                 raise ValueError(f"unknown request {verb!r}")
         except Exception as error:  # whatever a library raises, the parent reports it by name

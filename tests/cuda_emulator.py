@@ -1,6 +1,7 @@
-"""The CUDA backend's engine on the host: kernels compiled as C++ by cuda_shim, NumPy's products.
+"""The CUDA backend's engine on the host: kernels compiled as C++, and a driver and cuBLAS in C++.
 
-New arrays are full of NaN, so that what a kernel fails to write is seen.
+All launches and products go the way they go on a device, through fastgru's native loop. New arrays
+are full of NaN, so that what a kernel fails to write is seen.
 """
 
 import ctypes
@@ -16,7 +17,7 @@ import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
 
 from fastgru._cuda import source
-from fastgru._cuda.engine import CupyEngine
+from fastgru._cuda.engine import CupyEngine, Launch, _Functions
 
 COMPILER = shutil.which("g++")
 FOLDER = Path(__file__).parent / "cuda_shim"
@@ -105,57 +106,57 @@ def _by_value(argument):
     return ctypes.c_void_p(argument.ctypes.data)
 
 
-class Cublas:
-    """gemmEx as cuBLAS documents it: columns first, C = alpha op(A) op(B) + beta C."""
+class Function(ctypes.Structure):
+    """A CUfunction of library.cpp; see there."""
 
-    @staticmethod
-    def gemmEx(
-        _, op_a, op_b, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, c, c_type, ldc, *how
-    ):
-        assert min(m, n, k) > 0
-        sums = np.dtype({68: "float32", 70: "float64", 77: "float32"}[how[0]])
-        one, zero = (_memory(address, sums, 1)[0] for address in (alpha, beta))
-        assert (one, zero) == (1, 0)
-        a = _matrix(a, a_type, *((k, m) if op_a else (m, k)), lda)
-        b = _matrix(b, b_type, *((n, k) if op_b else (k, n)), ldb)
-        c = _matrix(c, c_type, m, n, ldc)
-        assert c.dtype == sums
-        if how[0] == 77:
-            assert a.dtype == b.dtype == sums
-            a, b = _tf32(a), _tf32(b)
-        c[...] = (a.T if op_a else a).astype(sums) @ (b.T if op_b else b).astype(sums)
+    _fields_ = (
+        *(("run", ctypes.c_void_p), ("regions", ctypes.POINTER(_Region))),
+        *(("regions_count", ctypes.c_uint32), ("schedule", ctypes.c_int32)),
+        *(("threads", ctypes.c_uint32), ("blocks_at_once", ctypes.c_uint32)),
+        *(("shared_bytes", ctypes.c_uint32), ("cooperative", ctypes.c_uint32)),
+    )
 
 
-def _memory(address, dtype, count):
-    return np.frombuffer((ctypes.c_char * (count * dtype.itemsize)).from_address(address), dtype)
+@functools.cache
+def library_path():
+    return _compile(FOLDER / "library.cpp", Path(_built.name) / "library.so", "-O2")
 
 
-def _matrix(address, kind, rows, columns, ld):
-    dtype = np.dtype({0: "float32", 1: "float64", 2: "float16", 14: "bfloat16"}[kind])
-    assert ld >= rows
-    memory = _memory(address, dtype, ld * (columns - 1) + rows)
-    strides = (dtype.itemsize, ld * dtype.itemsize)
-    return np.lib.stride_tricks.as_strided(memory, (rows, columns), strides)
+@functools.cache
+def library():
+    """Return library.cpp, which stands for libcuda and libcublas."""
+    loaded = ctypes.CDLL(library_path())
+    loaded.shim_message.restype = ctypes.c_char_p
+    return loaded
 
 
-def _tf32(a):
-    """Round to 11 bits of significand, ties away from zero."""
-    return ((a.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32)
+def shim(name, kind=ctypes.c_uint):
+    """Return a variable of library.cpp; its `value` can be read and set."""
+    return kind.in_dll(library(), f"shim_{name}")
+
+
+def function(program, name, **limits):
+    """Return a kernel as a `Function`; who uses its address keeps it."""
+    run = ctypes.cast(getattr(program, f"{name}_run"), ctypes.c_void_p)
+    made = Function(run, **limits)
+    made.count = getattr(program, f"{name}_arguments")()  # a driver cannot know what it is given
+    return made
 
 
 class Emulator(CupyEngine):
-    """The engine with NumPy for CuPy, kernels of cuda_shim and a cuBLAS in Python."""
+    """The engine with NumPy for CuPy, kernels of cuda_shim and the functions of library.cpp."""
 
-    _cublas = Cublas
+    _THREADS = 32
 
     def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edits=None):
         self.schedule, self.blocks, self.shared_bytes = schedule, blocks, shared_bytes
         self.edits = edits or {}  # program: what to do to its text first
         self.launched = []
+        self._functions = _Functions(library(), library())
+        self._made = {}
 
     array = staticmethod(np.ascontiguousarray)
     zeros = staticmethod(np.zeros)
-    _handle = staticmethod(int)
 
     def empty(self, shape, dtype):
         return np.full(shape, np.nan, dtype)
@@ -166,9 +167,11 @@ class Emulator(CupyEngine):
     def address(self, array):
         return 0 if array is None else array.ctypes.data
 
-    def launch(self, name, options, size, arguments):
-        if size:
-            self._launch(name, "steps", options, -(-size // 32), 32, 0, arguments)
+    def repeat(self, steps, calls):
+        launches = [call.name for call in calls if isinstance(call, Launch) and call.size]
+        shim("seed").value = len(self.launched)
+        self.launched += steps * launches
+        super().repeat(steps, calls)
 
     def residency(self):
         return self.blocks, self.shared_bytes
@@ -177,14 +180,38 @@ class Emulator(CupyEngine):
         return self.blocks
 
     def launch_resident(self, name, options, blocks, threads, shared_bytes, arguments):
-        assert blocks <= self.blocks
-        assert shared_bytes <= self.shared_bytes
-        # two warps
-        program = source.RESIDENT[name]
-        self._launch(name, program, options, blocks, 64, shared_bytes, arguments)
-
-    def _launch(self, name, program, options, blocks, threads, shared_bytes, arguments):
+        shim("seed").value = len(self.launched)
         self.launched.append(name)
-        library = compiled(self.edits.get(program, str)(source.text(program)), options)
-        how = (shared_bytes, self.schedule, len(self.launched), program != "steps")
-        launch(library, name, blocks, threads, arguments, *how)
+        self._function(name, options)
+        # Blocks see what others wrote there only after fences.
+        arrays = [a for a in arguments if hasattr(a, "dtype") and not a.dtype.names]
+        regions = [_Region(self.address(a), a.nbytes) for a in arrays]
+        kernel = self._made[name, options]
+        kernel.regions, kernel.regions_count = (_Region * len(regions))(*regions), len(regions)
+        super().launch_resident(name, options, blocks, threads, shared_bytes, arguments)
+
+    def _function(self, name, options):
+        key = name, options
+        if key not in self._made:
+            program = source.RESIDENT.get(name, "steps")
+            text = self.edits.get(program, str)(source.text(program))
+            limits = {"blocks_at_once": self.blocks, "shared_bytes": self.shared_bytes}
+            limits |= {"schedule": SCHEDULES[self.schedule]}
+            limits |= {"threads": 0 if program == "steps" else 64}  # two warps are enough to see
+            self._made[key] = function(compiled(text, options), name, **limits)
+        return ctypes.addressof(self._made[key])
+
+    def _slots(self, name, arguments):
+        program = next(made for key, made in self._made.items() if key[0] == name)
+        assert len(arguments) == program.count, name
+        return super()._slots(name, arguments)
+
+    def stream(self):
+        return 4321
+
+    def _handle_on(self, stream):
+        return 8765
+
+    def _failure(self, *what):
+        error = super()._failure(*what)
+        return type(error)(f"{error}: {library().shim_message().decode()}")

@@ -148,12 +148,6 @@ class Engine(Emulator):
     def address(self, array):
         return 0 if array is None else array.data.ptr
 
-    def launch(self, name, options, size, arguments):
-        super().launch(name, options, size, unwrapped(arguments))
-
-    def launch_resident(self, name, options, blocks, threads, shared_bytes, arguments):
-        super().launch_resident(name, options, blocks, threads, shared_bytes, unwrapped(arguments))
-
     def describe(self):
         return "an emulated device"
 

@@ -3,6 +3,7 @@
 The names and what they take are those of CuPy 14; the kernels are emulated as in test_cuda_shim.
 """
 
+import ctypes
 import sys
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from test_native import make_spec, make_weights
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
 from fastgru.backends import cuda, cuda_persistent
+from fastgru.errors import BackendError
 
 pytestmark = pytest.mark.skipif(
     not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
@@ -34,32 +36,33 @@ class Array(np.ndarray):
 
 
 class RawModule:
-    def __init__(self, *, code, options, backend, enable_cooperative_groups):
+    def __init__(self, *, code, options, backend):
         assert (backend, options[0]) == ("nvrtc", "-std=c++17")
-        self.library = cuda_emulator.compiled(code, options[1:])
-        self.cooperative = enable_cooperative_groups
+        self.program = cuda_emulator.compiled(code, options[1:])
 
     def get_function(self, name):
         return RawKernel(self, name)
 
 
 class RawKernel:
-    max_dynamic_shared_size_bytes = WITHOUT_ASKING
-    kernel = SimpleNamespace(ptr=1234)
-
     def __init__(self, module, name):
-        self.module, self.name = module, name
+        limits = {"blocks_at_once": MULTIPROCESSORS, "shared_bytes": WITHOUT_ASKING}
+        self.function = cuda_emulator.function(module.program, name, **limits)
+        self.kernel = SimpleNamespace(ptr=ctypes.addressof(self.function))
+        made.append((name, self.function))
 
-    def __call__(self, grid, block, args, *, shared_mem=0):
-        assert all(type(arg) in (int, Array, np.ndarray) for arg in args)
-        assert shared_mem <= self.max_dynamic_shared_size_bytes <= SHARED_BYTES
-        assert not self.module.cooperative or grid[0] <= MULTIPROCESSORS
-        asked.append((self.name, self.module.cooperative))
-        library, together = self.module.library, self.module.cooperative
-        cuda_emulator.launch(library, self.name, *grid, *block, args, shared_mem, exchange=together)
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self.function.shared_bytes
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, size):
+        assert size <= SHARED_BYTES
+        self.function.shared_bytes = size
 
 
-asked = []
+STREAM, HANDLE = 7, 9
+made = []
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +75,9 @@ def cupy(monkeypatch):
         "MultiProcessorCount": MULTIPROCESSORS,
         "MaxSharedMemoryPerBlockOptin": SHARED_BYTES,
     }
-    device = SimpleNamespace(get_cublas_handle=lambda: 1)
+    streams, bound = {}, []
+    device = SimpleNamespace(get_cublas_handle=lambda: HANDLE)
+    blas = SimpleNamespace(__file__=cuda_emulator.library_path(), setStream=streams.__setitem__)
     driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1)
     module = SimpleNamespace(
         ndarray=Array,
@@ -83,20 +88,23 @@ def cupy(monkeypatch):
         cuda=SimpleNamespace(
             device=device,
             Device=lambda: SimpleNamespace(attributes=limits),
-            runtime=SimpleNamespace(getDevice=lambda: 0),
-            get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+            runtime=SimpleNamespace(getDevice=lambda: 0, setDevice=bound.append),
+            get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None, ptr=STREAM),
         ),
+        streams=streams,
+        bound=bound,
     )
     for name, value in {
         "cupy": module,
         "cupy.cuda": module.cuda,
         "cupy_backends.cuda.api": SimpleNamespace(driver=driver),
-        "cupy_backends.cuda.libs": SimpleNamespace(cublas=cuda_emulator.Cublas),
+        "cupy_backends.cuda.libs": SimpleNamespace(cublas=blas),
     }.items():
         monkeypatch.setitem(sys.modules, name, value)
     for cached in (engines._engine, engines._module, engines._kernel):
         cached.cache_clear()
-    asked.clear()
+    made.clear()
+    monkeypatch.setattr(engines, "_DRIVER", cuda_emulator.library_path())
     yield module
     for cached in (engines._engine, engines._module, engines._kernel):
         cached.cache_clear()
@@ -125,13 +133,28 @@ def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
                 if name != "workspace":
                     assert type(g) is Array
                     assert_near(g.get(), w, spec.dtype, name)
+    cooperative = {name for name, function in made if function.cooperative}
     when = "after" if reset_after else "before"
-    cooperative = {name for name, together in asked if together}
     assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
+    # Everything is on the caller's stream, cuBLAS' handle too, and in the caller's context.
+    assert cuda_emulator.shim("stream", ctypes.c_void_p).value == STREAM
+    assert cuda_emulator.shim("handle", ctypes.c_void_p).value == HANDLE
+    assert cupy.streams == {HANDLE: STREAM}
+    assert len(cupy.bound) == 2 * len(DROPOUTS)
 
 
 def test_gaps_are_refused(cupy):
     engine, spec = engines.current(), make_spec(1, 1)
     options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
+    column = cupy.zeros((2, 2), "float32")[:, 1]
     with pytest.raises(AssertionError, match="start: expected C-contiguous"):
-        engine.launch("start", options, 1, (cupy.zeros((2, 2), "float32")[:, 1],))
+        engine.repeat(1, [engines.Launch("start", options, 1, (column,))])
+
+
+def test_cublas_may_be_missing(cupy, monkeypatch):
+    """As CuPy 13 is without a CUDA toolkit: the package imports, and this module does not."""
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda.libs", SimpleNamespace())
+    with pytest.raises(
+        BackendError, match=r"CuPy cannot load cuBLAS \(.*\); install a CUDA toolkit"
+    ):
+        engines.current()

@@ -1,9 +1,11 @@
 """Every kernel and option set through NVRTC, as CuPy compiles them; needs no GPU and no driver.
 
-pip install nvidia-cuda-nvrtc-cu12, or nvidia-cuda-nvrtc of CUDA 13.
+The extra `test` brings pip's nvidia-cuda-nvrtc (CUDA 13); nvidia-cuda-nvrtc-cu12 serves as well.
 """
 
+import os
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
@@ -50,13 +52,13 @@ def test_every_option_set_compiles(nvrtc, arch, program, dtype):
     names = set(re.findall(r"^KERNEL (\w+)\(", text, re.MULTILINE))
     assert names >= {name for name, its in source.RESIDENT.items() if its == program}
     assert (program == "steps") == ("step_after" in names)
-    sets = list(option_sets(dtype))
-    for options in sets[
-        : None if program == "steps" else 2
-    ]:  # what activations are is the same text in all
-        cubin, log = nvrtc.compile(
-            text, "-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *options
-        )
+    fixed = ("-std=c++17", f"-arch={arch}", "-ftz=true", "--ptxas-options=-v")
+    # What activations are is the same text in all programs.
+    sets = list(option_sets(dtype))[: None if program == "steps" else 2]
+    # NVRTC may be called from many threads at a time, and ctypes lets go of the GIL.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        results = list(pool.map(lambda options: nvrtc.compile(text, *fixed, *options), sets))
+    for cubin, log in results:
         assert cubin.startswith(b"\x7fELF")
         assert set(re.findall(r"Compiling entry function '(\w+)'", log)) == names
         spills = re.findall(r"(\d+) bytes spill", log)

@@ -7,13 +7,15 @@ that the same backend code runs on both. CuPy is imported by the first call of `
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from fastgru._cuda import source
+from fastgru._native._launch import Program
 from fastgru.errors import BackendError
 
 if TYPE_CHECKING:
@@ -24,7 +26,50 @@ _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_TYPE = {"float32": 68, "float64": 70}
 _TF32 = {"float32": 77}  # of float32 operands alone, which it rounds to 11 bits
 _GEMM_DEFAULT = -1
-_FACTORS = {name: (np.array(1, name), np.array(0, name)) for name in _COMPUTE_TYPE}
+_DRIVER = "libcuda.so.1"  # as CuPy opens it on Linux
+_FACTORS = {name: np.array([1, 0], name) for name in _COMPUTE_TYPE}  # alpha and beta
+_FACTOR_ADDRESSES = {name: factors.ctypes.data for name, factors in _FACTORS.items()}
+
+
+class Each(NamedTuple):
+    """An argument that is another one in each step: an array, or a Python int, and what is added.
+
+    The stride is in bytes for an array, whose memory `first` is in the first step.
+    """
+
+    first: Any
+    stride: int
+
+
+def each(array: Any) -> Each:
+    """Return the argument that is ``array[0]``, then ``array[1]`` ...; both arrays themselves."""
+    return Each(array[0], array.strides[0])
+
+
+class Launch(NamedTuple):
+    """A kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0.
+
+    Arguments are C-contiguous arrays, None (a null pointer), Python ints (long long, or an
+    address), `Each` of these, or NumPy arrays of one element of `source`'s structs, which go by
+    value.
+    """
+
+    name: str
+    options: tuple[str, ...]
+    size: int
+    arguments: Sequence[Any]
+
+
+class Product(NamedTuple):
+    """The matrix product of ``a`` (m, k) and ``b`` (k, n), written to ``out`` (m, n); k is not 0.
+
+    One axis of each operand, and the last one of ``out``, is without gaps. ``out`` has the dtype
+    that the operands' sums have and overlaps neither of them. Each of them may be an `Each`.
+    """
+
+    a: Any
+    b: Any
+    out: Any
 
 
 class Engine(Protocol):
@@ -45,24 +90,28 @@ class Engine(Protocol):
     def synchronize(self) -> None:
         """Wait until what was asked for is done, so that other streams may read it."""
 
+    def stream(self) -> int:
+        """Return the caller's current stream, as libraries take it."""
+
     def with_tf32(self) -> Engine:
         """Return the same engine, but its products of float32 may round operands to TF32."""
 
-    def gemm(self, a: Any, b: Any, out: Any) -> None:
-        """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n).
+    def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
+        """Do what ``calls`` says, in order, ``steps`` times.
 
-        One axis of each operand, and the last one of ``out``, is without gaps. ``out`` has the
-        dtype that the operands' sums have and overlaps neither of them.
+        Raises
+        ------
+        BackendError
+            Names the function that failed, its status, and the step.
         """
+
+    def gemm(self, a: Any, b: Any, out: Any) -> None:
+        """Do one `Product`, of matrices that may be empty; zeros where k is 0."""
 
     def launch(
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
-        """Run a kernel of the program "steps" with at least ``size`` threads, none if it is 0.
-
-        Arguments are C-contiguous arrays, None (a null pointer), Python ints (long long, or an
-        address), or NumPy arrays of one element of `source`'s structs, which go by value.
-        """
+        """Do one `Launch`."""
 
     def residency(self) -> tuple[int, int]:
         """Return the multiprocessors, and the bytes of shared memory that a block can have.
@@ -97,11 +146,21 @@ class CupyEngine:
         import cupy
         from cupy.cuda import device
         from cupy_backends.cuda.api import driver
-        from cupy_backends.cuda.libs import cublas
+
+        try:  # CuPy itself comes without it
+            from cupy_backends.cuda.libs import cublas
+        except ImportError as error:
+            raise BackendError(
+                f"CuPy cannot load cuBLAS ({error}); install a CUDA toolkit, or for CuPy 14 pip's "
+                "nvidia-cublas-cu12 or nvidia-cublas"
+            ) from error
 
         self._cupy, self._cublas = cupy, cublas
         self._occupancy = driver.occupancyMaxActiveBlocksPerMultiprocessor
         self._handle = device.get_cublas_handle
+        # CuPy's cuBLAS is the one that its extension is
+        # linked with, where dlsym looks too: whatever its version is, and wherever it lies.
+        self._functions = _Functions(ctypes.CDLL(_DRIVER), ctypes.CDLL(cublas.__file__))
         self.empty, self.zeros = cupy.empty, cupy.zeros
         limits = cupy.cuda.Device().attributes
         self._residency: tuple[int, int] = (0, 0)
@@ -128,39 +187,45 @@ class CupyEngine:
         """Wait until what was asked for is done, so that other streams may read it."""
         self._cupy.cuda.get_current_stream().synchronize()
 
+    def stream(self) -> int:
+        """Return the caller's current stream, as libraries take it."""
+        return int(self._cupy.cuda.get_current_stream().ptr)
+
     def with_tf32(self) -> CupyEngine:
         """Return the same engine, but its products of float32 may round operands to TF32."""
         engine = copy.copy(self)
         engine._compute_type = _TF32
         return engine
 
+    def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
+        """Do what ``calls`` says, in order, ``steps`` times."""
+        program = Program(*self._functions.addresses)
+        names, products = [], False
+        for call in calls:
+            if isinstance(call, Product):
+                if self._add_product(program, call):
+                    names.append("cublasGemmEx")
+                    products = True
+            elif call.size:
+                blocks = -(-call.size // self._THREADS)
+                function = self._function(call.name, call.options)
+                arguments = self._slots(call.name, call.arguments)
+                program.add_kernel(function, blocks, self._THREADS, 0, False, arguments)
+                names.append(call.name)
+        self._issue(program, steps, names, products)
+
     def gemm(self, a: Any, b: Any, out: Any) -> None:
-        """Write the matrix product of ``a`` (m, k) and ``b`` (k, n) to ``out`` (m, n)."""
-        (m, k), n = a.shape, b.shape[1]
-        if not m or not n:
-            return
-        if not k:
+        """Do one `Product`, of matrices that may be empty; zeros where k is 0."""
+        if a.shape[1]:
+            self.repeat(1, [Product(a, b, out)])
+        else:
             out.fill(0)
-            return
-        # cuBLAS counts columns first: it is asked for out^T = b^T a^T.
-        (trans_b, ldb), (trans_a, lda) = _as_transposed(b), _as_transposed(a)
-        one, zero = (factor.ctypes.data for factor in _FACTORS[out.dtype.name])
-        kind, address = _DATA_TYPE[a.dtype.name], self.address
-        self._cublas.gemmEx(
-            *(self._handle(), trans_b, trans_a, n, m, k, one),
-            *(address(b), kind, ldb, address(a), kind, lda, zero),
-            *(address(out), _DATA_TYPE[out.dtype.name], _row_stride(out)),
-            *(self._compute_type[out.dtype.name], _GEMM_DEFAULT),
-        )
 
     def launch(
         self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
     ) -> None:
-        """Run a kernel of the program "steps" with at least ``size`` threads, none if it is 0."""
-        if size:
-            blocks = -(-size // self._THREADS)
-            kernel = _kernel(name, options)
-            kernel((blocks,), (self._THREADS,), self._checked(name, arguments))
+        """Do one `Launch`."""
+        self.repeat(1, [Launch(name, options, size, arguments)])
 
     def residency(self) -> tuple[int, int]:
         """Return the multiprocessors, and the bytes of shared memory that a block can have."""
@@ -176,34 +241,113 @@ class CupyEngine:
         arguments: Sequence[Any],
     ) -> None:
         """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
-        kernel = _kernel(name, options)
-        kernel.max_dynamic_shared_size_bytes = shared_bytes
-        arguments = self._checked(name, arguments)
-        kernel((blocks,), (threads,), arguments, shared_mem=shared_bytes)
+        function = self._function(name, options)
+        program, slots = Program(*self._functions.addresses), self._slots(name, arguments)
+        program.add_kernel(function, blocks, threads, shared_bytes, True, slots)
+        self._issue(program, 1, [name], False)
 
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
     ) -> int:
         """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
-        kernel = _kernel(name, options)
-        kernel.max_dynamic_shared_size_bytes = shared_bytes
-        blocks: int = self._occupancy(kernel.kernel.ptr, threads, shared_bytes)
+        blocks: int = self._occupancy(self._function(name, options), threads, shared_bytes)
         return blocks * self.residency()[0]
 
-    def _checked(self, name: str, arguments: Sequence[Any]) -> tuple[Any, ...]:
-        """Return the arguments as CuPy takes them: None, a null pointer, is 0 there."""
+    def _function(self, name: str, options: tuple[str, ...]) -> int:
+        """Return a kernel's CUfunction for this device; it lives as long as the process."""
+        kernel = _kernel(name, options)
+        if name in source.RESIDENT:
+            # All that a block can have: a limit, and the same one for every thread that sets it.
+            kernel.max_dynamic_shared_size_bytes = self.residency()[1]
+        function: int = kernel.kernel.ptr
+        return function
+
+    def _slots(self, name: str, arguments: Sequence[Any]) -> list[tuple[int, int | None]]:
+        """Return the arguments of a kernel as `Program` takes them."""
+        slots: list[tuple[int, int | None]] = []
         for argument in arguments:
-            # A kernel gets the pointer alone: gaps would be read as data.
-            if isinstance(argument, self._cupy.ndarray) and not argument.flags.c_contiguous:
+            value, stride = argument if isinstance(argument, Each) else (argument, 0)
+            if value is None or isinstance(value, int):
+                slots.append((value or 0, stride))
+            elif value.dtype.names:
+                slots.append((value.ctypes.data, None))
+            elif value.flags.c_contiguous:
+                slots.append((self.address(value), stride))
+            else:  # A kernel gets the pointer alone: gaps would be read as data.
                 raise AssertionError(f"{name}: expected C-contiguous arrays")
-        return tuple(0 if argument is None else argument for argument in arguments)
+        return slots
+
+    def _add_product(self, program: Program, product: Product) -> bool:
+        """Add a product to the program; nothing if there is nothing to write."""
+        (a, a_step), (b, b_step), (out, out_step) = (
+            operand if isinstance(operand, Each) else (operand, 0) for operand in product
+        )
+        (m, k), n = a.shape, b.shape[1]
+        if not m or not n:
+            return False
+        # cuBLAS counts columns first: it is asked for out^T = b^T a^T.
+        (trans_b, ldb), (trans_a, lda) = _as_transposed(b), _as_transposed(a)
+        kind, out_kind = _DATA_TYPE[a.dtype.name], _DATA_TYPE[out.dtype.name]
+        one = _FACTOR_ADDRESSES[out.dtype.name]
+        program.add_product(
+            (trans_b, trans_a),
+            (n, m, k),
+            (self.address(b), b_step, kind, ldb),
+            (self.address(a), a_step, kind, lda),
+            (self.address(out), out_step, out_kind, _row_stride(out)),
+            *(one, one + out.itemsize, self._compute_type[out.dtype.name], _GEMM_DEFAULT),
+        )
+        return True
+
+    def _issue(self, program: Program, steps: int, names: list[str], products: bool) -> None:
+        stream = self.stream()
+        failed = program.issue(steps, stream, self._handle_on(stream) if products else 0)
+        if failed:
+            status, call, step = failed
+            raise self._failure(names[call], status, f"step {step} of {steps}")
+
+    def _handle_on(self, stream: int) -> int:
+        """Return cuBLAS' handle of this thread and device, told to work on the stream."""
+        handle: int = self._handle()
+        self._cublas.setStream(handle, stream)
+        return handle
+
+    def _failure(self, name: str, status: int, where: str) -> BackendError:
+        return BackendError(f"{name}: {self._functions.status_name(name, status)} in {where}")
+
+
+class _Functions:
+    """What is called of CUDA's driver and of cuBLAS, both as ctypes has them."""
+
+    def __init__(self, driver: Any, cublas: Any) -> None:
+        self._driver, self._cublas = driver, cublas
+        cublas.cublasGetStatusName.restype = ctypes.c_char_p
+        functions = (driver.cuLaunchKernel, driver.cuLaunchCooperativeKernel, cublas.cublasGemmEx)
+        self.addresses: list[int] = [
+            ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions
+        ]
+
+    def status_name(self, caller: str, status: int) -> str:
+        """Return the name of a status that cublasGemmEx, or the launch of a kernel, returned."""
+        if caller == "cublasGemmEx":
+            name = self._cublas.cublasGetStatusName(status)
+        else:
+            text = ctypes.c_char_p()
+            self._driver.cuGetErrorName(status, ctypes.byref(text))
+            name = text.value
+        return name.decode() if name else f"status {status}"
 
 
 def current() -> CupyEngine:
-    """Return the engine of CuPy's current device."""
+    """Return the engine of CuPy's current device, to which it binds the calling thread."""
     import cupy
 
-    return _engine(cupy.cuda.runtime.getDevice())
+    runtime = cupy.cuda.runtime
+    device = runtime.getDevice()
+    # A thread's first launch needs a context, which CUDA's runtime makes when it is told the
+    # device, and its driver, which launches here, never.
+    runtime.setDevice(device)
+    return _engine(device)
 
 
 def missing() -> str | None:
@@ -244,12 +388,11 @@ def _engine(device: int) -> CupyEngine:
 def _module(options: tuple[str, ...], program: str) -> Any:
     import cupy
 
-    # A RawModule compiles per device at first use, and keeps what it compiled on disk.
+    # A RawModule compiles per device at first use, and keeps what it compiled on disk. CuPy adds
+    # -ftz=true. It is not told that blocks wait for each other: the launch needs that, not the
+    # compiler, and CuPy 13 would then link with libcudadevrt.a of a CUDA toolkit.
     return cupy.RawModule(
-        code=source.text(program),
-        options=("-std=c++17", *options),
-        backend="nvrtc",
-        enable_cooperative_groups=program != "steps",
+        code=source.text(program), options=("-std=c++17", *options), backend="nvrtc"
     )
 
 

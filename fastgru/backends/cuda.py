@@ -19,6 +19,7 @@ import numpy as np
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
+from fastgru._cuda.engine import Each, Launch, Product, each
 from fastgru.activations import Activation
 from fastgru.backends import cuda_persistent as persistent
 from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
@@ -175,7 +176,11 @@ class Call:
 
     def launch(self, name: str, size: int, *arguments: Any) -> None:
         """Run a kernel that makes ``size`` elements; the struct is its first argument."""
-        self.engine.launch(name, self.options, size, (self.struct, *arguments))
+        self.engine.launch(*self.kernel(name, size, *arguments))
+
+    def kernel(self, name: str, size: int, *arguments: Any) -> Launch:
+        """Return what `launch` would run, for the engine to repeat."""
+        return Launch(name, self.options, size, (self.struct, *arguments))
 
     def gate(self, g: int) -> slice:
         """Return the columns of gate g (z, r, h) in an array of 3H."""
@@ -229,16 +234,21 @@ class Call:
             z, rk = empty((B, H), self.sums), empty((B, H), dtype)
         self.launch("start", size, h, k)
         for first, steps, products in self.input_products():
-            for s, p in enumerate(products.reshape(steps, B, 3 * H), first):
-                common = (results, s, p, q, self.bias, h, k)
-                if self.spec.reset_after:
-                    self._recurrent_products(h, k, q, 3)
-                    self.launch("step_after", size, *common)
-                else:
-                    self._recurrent_products(h, k, q, 2)
-                    self.launch("step_before_zr", size, *common, z, rk)
-                    self.engine.gemm(rk, self.u[:, self.gate(2)], q[:, self.gate(2)])
-                    self.launch("step_before_h", size, *common, z)
+            p = each(products.reshape(steps, B, 3 * H))
+            common = (results, Each(first, 1), p, q, self.bias, h, k)
+            if self.spec.reset_after:
+                calls = [
+                    *self._recurrent_products(h, k, q, 3),
+                    self.kernel("step_after", size, *common),
+                ]
+            else:
+                calls = [
+                    *self._recurrent_products(h, k, q, 2),
+                    self.kernel("step_before_zr", size, *common, z, rk),
+                    Product(rk, self.u[:, self.gate(2)], q[:, self.gate(2)]),
+                    self.kernel("step_before_h", size, *common, z),
+                ]
+            self.engine.repeat(steps, calls)
         return h
 
     def _output(self) -> tuple[Any, tuple[int, int]]:
@@ -272,14 +282,13 @@ class Call:
                     self.engine.gemm(part, self.w[:, self.gate(g)], rows[:, self.gate(g)])
             yield first, steps, rows
 
-    def _recurrent_products(self, h: Any, k: Any, q: Any, gates: int) -> None:
-        """Write h.U of the first gates to q; with recurrent dropout from the masked states k."""
+    def _recurrent_products(self, h: Any, k: Any, q: Any, gates: int) -> list[Launch | Product]:
+        """Return q = h.U of the first gates; with recurrent dropout from the masked states k."""
         if k is None:
             part = slice(0, gates * self.H)
-            self.engine.gemm(h, self.u[:, part], q[:, part])
-            return
-        for g in range(gates):
-            self.engine.gemm(k[g], self.u[:, self.gate(g)], q[:, self.gate(g)])
+            return [Product(h, self.u[:, part], q[:, part])]
+        columns = (self.gate(g) for g in range(gates))
+        return [Product(k[g], self.u[:, part], q[:, part]) for g, part in enumerate(columns)]
 
     # ---- backward --------------------------------------------------------------------------------
 
@@ -304,29 +313,35 @@ class Call:
     def _walk_back(self, states: Any, dy: Any, carry: Any, pending: Any, d: Any) -> Any:
         """Run all steps back, a product and a kernel each, and return dh0 (B, H)."""
         B, T, H, engine = self.B, self.T, self.H, self.engine
-        size = B * H
         products = engine.empty((self.state_masks, B, H), self.sums)
-        e = None if self.spec.reset_after else engine.empty((B, H), self.sums)
-        rows = d.reshape(T, B, 4 * H)
-        for s in range(T - 1, -1, -1):
-            self.launch("back_step", size, s, states, dy, products, carry, pending, d)
-            if e is not None:
-                engine.gemm(rows[s][:, :H], self.u[:, self.gate(2)].T, e)
-                self.launch("back_reset", size, s, states, e, carry, d)
-            self._carry_products(rows[s][:, H:], products)
+        if T:
+            engine.repeat(T, self._step_back(states, dy, products, carry, pending, d))
         dh0 = engine.empty((B, H), self.spec.dtype)
-        self.launch("back_end", size, carry, products, dh0)
+        self.launch("back_end", B * H, carry, products, dh0)
         return dh0
 
-    def _carry_products(self, dq: Any, products: Any) -> None:
-        """Write dq.U^T, of the gates whose product is made, to products (state_masks, B, H)."""
-        gates = 3 if self.spec.reset_after else 2
-        if self.state_masks == 1:
-            part = slice(0, gates * self.H)
-            self.engine.gemm(dq[:, part], self.u[:, part].T, products[0])
-            return
-        for g in range(gates):
-            self.engine.gemm(dq[:, self.gate(g)], self.u[:, self.gate(g)].T, products[g])
+    def _step_back(
+        self, states: Any, dy: Any, products: Any, carry: Any, pending: Any, d: Any
+    ) -> list[Launch | Product]:
+        """Return what a step back is, the last step first; what they do is in the kernels' text."""
+        H, size = self.H, self.B * self.H
+        s, rows = Each(self.T - 1, -1), d.reshape(self.T, self.B, 4 * H)[::-1]
+        calls: list[Launch | Product] = [
+            self.kernel("back_step", size, s, states, dy, products, carry, pending, d)
+        ]
+        if not self.spec.reset_after:
+            e = self.engine.empty((self.B, H), self.sums)
+            calls += [
+                Product(each(rows[:, :, :H]), self.u[:, self.gate(2)].T, e),
+                self.kernel("back_reset", size, s, states, e, carry, d),
+            ]
+        # dq.U^T of the gates whose product is made, all at once without recurrent dropout.
+        gates, dq = 3 if self.spec.reset_after else 2, rows[:, :, H:]
+        parts = [slice(0, gates * H)] if self.state_masks == 1 else map(self.gate, range(gates))
+        return calls + [
+            Product(each(dq[:, :, part]), self.u[:, part].T, out)
+            for part, out in zip(parts, products, strict=False)
+        ]
 
     def _input_gradients(self, d: Any) -> tuple[Any, Any]:
         """Return dx (B, T, I) and dW (I, 3H); d (T * B, 4H) as the kernels left it."""
