@@ -39,7 +39,7 @@ def kernels(nvrtc: Nvrtc, arch: str, dtype: str) -> dict[str, tuple[int, int]]:
     for program in source.PROGRAMS:
         _, log = nvrtc.compile(
             source.text(program),
-            *("-std=c++17", f"-arch={arch}", "--ptxas-options=-v", *options),
+            *("-std=c++17", f"-arch={arch}", "-ftz=true", "--ptxas-options=-v", *options),
         )
         for name, *spilled, registers in KERNEL.findall(log):
             found[name] = (int(registers), sum(map(int, spilled)))
