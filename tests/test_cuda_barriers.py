@@ -129,6 +129,33 @@ def test_blocks_see_each_other_after_fences(told, heard, schedule):
         assert (out < 3).any()
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_counter_of_the_grid_barrier_wraps_round(schedule):
+    text = (
+        source.text("back")
+        + """
+KERNEL meet(float *out, unsigned *arrived, long long round) {
+    for (int i = 0; i < 2; i++) {
+        out[i * gridDim.x + blockIdx.x] = 1;
+        grid_barrier(arrived, (unsigned)(round + i + 1));
+        for (unsigned b = 0; b < gridDim.x; b++)
+            out[(2 + i * gridDim.x + blockIdx.x) * gridDim.x + b] = fresh(out + i * gridDim.x + b);
+        grid_barrier(arrived + 1, (unsigned)(i + 1));
+    }
+}"""
+    )
+    spec = make_spec(1, 1)
+    options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
+    blocks = 7  # which meet in the middle of 2^32
+    library, out = compiled(text, options), np.zeros(16 * blocks, np.float32)
+    round_before = (1 << 32) // blocks - 1
+    arrived = np.array([blocks * round_before, 0], np.uint32)
+    arguments = [out, arrived, round_before]
+    launch(library, "meet", blocks, 1, arguments, schedule=schedule, exchange=True)
+    np.testing.assert_array_equal(out, 1)
+    assert arrived[0] == blocks * (round_before + 2) - (1 << 32)
+
+
 def test_a_deadlock_is_told():
     with pytest.raises(RuntimeError, match=r"block 0: 31 threads wait at __syncthreads; 1 threads"):
         run("if (threadIdx.x) __syncthreads();")

@@ -114,8 +114,8 @@ def draw(rng, spec, kind, resets, dropout, flags, shape=(5, 5)):
 
 
 # The persistent kernels on three blocks, the last of fewer units; room for all rows at once in
-# float32, for two or three in float64.
-RESIDENT = {"blocks": 3, "shared_bytes": 1000}
+# float32, for four of the five in float64.
+RESIDENT = {"blocks": 3, "shared_bytes": 1500}
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -217,6 +217,30 @@ def test_chunks_of_time(monkeypatch):
         assert_agrees(problem, weights, emulator)
         assert emulator.launched.count("pack_x") == 3 + 1  # forward, and once more to go back
         assert emulator.launched.count(kernel) == count
+
+
+@pytest.mark.parametrize(
+    ("shared_bytes", "blocks_held", "batch", "wanted"),
+    [
+        (507, 3, 5, set()),
+        (508, 3, 5, {"steps_after"}),  # three columns of U, and four rows of 7 + 9 numbers
+        (731, 3, 5, {"steps_after"}),
+        (732, 3, 5, {"steps_after", "back_after"}),  # of 3 * 7 + 9
+        (9999, 2, 5, set()),
+        (9999, 3, 32, {"steps_after", "back_after"}),
+        (9999, 3, 33, set()),
+    ],
+)
+def test_who_is_resident(shared_bytes, blocks_held, batch, wanted):
+    """Only with room for four rows at once in each block, for all blocks, and for small batches."""
+    rng = np.random.default_rng(13)
+    spec = make_spec(3, 7)
+    weights = make_weights(rng, spec)
+    emulator = Emulator(blocks=3, shared_bytes=shared_bytes)
+    emulator.resident_blocks = lambda *_: blocks_held
+    problem = draw(rng, spec, "steps", True, "none", (True, True, False), (batch, 3))
+    assert_agrees(problem, weights, emulator)
+    assert set(source.RESIDENT) & set(emulator.launched) == wanted
 
 
 @pytest.mark.parametrize("reset_after", [True, False])

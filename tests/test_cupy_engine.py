@@ -114,7 +114,7 @@ def cupy(monkeypatch):
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
-    monkeypatch.setattr(cuda_persistent, "ROWS", rows)
+    monkeypatch.setattr(cuda_persistent, "MAX_ROWS", rows)
     spec = make_spec(3, 11, dtype, reset_after=reset_after)
     rng = np.random.default_rng(1)
     weights = make_weights(rng, spec)

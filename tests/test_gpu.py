@@ -26,9 +26,9 @@ def device():
         pytest.skip("needs a CUDA device")
 
 
-@pytest.fixture(params=[0, cuda_persistent.ROWS], ids=["steps", "resident"])
+@pytest.fixture(params=[0, cuda_persistent.MAX_ROWS], ids=["steps", "resident"])
 def path(request, monkeypatch):
-    monkeypatch.setattr(cuda_persistent, "ROWS", request.param)
+    monkeypatch.setattr(cuda_persistent, "MAX_ROWS", request.param)
     return request.param
 
 

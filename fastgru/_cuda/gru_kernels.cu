@@ -62,7 +62,7 @@ KERNEL step_before_h(Call c, Results out, long long s, const MATH *p, const MATH
     end_step(c, out, b, u, s, before, after, h, k);
 }
 
-/* ---- backward: gru_step.cu has the equations -------------------------------------------------- */
+/* ---- backward: gru_step.cu has the equations ------------------------------------------------- */
 
 /* Step s, on the way back.
  *   states (T, B, H)       dy (B, T, H) or (B, H); NULL: zeros

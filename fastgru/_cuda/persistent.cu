@@ -1,5 +1,5 @@
-/* What the persistent kernels share: they make many steps in one launch, forward or back. U stays in
- * shared memory, what blocks exchange goes through global memory.
+/* What the persistent kernels share: they make many steps in one launch, forward or back. U stays
+ * in shared memory, what blocks exchange goes through global memory.
  *
  * Every block owns the units u0 .. u0 + own of all rows, with the columns of U that make them, or
  * on the way back the rows. A step: what all blocks made is read, `tile` rows of the batch at a
@@ -21,16 +21,16 @@ __device__ inline unsigned counted(const unsigned *at) { return *(const volatile
 /* Wait for all blocks, for the round-th time. arrived is 0 before the launch; it may wrap round.
  *
  * That a block sees what others wrote before the barrier follows from PTX's memory model (chapter
- * "Memory Consistency Model"), step by step. A thread's writes come before its block's first
- * __syncthreads, and that before thread 0's fence: bar.sync orders the threads of a block, and order
- * is transitive. Fence, atomicAdd, a volatile load that sees its sum or a later one, fence: the
- * first fence is a release and the last an acquire pattern, since an atomic and a volatile load are
- * strong, each in a scope with all threads of the device, and the atomics after the first read from
- * it: they go on its release. The last __syncthreads passes the order on to the other threads. What
- * is ordered so must be seen, by plain loads as well; on the device the acquiring fence empties the
+ * "Memory Consistency Model"). A thread's writes come before its block's first __syncthreads, and
+ * that before thread 0's fence: bar.sync orders the threads of a block, and order is transitive.
+ * The first fence and the atomicAdd are a release; a volatile load that sees this sum or a later
+ * one and the second fence are an acquire: both accesses are strong, each in a scope that has all
+ * threads of the device, and the atomics in between pass a release on. The last __syncthreads
+ * passes the order on to the other threads. What is ordered so must be seen, by plain loads too:
+ * for sm_90 the fence is compiled to MEMBAR.SC.GPU and CCTL.IVALL, which empties the
  * multiprocessor's first-level cache.
  *
- * The same barrier says that reads before it are done before the others' writes after it: buffers
+ * In the same way reads before the barrier are done before the others' writes after it: buffers
  * that alternate need no second one. */
 __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
     __syncthreads();
@@ -45,11 +45,12 @@ __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
 }
 
 #define ROWS 4 /* of a tile, that a warp multiplies at a time: U is read once for all of them */
+#define LOADS 8 /* of a thread under way: the compiler does not move a volatile one past a store */
 #define ALL_LANES 0xffffffffu
 
-/* What another block wrote before the last barrier. A volatile load goes past the first-level cache,
- * and is no worse for it: nothing of this is read twice. So the numbers do not rest on the fence
- * alone. */
+/* What another block wrote before the last barrier. A volatile load (on sm_90 LDG.STRONG.SYS) goes
+ * past the first-level cache, so that the numbers do not rest on the fence alone; nothing of this
+ * is read twice. */
 __device__ inline MATH fresh(const STORE *at) {
 #if FLOAT_BITS == 16
     const STORE value = {*(const volatile unsigned short *)&at->bits};
@@ -107,9 +108,17 @@ __device__ inline void multiply(const Share &my, const Factors &factors, long lo
     const int H = my.H, lane = threadIdx.x % 32, groups = (rows + ROWS - 1) / ROWS;
     for (int g = 0; g < (ONE_ROW ? 1 : GATES); g++) {
         const STORE *from = factors.from + row0 * factors.row_step + g * factors.gate_step;
-        for (int i = threadIdx.x; i < rows * H; i += blockDim.x) {
-            const long long row = i * my.per_row >> 32;
-            my.hs[g * my.tile * H + i] = fresh(from + row * (factors.row_step - H) + i);
+        const int count = rows * H, width = blockDim.x;
+        for (int first = threadIdx.x; first < count; first += LOADS * width) {
+            MATH values[LOADS];
+            for (int n = 0, i = first; n < LOADS; n++, i += width)
+                if (i < count) {
+                    const long long row = i * my.per_row >> 32;
+                    values[n] = fresh(from + row * (factors.row_step - H) + i);
+                }
+            for (int n = 0, i = first; n < LOADS; n++, i += width)
+                if (i < count)
+                    my.hs[g * my.tile * H + i] = values[n];
         }
     }
     __syncthreads();

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from fastgru.backends.cuda import Call
 
 # The kernels read the whole state in every block and have no tensor cores: for batches of more rows
-# the products of the library are expected to win. Not measured yet.
-ROWS = 32
+# the products of the library are expected to win; so they are where U is read again for less than
+# the four rows that a warp multiplies at a time. Neither is measured yet.
+MAX_ROWS = 32
+MIN_TILE = 4
 THREADS = 256
 
 
@@ -40,12 +42,12 @@ def plan(call: Call, kernel: str, planes: int) -> Plan | None:
         How many rows of H elements it multiplies with U, for each row of the batch.
     """
     blocks, shared_bytes = call.engine.residency()
-    if not call.T or not 0 < call.B <= ROWS or not blocks:
+    if not call.T or not 0 < call.B <= MAX_ROWS or not blocks:
         return None
     units, size = -(-call.H // blocks), call.sums.itemsize
     weight_bytes, row_bytes = 3 * units * call.H * size, (planes * call.H + 3 * units) * size
     tile = min(call.B, (shared_bytes - weight_bytes) // row_bytes)
-    if tile < 1:
+    if tile < min(call.B, MIN_TILE):
         return None
     cut = Plan(kernel, -(-call.H // units), units, tile, weight_bytes + tile * row_bytes)
     # A grid that the device does not hold would be made smaller, and give wrong numbers.
