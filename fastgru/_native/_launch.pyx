@@ -106,7 +106,7 @@ cdef class Program:
             A slot and its stride; or, with None, the address of a struct.
         """
         if blocks > INT_MAX:
-            raise OverflowError(f"a launch of {blocks} blocks; CUDA takes up to {INT_MAX}")
+            raise ValueError(f"expected up to {INT_MAX} blocks, came {blocks}: split the batch")
         if len(arguments) > SLOTS:
             raise ValueError(f"expected up to {SLOTS} arguments, came {len(arguments)}")
         call = self._add(COOPERATIVE if cooperative else KERNEL)
@@ -135,9 +135,9 @@ cdef class Program:
         """
         m, n, k = sizes
         if max(m, n, k, a[3], b[3], c[3]) > INT_MAX:
-            raise OverflowError(
-                f"a product of sizes {m}, {n}, {k} with leading dimensions {a[3]}, {b[3]}, {c[3]}; "
-                f"cuBLAS counts up to {INT_MAX}: split the batch or the sequence"
+            raise ValueError(
+                f"expected sizes up to {INT_MAX}, which cuBLAS counts to, came a product of "
+                f"{m}, {n}, {k} with leading dimensions {a[3]}, {b[3]}, {c[3]}: split the batch"
             )
         call = self._add(PRODUCT)
         call.op_a, call.op_b = operations
