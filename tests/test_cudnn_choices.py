@@ -1,6 +1,8 @@
 """What the cuDNN backend asks of cuDNN, which algorithm it takes, what it refuses, how it fails."""
 
+import sys
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -265,6 +267,35 @@ def test_host_arrays_are_refused_without_a_look_at_the_machine(monkeypatch):
     assert backend.reasons(plain_problem()) == ["cuDNN was not found", cudnn.HOST]
     monkeypatch.setattr(cudnn, "missing", None)
     assert backend.supports(plain_problem()) == cudnn.HOST
+
+
+class NoDevice(Exception):
+    pass
+
+
+def no_device():
+    raise NoDevice("cudaErrorNoDevice")
+
+
+@pytest.mark.parametrize(
+    ("cupy", "count", "library", "said"),
+    [
+        (False, None, None, "CuPy is not installed"),
+        (None, None, None, "CuPy cannot be imported: import of cupy halted"),
+        (True, no_device, None, "CuPy finds no CUDA device: cudaErrorNoDevice"),
+        (True, int, "cuDNN was not found", "cuDNN was not found"),
+        (True, int, None, None),
+    ],
+)
+def test_what_the_machine_lacks(monkeypatch, cupy, count, library, said):
+    runtime = SimpleNamespace(CUDARuntimeError=NoDevice, getDeviceCount=count)
+    module = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)) if cupy else None
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    found = None if cupy is False else object()
+    monkeypatch.setattr(cudnn.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(libcudnn, "missing", lambda: library)
+    assert (cudnn.missing.__wrapped__() or "").startswith(said or "")
+    assert (cudnn.missing.__wrapped__() is None) == (said is None)
 
 
 def test_a_function_that_is_called_tanh_is_not_tanh(machine):

@@ -109,8 +109,10 @@ def missing() -> str | None:
     """Return what this machine lacks, CuPy, a device or cuDNN; None if nothing."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed"
-    import cupy
-
+    try:
+        import cupy
+    except ImportError as error:  # of a library of CUDA's, of which CuPy says much
+        return f"CuPy cannot be imported: {str(error).strip().partition(chr(10))[0]}"
     try:
         cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
