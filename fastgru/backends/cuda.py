@@ -148,7 +148,7 @@ class Call:
         self.has_bias = weights.bias is not None
         self.sums = source.sum_dtype(spec.dtype)
         self.options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
-        self.x = _whole_strides(engine, problem.x)
+        self.x = engines.whole_strides(engine, problem.x)
         self.dropout = self._optional(problem.dropout)
         self.input_masks = 3 if problem.dropout is not None and problem.dropout.ndim == 3 else 1
         self.state_masks = 1 if problem.recurrent_dropout is None else 3
@@ -161,7 +161,7 @@ class Call:
             "recurrent_dropout": self._optional(problem.recurrent_dropout),
             "h0": self._optional(problem.h0),
         }
-        self.struct = _struct(
+        self.struct = source.struct(
             source.CALL,
             **{name: getattr(self, name) for name in "BTIH"},
             reset_after=spec.reset_after,
@@ -210,7 +210,7 @@ class Call:
         states = empty((T, B, H), dtype) if save else None
         kept = empty((T, B, 4, H), dtype) if save and keep_gates else None
         addresses = [engine.address(array) for array in (y, states, kept)]
-        results = _struct(
+        results = source.struct(
             source.RESULTS,
             **dict(zip(("y", "states", "kept"), addresses, strict=True)),
             **dict(zip(("y_b", "y_s"), y_strides, strict=True)),
@@ -255,7 +255,7 @@ class Call:
         """Return where y goes, and its strides of rows and steps in elements."""
         p, sequences = self.problem, self.problem.return_sequences
         y = p.out
-        if y is None or _whole_strides(self.engine, y) is not y or _has_gaps(y):
+        if y is None or engines.whole_strides(self.engine, y) is not y or _has_gaps(y):
             shape = (self.B, self.T, self.H) if sequences else (self.B, self.H)
             y = self.engine.empty(shape, self.spec.dtype)
         if not self.T:
@@ -393,21 +393,6 @@ class Call:
             return db[0]
         db[1] = sums[0, H:]
         return db
-
-
-def _struct(dtype: np.dtype, **members: int) -> np.ndarray:
-    struct = np.zeros(1, dtype)
-    for name, value in members.items():
-        struct[name] = value
-    return struct
-
-
-def _whole_strides(engine: engines.Engine, array: Any) -> Any:
-    """Return the array, or a copy where it is misaligned or its strides are not whole elements."""
-    size = array.itemsize
-    if any(stride % size for stride in array.strides) or engine.address(array) % size:
-        return engine.array(array.copy())
-    return array
 
 
 def _has_gaps(array: Any) -> bool:
