@@ -22,8 +22,7 @@ from fastgru.layers import (
 from fastgru.problem import BackendError
 from fastgru.threads import get_num_threads, num_threads, set_num_threads
 from fastgru.variables import Variable
-
-__version__ = "0.1.0"
+from fastgru.version import __version__
 
 if TYPE_CHECKING:
     from fastgru import io

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 # What a member may grow to: weights hardly compress, configs by a factor of twenty.
 MOST_GROWTH = 100
 FREE_BYTES = 16 << 20  # growth is not looked at below this
+_LOCAL_HEADER_BYTES = 30  # and the name
 
 
 class Archive:
@@ -24,8 +25,8 @@ class Archive:
     Raises
     ------
     ValueError
-        It is no zip file, its directory is damaged, it names a member twice or outside itself, or a
-        member would grow beyond reason.
+        It is no zip file, its directory is damaged, it names a member twice or outside itself,
+        members overlap, or would grow beyond reason.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -36,7 +37,15 @@ class Archive:
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.path}: expected a zip file, came {error}") from None
         self._members: dict[str, zipfile.ZipInfo] = {}
+        try:
+            self._check(size)
+        except ValueError:
+            self._zip.close()
+            raise
+
+    def _check(self, size: int) -> None:
         total = 0
+        end = 0
         for member in self._zip.infolist():
             name = member.filename
             parts = PurePosixPath(name).parts
@@ -49,17 +58,32 @@ class Archive:
                 f"{self.path}: its members would unpack from {size} to {total} bytes; a file that "
                 "holds weights does not"
             )
+        # A few bytes that many members share would unpack to many times the file.
+        for member in sorted(self._members.values(), key=lambda member: member.header_offset):
+            if member.header_offset < end:
+                raise ValueError(f"{self.path}: {member.filename!r} overlaps another member")
+            end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
+        if end > size:
+            raise ValueError(f"{self.path}: its members reach beyond its end; it is cut short")
 
     @property
     def names(self) -> list[str]:
         """Names of the members, in the file's order."""
         return list(self._members)
 
+    def compressed(self, name: str) -> bool:
+        """Say whether a member takes less room than its bytes."""
+        return self._member(name).compress_type != zipfile.ZIP_STORED
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if name not in self._members:
+            few = ", ".join(self.names[:20])
+            raise ValueError(f"{self.path}: expected a member {name}, came {few}")
+        return self._members[name]
+
     def read(self, name: str) -> bytes:
         """Return a member's bytes, at most as many as the directory says."""
-        member = self._members.get(name)
-        if member is None:
-            raise ValueError(f"{self.path}: expected a member {name}, came {', '.join(self.names)}")
+        member = self._member(name)
         try:
             with self._zip.open(member) as file:
                 data = file.read(member.file_size)
