@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes of it
 MOST_CONFIG_BYTES = 512 << 10  # a cell takes about 1200
+DEEPEST = 16  # names in the place of a cell
 
 # The dtypes that a GRU may have, as NumPy can read them; bfloat16 as its bits.
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
@@ -95,27 +96,28 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
         The package safetensors is not installed.
     """
     metadata, stored = read_tensors(path, mmap=mmap)
-    layer = _layer_of(_about(metadata, path)["layer"], path)
-    expected: list[str] = []
-    inputs = None
+    try:
+        layer = _layer_of(_about(metadata)["layer"])
+        layer.build((None, None, _adopt(layer, stored)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return layer
+
+
+def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
+    """Give a layer's cells their weights, each of which is there; return I of the first."""
+    left = dict(stored)
     for place, cell in _cells(layer):
         names = [place + n for n in ("kernel", "recurrent_kernel", "bias")[: 2 + cell.use_bias]]
-        expected += names
-        missing = [name for name in names if name not in stored]
-        if missing:
-            raise ValueError(f"{path}: the config expects {missing}, came {sorted(stored)}")
+        if missing := [name for name in names if name not in left]:
+            raise ValueError(f"the config expects {missing}, came {sorted(stored)[:9]}")
         try:
-            cell.adopt(*(stored[name].in_dtype(cell.dtype) for name in names))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: weights of {place or 'the cell'!r}: {error}") from None
-        inputs = cell.weights[0].shape[0] if inputs is None else inputs
-    if left := sorted(stored.keys() - set(expected)):
-        raise ValueError(f"{path}: the config expects no weights {left}")
-    try:
-        layer.build((None, None, inputs))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the layers do not fit each other: {error}") from None
-    return layer
+            cell.adopt(*(left.pop(name).in_dtype(cell.dtype) for name in names))
+        except ValueError as error:
+            raise ValueError(f"weights {names}: {error}") from None
+    if left:
+        raise ValueError(f"the config expects no weights {sorted(left)[:9]}")
+    return next(_cells(layer))[1].weights[0].shape[0]
 
 
 # ---- the config ----------------------------------------------------------------------------------
@@ -123,6 +125,8 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
 
 def _cells(layer: Any, place: str = "") -> Iterator[tuple[str, GRUCell]]:
     """Give each GRU cell of a layer with the place that its weights are named by."""
+    if place.count(".") > DEEPEST:
+        raise ValueError(f"{place[:50]}...: the cells are nested too deeply")
     if type(layer) is Sequential:
         for i, inner in enumerate(layer.layers):
             yield from _cells(inner, f"{place}layers.{i}.")
@@ -155,48 +159,55 @@ def _config(layer: Any) -> dict[str, Any]:
     config = serialize_layer(layer)
     try:
         text = json.dumps(config)
-        same = json.dumps(serialize_layer(_layer_of(json.loads(text), layer.name))) == text
+        same = json.dumps(serialize_layer(_layer_of(json.loads(text)))) == text
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{layer.name}: its config has something that a file cannot hold, such as a Python "
             f"function: {error}"
         ) from None
-    if not same or len(text) > MOST_CONFIG_BYTES - 1000:
-        raise ValueError(f"{layer.name}: its config would not come back as it is: {text[:2000]}")
+    if not same:
+        raise ValueError(f"{layer.name}: its config does not come back as it is: {text}")
+    if len(text) > MOST_CONFIG_BYTES - 1000:
+        raise ValueError(
+            f"{layer.name}: its config takes {len(text)} bytes and may take "
+            f"{MOST_CONFIG_BYTES - 1000}; save its layers one by one"
+        )
     return config
 
 
-def _about(metadata: dict[str, str], path: Any) -> dict[str, Any]:
+def _about(metadata: dict[str, str]) -> dict[str, Any]:
     """Return what the metadata say about the layer, of a format that this version reads."""
-    text = metadata.get("fastgru", "")
-    if not text or len(text) > MOST_CONFIG_BYTES:
+    text = metadata.get("fastgru")
+    if text is None:
         raise ValueError(
-            f"{path}: expected a file of fastgru.save, came metadata {sorted(metadata)}; weights "
-            "of PyTorch are read by fastgru.io.from_torch"
+            f"expected a file of fastgru.save, came metadata {sorted(metadata)[:9]}; weights of "
+            "PyTorch are read by fastgru.io.from_torch"
         )
+    if len(text) > MOST_CONFIG_BYTES:
+        raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, came {len(text)}")
     try:
         about = json.loads(text)
         came, writer = about["format_version"], about["fastgru_version"]
     except (ValueError, TypeError, LookupError, RecursionError) as error:
-        raise ValueError(f"{path}: its metadata cannot be read: {error}") from None
+        raise ValueError(f"its metadata cannot be read: {error}") from None
     if came != FORMAT_VERSION or "layer" not in about:
         raise ValueError(
-            f"{path}: expected a layer in format_version {FORMAT_VERSION}, came {came!r}, written "
-            f"by fastgru {writer!r}; this is fastgru {__version__}: use a later one"
+            f"expected a layer in format_version {FORMAT_VERSION}, came {came!r}, written by "
+            f"fastgru {writer!r}; this is fastgru {__version__}: use a later one"
         )
     return about
 
 
-def _layer_of(config: Any, where: Any) -> SavedLayer:
+def _layer_of(config: Any) -> SavedLayer:
     """Build the layer that a config names, one of ours: none of its names is imported."""
     try:
         layer = deserialize_layer(config)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{where}: the config cannot be read: {error}") from None
+        raise ValueError(f"the config cannot be read: {error}") from None
     except RecursionError:
-        raise ValueError(f"{where}: the config is nested too deeply") from None
+        raise ValueError("the config is nested too deeply") from None
     if not isinstance(layer, (RNN, Bidirectional, Sequential)):
-        raise ValueError(f"{where}: expected the config of a layer, came {type(layer).__name__}")
+        raise ValueError(f"expected the config of a layer, came {type(layer).__name__}")
     return layer
 
 
@@ -210,9 +221,9 @@ class StoredTensor(NamedTuple):
     array: np.ndarray
 
     def in_dtype(self, dtype: str) -> np.ndarray:
-        """Return the array in native byte order, aligned; TypeError unless it is of ``dtype``."""
+        """Return the array in native byte order, aligned; ValueError unless of ``dtype``."""
         if self.dtype != dtype:
-            raise TypeError(f"expected {dtype}, came {self.dtype}")
+            raise ValueError(f"expected {dtype}, came {self.dtype}")
         array = np.require(self.array, self.array.dtype.newbyteorder("="), ["C", "A"])
         if dtype == "bfloat16":
             from ml_dtypes import bfloat16  # the layer of this dtype has brought it
@@ -242,10 +253,13 @@ def read_tensors(
                 f"{size}"
             )
         try:
-            # The package checks all that the format demands, but its arrays are copies.
-            with package.safe_open(path, framework="numpy") as checked:
-                metadata = dict(checked.metadata() or {})
-            header = json.loads(file.read(size))
+            # The package checks all that the format demands, but its arrays are copies, and it
+            # opens the path, where `save` may put another file at any time. So the offsets come
+            # from the file that is open here.
+            with package.safe_open(path, framework="numpy"):
+                pass
+            header = json.loads(file.read(size).decode())
+            metadata = header.pop("__metadata__", {})
             if mmap:
                 data: Any = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
             else:
@@ -254,9 +268,8 @@ def read_tensors(
             stored = {
                 name: _view(data, 8 + size, entry)
                 for name, entry in header.items()
-                if name != "__metadata__" and entry["dtype"] in _DTYPES
+                if entry["dtype"] in _DTYPES
             }
-        # What the package let through can only fail here if the file is replaced meanwhile.
         except (package.SafetensorError, ValueError, TypeError, LookupError) as error:
             raise ValueError(f"{path}: expected a safetensors file, came {error}") from None
     return metadata, stored
