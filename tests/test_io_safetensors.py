@@ -420,3 +420,73 @@ def test_without_the_package_it_says_how_to_get_it(monkeypatch, tmp_path):
     ):
         with pytest.raises(ImportError, match=r"pip install 'fastgru\[safetensors\]'"):
             call()
+
+
+def by_hand(path, header, data=b""):
+    """A file with any header, its length right."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return path
+
+
+def tensor(shape, begin, end, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"kernel": tensor([2**40, 2**20], 0, 16)},
+        {"kernel": tensor([2**62, 4], 0, 16)},
+        {"kernel": tensor([4], 0, 2**60)},
+        {"kernel": tensor([4], 2**63, 2**63 + 16)},
+        {"kernel": tensor([4], 16, 0)},
+        {"kernel": tensor([-4], 0, 16)},
+        {"kernel": tensor([4], -16, 0)},
+        {"kernel": tensor([2], 0, 8)},  # bytes that belong to nothing
+        {"kernel": tensor([4], 0, 16), "bias": tensor([4], 0, 16)},  # to two
+        {"kernel": tensor([2], 0, 8), "bias": tensor([1], 12, 16)},
+        {"kernel": tensor([4], 0, 16, "F31")},
+        {"kernel": tensor([4.0], 0, 16)},
+        {"kernel": {"dtype": "F32"}},
+        {"kernel": 1},
+        {"__metadata__": {"fastgru": 1}, "kernel": tensor([4], 0, 16)},
+        [1],
+        b"{" * 100_000,
+        b'{"kernel": ',
+        b"\xff\xfe",
+        b"",
+    ],
+)
+def test_headers_that_lie(tmp_path, header):
+    path = by_hand(tmp_path / "a", header, bytes(16))
+    with pytest.raises(ValueError, match="expected a safetensors file"):
+        read_tensors(path)
+
+
+def test_a_header_beyond_the_file_and_a_file_cut_anywhere(tmp_path):
+    path = by_hand(tmp_path / "a", {"kernel": tensor([4], 0, 16)}, bytes(16))
+    whole = path.read_bytes()
+    assert list(read_tensors(path)[1]) == ["kernel"]
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match="safetensors"):
+            read_tensors(path)
+    path.write_bytes((2**40).to_bytes(8, "little") + whole[8:])
+    with pytest.raises(ValueError, match="at most 8388608 bytes"):
+        read_tensors(path)
+
+
+def test_tensors_that_are_not_aligned_are_copied(tmp_path):
+    """No writer that pads its header makes them, but the format allows them."""
+    path = by_hand(
+        tmp_path / "a",
+        {"a": tensor([1], 0, 1, "U8"), "kernel": tensor([2], 1, 9)},
+        b"\0" + np.array([1.5, -2], "<f4").tobytes(),
+    )
+    for mmap in (True, False):
+        stored = read_tensors(path, mmap=mmap)[1]
+        assert list(stored) == ["kernel"]
+        array = stored["kernel"].in_dtype("float32")
+        assert array.flags.aligned
+        np.testing.assert_array_equal(array, [1.5, -2])

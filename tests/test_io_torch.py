@@ -76,6 +76,14 @@ def test_find_names_every_gru():
     assert found["state_dict.decoder"].layer.count_params() == 3 * 8 * (3 + 8 + 2)
 
 
+def test_what_find_calls_a_gru_is_its_prefix():
+    for file in ("gru.pt", "checkpoint.pth"):
+        for one in find(DATA / file):
+            layer = io.from_torch(DATA / file, one.name)
+            for a, b in zip(layer.get_weights(), one.layer.get_weights(), strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
 def test_several_need_a_prefix():
     with pytest.raises(ValueError, match="several") as raised:
         io.from_torch(DATA / "checkpoint.pth")
@@ -246,6 +254,14 @@ def changed(**changes):
         ({"weight_ih": np.zeros((16, 3)), "weight_hh": np.zeros((16, 4))}, "an LSTM"),
         ({"weight_ih_l0": np.zeros((4, 3)), "weight_hh_l0": np.zeros((4, 4))}, "a plain RNN"),
         ({"weight_hh_l0": np.zeros((16, 2)), "weight_hr_l0": np.zeros((2, 4))}, "projection"),
+        (
+            {
+                "weight_ih_l0": np.zeros((12, 3)),
+                "weight_hh_l0": np.zeros((12, 4)),
+                "bias_hh_l0": np.zeros(12),
+            },
+            "expected bias_hh_l0 beside weight_ih and weight_hh and bias_ih",
+        ),
         ({"kernel": np.zeros((3, 12))}, "came no weight_ih_l0"),
         ({}, "came no weight_ih_l0"),
     ],

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+MOST_NAMED = 50  # modules in one message
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _OTHERS = {4: "an LSTM", 1: "a plain RNN"}  # by the rows of weight_hh, in H
 
@@ -28,6 +29,11 @@ class _Group(NamedTuple):
     prefix: str
     is_cell: bool
     parts: dict[tuple[int, int], dict[str, Entry]]
+
+    def key(self, place: tuple[int, int], role: str) -> str:
+        """Return what torch calls a tensor of this module."""
+        suffix = "" if self.is_cell else f"_l{place[0]}{'_reverse' * place[1]}"
+        return f"{self.prefix}.{role}{suffix}".removeprefix(".")
 
 
 class _Sizes(NamedTuple):
@@ -111,7 +117,7 @@ def find(source: Any) -> list[Found]:
                 first = "weight_ih" if group.is_cell else "weight_ih_l0"
                 found.append(
                     Found(
-                        group.prefix,
+                        group.prefix or ".",
                         _layer(group, sizes, True, True),
                         f"gates r z n in rows, {biases}, reset after",
                         f"{first} (3H, I), {sizes.layers} layers, {sizes.directions} directions",
@@ -210,9 +216,11 @@ def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
     if len(grus) == 1:
         return grus[0]
     if grus:
-        names = ", ".join(repr(g.prefix or ".") for g in grus)
+        names = ", ".join(repr(g.prefix or ".") for g in grus[:MOST_NAMED])
         raise ValueError(f"{where}: expected one GRU, came several; pass as prefix one of {names}")
-    came = ", ".join(f"{_other(g) or 'a GRU'} under {g.prefix or '.'!r}" for g in groups)
+    came = ", ".join(
+        f"{_other(g) or 'a GRU'} under {g.prefix or '.'!r}" for g in groups[:MOST_NAMED]
+    )
     raise ValueError(
         f"{where}: expected a GRU{f' under {prefix!r}' if prefix else ''}, weight_hh of shape "
         f"(3H, H), came {came or 'no weight_ih_l0, weight_hh_l0 or the like'}"
@@ -221,11 +229,6 @@ def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
 
 def _sizes(where: str, group: _Group) -> _Sizes:
     """Return a GRU's sizes, from tensors that are known to fit each other afterwards."""
-
-    def name(place: tuple[int, int], role: str) -> str:
-        suffix = "" if group.is_cell else f"_l{place[0]}{'_reverse' * place[1]}"
-        return f"{group.prefix}.{role}{suffix}".removeprefix(".")
-
     layers = 1 + max(layer for layer, _ in group.parts)
     directions = 1 + max(direction for _, direction in group.parts)
     roles = _ROLES if any("bias_ih" in part for part in group.parts.values()) else _ROLES[:2]
@@ -233,8 +236,8 @@ def _sizes(where: str, group: _Group) -> _Sizes:
     shapes = [first[role].shape for role in _ROLES[:2] if role in first]
     if len(shapes) != 2 or any(len(shape) != 2 for shape in shapes) or shapes[1][1] < 1:
         raise ValueError(
-            f"{where}: expected {name((0, 0), 'weight_ih')} (3H, I) and "
-            f"{name((0, 0), 'weight_hh')} (3H, H), came shapes {shapes} of {sorted(first)}; take "
+            f"{where}: expected {group.key((0, 0), 'weight_ih')} (3H, I) and "
+            f"{group.key((0, 0), 'weight_hh')} (3H, H), came shapes {shapes} of {sorted(first)}; take "
             "weight_norm and the like out before saving"
         )
     inputs, units = shapes[0][1], shapes[1][1]
@@ -251,11 +254,13 @@ def _sizes(where: str, group: _Group) -> _Sizes:
             came = part[role].shape if role in part else "nothing"
             if came != expected[role]:
                 raise ValueError(
-                    f"{where}: expected {name(place, role)} of shape {expected[role]}, came {came}"
+                    f"{where}: expected {group.key(place, role)} of shape {expected[role]}, "
+                    f"came {came}"
                 )
             dtypes.add(part[role].dtype)
         if surplus := sorted(part.keys() - set(roles)):
-            raise ValueError(f"{where}: expected {roles} in {name(place, '*')}, came {surplus} too")
+            key = group.key(place, surplus[0])
+            raise ValueError(f"{where}: expected {key} beside {' and '.join(_ROLES)} or not at all")
     if strange := sorted(dtypes - set(FLOATS)):
         raise ValueError(
             f"{where}: expected weights in {', '.join(FLOATS)}, came {', '.join(strange)}; "
