@@ -18,8 +18,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 
-import fastgru
-from fastgru import gates
+from fastgru import io
 
 # The order in which the checkpoint numbers what it reads and writes. Letters: padding, unknown,
 # end, a to z. Sounds: padding, unknown, start, end, then ARPAbet in alphabetical order, vowels with
@@ -31,6 +30,7 @@ VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
 PLAIN = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH"
 STRESSED = [vowel + stress for vowel in VOWELS.split() for stress in "012"]
 SOUNDS = ["<pad>", "<unk>", "<s>", "</s>", *sorted([*PLAIN.split(), *STRESSED])]
+TORCH_NAMES = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
 LONGEST = 20  # sounds, where g2p-en stops too; the network itself may never say that it is done
 
 
@@ -47,20 +47,13 @@ class Pronouncer:
     def __init__(self, checkpoint):
         self.letters, self.sounds = checkpoint["enc_emb"], checkpoint["dec_emb"]
         self.output_kernel, self.output_bias = checkpoint["fc_w"].T, checkpoint["fc_b"]
-        units = self.output_kernel.shape[0]
-
-        self.encoder = fastgru.GRU(units)
-        self.encoder.build((None, None, self.letters.shape[1]))
-        self.encoder.set_weights(self._weights(checkpoint, "enc"))
-
-        self.decoder = fastgru.GRUCell(units)
-        self.decoder.build((None, self.sounds.shape[1]))
-        self.decoder.set_weights(self._weights(checkpoint, "dec"))
-
-    @staticmethod
-    def _weights(checkpoint, part):
-        names = ("w_ih", "w_hh", "b_ih", "b_hh")
-        return list(gates.to_keras("torch", *(checkpoint[f"{part}_{name}"] for name in names)))
+        weights = {
+            f"{part}.{torch_name}_l0": checkpoint[f"{part}_{name}"]
+            for part in ("enc", "dec")
+            for name, torch_name in TORCH_NAMES.items()
+        }
+        self.encoder = io.from_torch(weights, "enc", return_sequences=False, return_state=False)
+        self.decoder = io.from_torch(weights, "dec").cell
 
     def spell(self, words):
         """Return letter vectors (B, T, I), rows padded at the end, and the lengths (B,)."""

@@ -4,6 +4,9 @@ Start at `GRU`; `gru` is the same arithmetic as a function. What masks, resets a
 mean stands in docs/semantics.md.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from fastgru import activations, constraints, initializers, regularizers
 from fastgru.config import show_config
 from fastgru.dispatch import use_backend
@@ -19,8 +22,11 @@ from fastgru.layers import (
 from fastgru.problem import BackendError
 from fastgru.threads import get_num_threads, num_threads, set_num_threads
 from fastgru.variables import Variable
+from fastgru.version import __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from fastgru import io
+    from fastgru.io.safetensors import load, save
 
 __all__ = [
     "GRU",
@@ -38,9 +44,21 @@ __all__ = [
     "gru",
     "gru_cell",
     "initializers",
+    "io",
+    "load",
     "num_threads",
     "regularizers",
+    "save",
     "set_num_threads",
     "show_config",
     "use_backend",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `fastgru.io` when it is first used: most processes read one file, or none."""
+    if name == "io":
+        return importlib.import_module("fastgru.io")
+    if name in ("load", "save"):
+        return getattr(importlib.import_module("fastgru.io.safetensors"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -165,3 +165,50 @@ def test_weights_in_a_call_are_one_consistent_set():
     assert now.version != kept.version
     np.testing.assert_array_equal(kept.kernel + 1, now.kernel)
     assert not np.shares_memory(kept.kernel, now.kernel)
+
+
+def adoptable(I=5, H=4, dtype="float32"):
+    """Weights of a GRUCell(4), drawn, and an aligned byte string that holds them."""
+    rng = np.random.default_rng(3)
+    return [rng.normal(size=s).astype(dtype) for s in ((I, 3 * H), (H, 3 * H), (2, 3 * H))]
+
+
+def test_a_cell_adopts_weights_where_they_lie():
+    weights = adoptable()
+    readonly = np.frombuffer(weights[0].tobytes(), "float32").reshape(weights[0].shape)
+    cell = fastgru.GRUCell(4)
+    cell.adopt(readonly, *weights[1:])
+    assert cell.built
+    for variable, array in zip(cell.weights, [readonly, *weights[1:]], strict=True):
+        assert np.shares_memory(variable.value, array)
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    x = np.random.default_rng(4).normal(size=(3, 5)).astype("float32")
+    h = np.random.default_rng(5).normal(size=(3, 4)).astype("float32")
+    other = fastgru.GRUCell(4)
+    other.build((None, 5))
+    other.set_weights(weights)
+    np.testing.assert_array_equal(cell(x, h)[0], other(x, h)[0])
+    before = weights[0].copy()
+    cell.kernel.assign_add(1.0)
+    np.testing.assert_array_equal(weights[0], before)  # another array took its place
+    assert [v.name for v in cell.weights] == ["kernel", "recurrent_kernel", "bias"]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (adoptable()[:2], r"kernel, recurrent_kernel, bias in float32 .* came"),
+        (adoptable(H=3), r"\(5, 12\)"),
+        (adoptable(dtype="float64"), "came float64"),
+        ([w.T.copy().T for w in adoptable()], "C-contiguous"),
+        ([], "came"),
+    ],
+)
+def test_a_cell_adopts_nothing_else(weights, message):
+    cell = fastgru.GRUCell(4)
+    with pytest.raises(ValueError, match=message):
+        cell.adopt(*weights)
+    assert not cell.built
+    assert cell.weights == []
+    assert all(w.flags.writeable for w in weights)

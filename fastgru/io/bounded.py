@@ -1,0 +1,117 @@
+"""Reading archives that may be hostile: sizes are checked before anything is unpacked."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+# What a member may grow to: weights hardly compress, configs by a factor of twenty.
+MOST_GROWTH = 100
+FREE_BYTES = 16 << 20  # growth is not looked at below this
+_LOCAL_HEADER_BYTES = 30  # and the name
+
+
+class Archive:
+    """A zip file whose members are read whole, each within its bounds.
+
+    Parameters
+    ----------
+    path : path
+
+    Raises
+    ------
+    ValueError
+        It is no zip file, its directory is damaged, it names a member twice or outside itself,
+        members overlap, or would grow beyond reason.
+    """
+
+    def __init__(self, path: str | PathLike[str]) -> None:
+        self.path = Path(path)
+        size = self.path.stat().st_size
+        try:
+            self._zip = zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+            raise ValueError(f"{self.path}: expected a zip file, came {error}") from None
+        self._members: dict[str, zipfile.ZipInfo] = {}
+        try:
+            self._check(size)
+        except ValueError:
+            self._zip.close()
+            raise
+
+    def _check(self, size: int) -> None:
+        total = 0
+        end = 0
+        for member in self._zip.infolist():
+            name = member.filename
+            parts = PurePosixPath(name).parts
+            if name in self._members or name.startswith("/") or ".." in parts or "\\" in name:
+                raise ValueError(f"{self.path}: expected plain unique member names, came {name!r}")
+            total += member.file_size
+            self._members[name] = member
+        if total > FREE_BYTES and total > MOST_GROWTH * size:
+            raise ValueError(
+                f"{self.path}: its members would unpack from {size} to {total} bytes; a file that "
+                "holds weights does not"
+            )
+        # A few bytes that many members share would unpack to many times the file.
+        for member in sorted(self._members.values(), key=lambda member: member.header_offset):
+            if member.header_offset < end:
+                raise ValueError(f"{self.path}: {member.filename!r} overlaps another member")
+            end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
+        if end > size:
+            raise ValueError(f"{self.path}: its members reach beyond its end; it is cut short")
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the members, in the file's order."""
+        return list(self._members)
+
+    def compressed(self, name: str) -> bool:
+        """Say whether a member takes less room than its bytes."""
+        return self._member(name).compress_type != zipfile.ZIP_STORED
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        if name not in self._members:
+            few = ", ".join(self.names[:20])
+            raise ValueError(f"{self.path}: expected a member {name}, came {few}")
+        return self._members[name]
+
+    def read(self, name: str) -> bytes:
+        """Return a member's bytes, at most as many as the directory says."""
+        member = self._member(name)
+        try:
+            with self._zip.open(member) as file:
+                data = file.read(member.file_size)
+                if len(data) != member.file_size or file.read(1):
+                    raise ValueError(
+                        f"{self.path}: {name} is not the {member.file_size} bytes it should be"
+                    )
+                return data
+        except (
+            zipfile.BadZipFile,
+            NotImplementedError,
+            EOFError,
+            RuntimeError,
+            OSError,
+            OverflowError,
+        ) as error:
+            raise ValueError(f"{self.path}: {name} cannot be unpacked: {error}") from None
+        except Exception as error:
+            if type(error).__module__ in ("zlib", "lzma", "bz2", "_bz2", "_lzma"):
+                raise ValueError(f"{self.path}: {name} cannot be unpacked: {error}") from None
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._zip.close()
+
+    def __enter__(self) -> Archive:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()

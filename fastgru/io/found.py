@@ -1,0 +1,77 @@
+"""What readers find in a source, and the self-check that all of them offer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Found(NamedTuple):
+    """One recurrent layer of a source.
+
+    Attributes
+    ----------
+    name : str
+        As the source calls it; unique in the source.
+    layer : GRU, RNN, Bidirectional or Sequential
+        Built, with the source's weights.
+    convention : str
+        How the source stores the weights, as ``"gates r z n in rows, two biases"``.
+    recognised : str
+        What said so, as ``"config.json: class_name GRU, reset_after"``.
+    """
+
+    name: str
+    layer: Any
+    convention: str
+    recognised: str
+
+
+def by_name(found: Sequence[Found], name: str | None, source: str) -> Any:
+    """Return {name: layer} of all that was found, or the layer called ``name``.
+
+    Raises
+    ------
+    ValueError
+        Nothing was found, or nothing of that name; with the names that there are.
+    """
+    layers = {one.name: one.layer for one in found}
+    if not layers:
+        raise ValueError(f"{source}: expected a GRU in it, found none")
+    if name is None:
+        return layers
+    if name not in layers:
+        raise ValueError(f"{source}: expected one of {', '.join(layers)}, came name={name!r}")
+    return layers[name]
+
+
+def verify_layer(layer: Any, verify: Any, what: str) -> None:
+    """Run ``verify``, a pair (input, expected output), through a loaded layer.
+
+    Raises
+    ------
+    ValueError
+        The outputs are further apart than rounding explains; the message has the difference.
+    """
+    if verify is None:
+        return
+    if not isinstance(verify, (tuple, list)) or len(verify) != 2:
+        raise TypeError(f"verify: expected a pair (input, expected output), came {verify!r}")
+    x, expected = verify
+    y = layer(x)
+    y = y[0] if isinstance(y, (tuple, list)) else y
+    expected = np.asarray(expected)
+    if y.shape != expected.shape:
+        raise ValueError(f"verify: {what} gives shape {y.shape}, expected {expected.shape}")
+    largest = float(np.abs(y - expected).max(initial=0))
+    # NaN is not within any tolerance.
+    if not largest <= 1e-4 * max(1.0, float(np.abs(expected).max(initial=0))):
+        raise ValueError(
+            f"verify: the outputs of {what} differ from the expected ones by up to {largest:.3g}; "
+            "the weights are read in another convention than they were written in, or the input "
+            "is not the one that the output belongs to"
+        )

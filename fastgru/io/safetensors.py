@@ -1,0 +1,308 @@
+"""fastgru's own files: the weights as safetensors, the layer's config in their metadata.
+
+The weights are named by their place in the layer (``kernel``, ``forward_layer.kernel``,
+``layers.1.cell.cells.0.bias``, ...) and are in Keras' layout and the layer's dtype. The metadata
+have one key, ``fastgru``, so that the same layer always gives the same bytes. It holds JSON:
+
+| key | value |
+|---|---|
+| ``format_version`` | `FORMAT_VERSION` |
+| ``fastgru_version`` | of the writer; nothing depends on it |
+| ``layer`` | class and constructor's arguments, as a Keras 3 object |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap as memory_map
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
+from fastgru.layers.base import deserialize_layer, serialize_layer
+from fastgru.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+
+    SavedLayer = RNN | Bidirectional | Sequential
+
+FORMAT_VERSION = 1
+MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes of it
+MOST_CONFIG_BYTES = 512 << 10  # a cell takes about 1200
+DEEPEST = 16  # names in the place of a cell
+
+# The dtypes that a GRU may have, as NumPy can read them; bfloat16 as its bits.
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
+    """Write a layer, weights and config, to a ``.safetensors`` file.
+
+    Parameters
+    ----------
+    layer : GRU, RNN, Bidirectional or Sequential
+        Built. States of a stateful layer are not saved.
+    path : path
+        Replaced in one step, once all is written: whoever has the old file open or mapped keeps it.
+
+    Raises
+    ------
+    ValueError
+        The layer has no weights yet, or something in it is Python code (a cell, an activation, ...
+        of your own), which a file cannot hold.
+    """
+    from_numpy = _package().numpy
+    config = _config(layer)
+    weights: dict[str, np.ndarray] = {}
+    for place, cell in _cells(layer):
+        if not cell.built:
+            raise ValueError(
+                f"{layer.name}: it has no weights yet; call build(input_shape) or the layer first"
+            )
+        weights.update((place + v.name, v.value) for v in cell.weights)
+    about = {"format_version": FORMAT_VERSION, "fastgru_version": __version__, "layer": config}
+    _replace(Path(path), from_numpy.save(weights, {"fastgru": json.dumps(about)}))
+
+
+def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
+    """Read a layer that `save` wrote.
+
+    Parameters
+    ----------
+    path : path
+    mmap : bool
+        True: the weights stay in the file, mapped into memory, so that processes share them; the
+        file must not be altered in place meanwhile (replacing it, as `save` does, is fine).
+        False: the file is read.
+
+    Returns
+    -------
+    GRU, RNN, Bidirectional or Sequential
+        As it was saved, with the same weights bit for bit.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged, not one of `save`, or of a newer format; weights and config disagree.
+    ImportError
+        The package safetensors is not installed.
+    """
+    metadata, stored = read_tensors(path, mmap=mmap)
+    try:
+        layer = _layer_of(_about(metadata)["layer"])
+        layer.build((None, None, _adopt(layer, stored)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return layer
+
+
+def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
+    """Give a layer's cells their weights, each of which is there; return I of the first."""
+    left = dict(stored)
+    for place, cell in _cells(layer):
+        names = [place + n for n in ("kernel", "recurrent_kernel", "bias")[: 2 + cell.use_bias]]
+        if missing := [name for name in names if name not in left]:
+            raise ValueError(f"the config expects {missing}, came {sorted(stored)[:9]}")
+        try:
+            cell.adopt(*(left.pop(name).in_dtype(cell.dtype) for name in names))
+        except ValueError as error:
+            raise ValueError(f"weights {names}: {error}") from None
+    if left:
+        raise ValueError(f"the config expects no weights {sorted(left)[:9]}")
+    return next(_cells(layer))[1].weights[0].shape[0]
+
+
+# ---- the config ----------------------------------------------------------------------------------
+
+
+def _cells(layer: Any, place: str = "") -> Iterator[tuple[str, GRUCell]]:
+    """Give each GRU cell of a layer with the place that its weights are named by."""
+    if place.count(".") > DEEPEST:
+        raise ValueError(f"{place[:50]}...: the cells are nested too deeply")
+    if type(layer) is Sequential:
+        for i, inner in enumerate(layer.layers):
+            yield from _cells(inner, f"{place}layers.{i}.")
+    elif type(layer) is Bidirectional:
+        yield from _cells(layer.forward_layer, f"{place}forward_layer.")
+        yield from _cells(layer.backward_layer, f"{place}backward_layer.")
+    elif type(layer) is RNN:
+        yield from _cells(layer.cell, f"{place}cell.")
+    elif type(layer) is StackedRNNCells:
+        for i, inner in enumerate(layer.cells):
+            yield from _cells(inner, f"{place}cells.{i}.")
+    elif type(layer) is GRU:
+        yield place, layer.cell
+    elif type(layer) is GRUCell:
+        yield place, layer
+    else:
+        raise ValueError(
+            f"{place or 'layer'}: expected GRU, RNN, Bidirectional, Sequential, and in them "
+            f"GRUCell and StackedRNNCells, came {type(layer).__name__}; a file holds no Python code"
+        )
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """Return a config that JSON can hold, and that is known to come back as the same layer."""
+    if not isinstance(layer, (RNN, Bidirectional, Sequential)):
+        raise ValueError(
+            f"layer: expected GRU, RNN, Bidirectional or Sequential, came {type(layer).__name__}"
+        )
+    list(_cells(layer))  # raises for cells and layers that are not ours
+    config = serialize_layer(layer)
+    try:
+        text = json.dumps(config)
+        same = json.dumps(serialize_layer(_layer_of(json.loads(text)))) == text
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{layer.name}: its config has something that a file cannot hold, such as a Python "
+            f"function: {error}"
+        ) from None
+    if not same:
+        raise ValueError(f"{layer.name}: its config does not come back as it is: {text}")
+    if len(text) > MOST_CONFIG_BYTES - 1000:
+        raise ValueError(
+            f"{layer.name}: its config takes {len(text)} bytes and may take "
+            f"{MOST_CONFIG_BYTES - 1000}; save its layers one by one"
+        )
+    return config
+
+
+def _about(metadata: dict[str, str]) -> dict[str, Any]:
+    """Return what the metadata say about the layer, of a format that this version reads."""
+    text = metadata.get("fastgru")
+    if text is None:
+        raise ValueError(
+            f"expected a file of fastgru.save, came metadata {sorted(metadata)[:9]}; weights of "
+            "PyTorch are read by fastgru.io.from_torch"
+        )
+    if len(text) > MOST_CONFIG_BYTES:
+        raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, came {len(text)}")
+    try:
+        about = json.loads(text)
+        came, writer = about["format_version"], about["fastgru_version"]
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise ValueError(f"its metadata cannot be read: {error}") from None
+    if came != FORMAT_VERSION or "layer" not in about:
+        raise ValueError(
+            f"expected a layer in format_version {FORMAT_VERSION}, came {came!r}, written by "
+            f"fastgru {writer!r}; this is fastgru {__version__}: use a later one"
+        )
+    return about
+
+
+def _layer_of(config: Any) -> SavedLayer:
+    """Build the layer that a config names, one of ours: none of its names is imported."""
+    try:
+        layer = deserialize_layer(config)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"the config cannot be read: {error}") from None
+    except RecursionError:
+        raise ValueError("the config is nested too deeply") from None
+    if not isinstance(layer, (RNN, Bidirectional, Sequential)):
+        raise ValueError(f"expected the config of a layer, came {type(layer).__name__}")
+    return layer
+
+
+# ---- the file ------------------------------------------------------------------------------------
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of a file: ``array`` is a read-only view of it, bfloat16 as unsigned integers."""
+
+    dtype: str
+    array: np.ndarray
+
+    def in_dtype(self, dtype: str) -> np.ndarray:
+        """Return the array in native byte order, aligned; ValueError unless of ``dtype``."""
+        if self.dtype != dtype:
+            raise ValueError(f"expected {dtype}, came {self.dtype}")
+        array = np.require(self.array, self.array.dtype.newbyteorder("="), ["C", "A"])
+        if dtype == "bfloat16":
+            from ml_dtypes import bfloat16  # the layer of this dtype has brought it
+
+            return array.view(bfloat16)
+        return array
+
+
+def read_tensors(
+    path: str | PathLike[str], *, mmap: bool = True
+) -> tuple[dict[str, str], dict[str, StoredTensor]]:
+    """Return a safetensors file's metadata, and its tensors of float types without reading them.
+
+    Raises
+    ------
+    ValueError
+        The file is damaged.
+    ImportError
+        The package safetensors is not installed.
+    """
+    package = _package()
+    with open(path, "rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        if size > MOST_HEADER_BYTES:
+            raise ValueError(
+                f"{path}: expected a safetensors header of at most {MOST_HEADER_BYTES} bytes, came "
+                f"{size}"
+            )
+        try:
+            # The package checks all that the format demands, but its arrays are copies, and it
+            # opens the path, where `save` may put another file at any time. So the offsets come
+            # from the file that is open here.
+            with package.safe_open(path, framework="numpy"):
+                pass
+            header = json.loads(file.read(size).decode())
+            metadata = header.pop("__metadata__", {})
+            if mmap:
+                data: Any = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
+            else:
+                file.seek(0)
+                data = file.read()
+            stored = {
+                name: _view(data, 8 + size, entry)
+                for name, entry in header.items()
+                if entry["dtype"] in _DTYPES
+            }
+        except (package.SafetensorError, ValueError, TypeError, LookupError) as error:
+            raise ValueError(f"{path}: expected a safetensors file, came {error}") from None
+    return metadata, stored
+
+
+def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:
+    dtype, (begin, end) = np.dtype(_DTYPES[entry["dtype"]]), entry["data_offsets"]
+    if end - begin != math.prod(entry["shape"]) * dtype.itemsize:
+        raise ValueError(f"shape {entry['shape']} in {end - begin} bytes")
+    array = np.ndarray(entry["shape"], dtype, data, start + begin)
+    return StoredTensor(_NAMES[entry["dtype"]], array)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file in one step: beside the old one, then in its place."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with open(beside, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
+def _package() -> Any:
+    try:
+        import safetensors
+        import safetensors.numpy
+    except ImportError:
+        raise ImportError(
+            ".safetensors files need the package safetensors; pip install 'fastgru[safetensors]'"
+        ) from None
+    return safetensors

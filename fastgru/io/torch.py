@@ -1,0 +1,344 @@
+"""GRUs of PyTorch: weights in files, in dicts or in live modules, and back.
+
+`torch_source` opens what the weights are in. Here the modules among them are found by torch's
+names, their shapes are compared, and only then is anything read.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastgru import activations, gates
+from fastgru.io.found import Found, verify_layer
+from fastgru.io.torch_source import FLOATS, RECURRENT, Entry, opened
+from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+MOST_NAMED = 50  # modules in one message
+_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_OTHERS = {4: "an LSTM", 1: "a plain RNN"}  # by the rows of weight_hh, in H
+
+
+class _Group(NamedTuple):
+    """The tensors of one module: ``parts[layer, direction][role]``."""
+
+    prefix: str
+    is_cell: bool
+    parts: dict[tuple[int, int], dict[str, Entry]]
+
+    def key(self, place: tuple[int, int], role: str) -> str:
+        """Return what torch calls a tensor of this module."""
+        suffix = "" if self.is_cell else f"_l{place[0]}{'_reverse' * place[1]}"
+        return f"{self.prefix}.{role}{suffix}".removeprefix(".")
+
+
+class _Sizes(NamedTuple):
+    layers: int
+    directions: int
+    inputs: int
+    units: int
+    use_bias: bool
+    dtype: str
+
+
+def from_torch(
+    source: Any,
+    prefix: str = "",
+    *,
+    verify: Any = None,
+    return_sequences: bool = True,
+    return_state: bool = True,
+) -> Any:
+    """Make a layer of a GRU that was trained in PyTorch.
+
+    Parameters
+    ----------
+    source : path, mapping or module
+        A ``.pt`` or ``.pth`` file of ``torch.save(model.state_dict(), path)`` or of a checkpoint
+        that holds one; a ``.safetensors`` file; a state dict of NumPy arrays or torch tensors;
+        a live ``nn.GRU``, ``nn.GRUCell`` or a module with one of them in it.
+    prefix : str
+        Which GRU: what its keys begin with, as ``"encoder.gru"``. Not needed if there is one;
+        ``"."`` is one whose keys have no prefix, beside others that have.
+    verify : pair of array_like, optional
+        An input (B, T, I) and the output that torch gives for it (``batch_first=True``), to
+        compare with this layer's.
+    return_sequences, return_state : bool
+        True as in torch, whose GRU returns the outputs and ``h_n``.
+
+    Returns
+    -------
+    GRU, Bidirectional or Sequential
+        One layer, both directions, or one of them for each of ``num_layers``. Called with x
+        (B, T, I) it returns y (B, T, H), or (B, T, 2H) in both directions, then the state (B, H)
+        of each direction of the last layer: ``h_n[-1]``, or ``h_n[-2], h_n[-1]``. Of an
+        ``nn.GRUCell``, whose step ``layer.cell`` is, a GRU too. In float32 if the source is in
+        float16 or bfloat16, else in the source's dtype.
+
+    Raises
+    ------
+    ValueError
+        No GRU, or several and no prefix (the message lists them); an LSTM or plain RNN; shapes
+        that do not fit; a file that is damaged, or holds anything but tensors in plain containers;
+        outputs other than ``verify`` has.
+    ImportError
+        ``.safetensors`` without the package safetensors.
+
+    Notes
+    -----
+    ``batch_first`` is not part of the weights: the layer takes (B, T, I), so transpose what a
+    module without ``batch_first=True`` took. Dropout between torch's layers acts in training only
+    and is not taken over.
+
+    Examples
+    --------
+    >>> layer = fastgru.io.from_torch("model.pt", "encoder.gru")  # doctest: +SKIP
+    >>> y, state = layer(x)  # doctest: +SKIP
+    """
+    with opened(source) as (where, entries):
+        group = _choose(where, _groups(entries), prefix)
+        layer = _layer(group, _sizes(where, group), return_sequences, return_state)
+    verify_layer(layer, verify, f"{where}: {group.prefix or 'its GRU'}")
+    return layer
+
+
+def find(source: Any) -> list[Found]:
+    """Return every GRU of a source, as `from_torch` makes them; their names are the prefixes."""
+    found = []
+    with opened(source) as (where, entries):
+        for group in _groups(entries):
+            if _other(group) is None:
+                sizes = _sizes(where, group)
+                biases = "two biases" if sizes.use_bias else "no bias"
+                first = "weight_ih" if group.is_cell else "weight_ih_l0"
+                found.append(
+                    Found(
+                        group.prefix or ".",
+                        _layer(group, sizes, True, True),
+                        f"gates r z n in rows, {biases}, reset after",
+                        f"{first} (3H, I), {sizes.layers} layers, {sizes.directions} directions",
+                    )
+                )
+    return found
+
+
+def to_torch(layer: Any) -> dict[str, np.ndarray]:
+    """Return a layer's weights by torch's names, for ``torch.nn.GRU(...).load_state_dict``.
+
+    Parameters
+    ----------
+    layer : GRU, RNN over GRUCells, Bidirectional or Sequential of them; or GRUCell
+        Built.
+
+    Returns
+    -------
+    dict of str to ndarray
+        ``weight_ih_l0`` (3H, I), ``weight_hh_l0`` (3H, H), ``bias_ih_l0`` and ``bias_hh_l0``
+        (3H,), ``weight_ih_l0_reverse`` and so on, for an ``nn.GRU(I, H, num_layers, bias,
+        bidirectional=...)``; of a GRUCell ``weight_ih`` and so on.
+
+    Raises
+    ------
+    ValueError
+        torch has no such GRU: ``reset_after=False``, other activations than tanh and sigmoid,
+        layers of different sizes, a merge_mode other than "concat", go_backwards alone.
+
+    Examples
+    --------
+    >>> arrays = fastgru.io.to_torch(layer)  # doctest: +SKIP
+    >>> tensors = {key: torch.from_numpy(a) for key, a in arrays.items()}  # doctest: +SKIP
+    >>> torch.nn.GRU(8, 16).load_state_dict(tensors)  # doctest: +SKIP
+    """
+    if type(layer) is GRUCell:
+        return dict(zip(_ROLES, _torch_weights(layer), strict=False))
+    weights: dict[str, np.ndarray] = {}
+    like: tuple[Any, ...] | None = None
+    for number, cells in enumerate(_torch_layers(layer)):
+        for cell, suffix in zip(cells, ("", "_reverse"), strict=False):
+            arrays = _torch_weights(cell)
+            one = (cell.units, cell.use_bias, len(cells))
+            if like not in (None, one):
+                raise ValueError(
+                    f"{layer.name}: expected the same units, use_bias and directions in all "
+                    f"layers, as torch.nn.GRU has them, came {like} and {one}; convert the layers "
+                    "one by one"
+                )
+            like = one
+            for role, array in zip(_ROLES, arrays, strict=False):
+                weights[f"{role}_l{number}{suffix}"] = array
+    return weights
+
+
+# ---- which GRU -----------------------------------------------------------------------------------
+
+
+def _groups(entries: Mapping[str, Entry]) -> list[_Group]:
+    """Return the modules among the tensors that have torch's names of recurrent weights."""
+    groups: dict[tuple[str, bool], _Group] = {}
+    for key, entry in entries.items():
+        prefix, _, last = key.rpartition(".")
+        match = RECURRENT.fullmatch(last)
+        if match:
+            kind, which, number, reverse = match.groups()
+            group = groups.setdefault((prefix, number is None), _Group(prefix, number is None, {}))
+            place = int(number or 0), int(reverse is not None)
+            group.parts.setdefault(place, {})[f"{kind}_{which}"] = entry
+    return list(groups.values())
+
+
+def _other(group: _Group) -> str | None:
+    """Say what a module is if it is no GRU."""
+    for part in group.parts.values():
+        hidden = part.get("weight_hh")
+        if "weight_hr" in part:
+            return "an LSTM with a projection"
+        if hidden is not None and len(hidden.shape) == 2 and hidden.shape[1] > 0:
+            rows, units = hidden.shape
+            if rows % units == 0 and rows // units in _OTHERS:
+                return f"{_OTHERS[rows // units]}, weight_hh of shape {hidden.shape}"
+    return None
+
+
+def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
+    """Return the one GRU under a prefix, or say what there is instead."""
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix: expected a string, came {prefix!r}")
+    candidates = groups
+    if prefix:
+        wanted = prefix.removesuffix(".")
+        candidates = [g for g in groups if g.prefix == wanted]
+        candidates = candidates or [g for g in groups if g.prefix.startswith(f"{wanted}.")]
+    grus = [g for g in candidates if _other(g) is None]
+    if len(grus) == 1:
+        return grus[0]
+    if grus:
+        names = ", ".join(repr(g.prefix or ".") for g in grus[:MOST_NAMED])
+        raise ValueError(f"{where}: expected one GRU, came several; pass as prefix one of {names}")
+    came = ", ".join(
+        f"{_other(g) or 'a GRU'} under {g.prefix or '.'!r}" for g in groups[:MOST_NAMED]
+    )
+    raise ValueError(
+        f"{where}: expected a GRU{f' under {prefix!r}' if prefix else ''}, weight_hh of shape "
+        f"(3H, H), came {came or 'no weight_ih_l0, weight_hh_l0 or the like'}"
+    )
+
+
+def _sizes(where: str, group: _Group) -> _Sizes:
+    """Return a GRU's sizes, from tensors that are known to fit each other afterwards."""
+    layers = 1 + max(layer for layer, _ in group.parts)
+    directions = 1 + max(direction for _, direction in group.parts)
+    roles = _ROLES if any("bias_ih" in part for part in group.parts.values()) else _ROLES[:2]
+    first = group.parts.get((0, 0), {})
+    shapes = [first[role].shape for role in _ROLES[:2] if role in first]
+    if len(shapes) != 2 or any(len(shape) != 2 for shape in shapes) or shapes[1][1] < 1:
+        raise ValueError(
+            f"{where}: expected {group.key((0, 0), 'weight_ih')} (3H, I) and "
+            f"{group.key((0, 0), 'weight_hh')} (3H, H), came shapes {shapes} of {sorted(first)}; "
+            "take weight_norm and the like out before saving"
+        )
+    inputs, units = shapes[0][1], shapes[1][1]
+    dtypes = set()
+    for place in ((k, d) for k in range(layers) for d in range(directions)):
+        part = group.parts.get(place, {})
+        expected = {
+            "weight_ih": (3 * units, directions * units if place[0] else inputs),
+            "weight_hh": (3 * units, units),
+            "bias_ih": (3 * units,),
+            "bias_hh": (3 * units,),
+        }
+        for role in roles:
+            came = part[role].shape if role in part else "nothing"
+            if came != expected[role]:
+                raise ValueError(
+                    f"{where}: expected {group.key(place, role)} of shape {expected[role]}, "
+                    f"came {came}"
+                )
+            dtypes.add(part[role].dtype)
+        if surplus := sorted(part.keys() - set(roles)):
+            key = group.key(place, surplus[0])
+            raise ValueError(f"{where}: expected {key} beside {' and '.join(_ROLES)} or not at all")
+    if strange := sorted(dtypes - set(FLOATS)):
+        raise ValueError(
+            f"{where}: expected weights in {', '.join(FLOATS)}, came {', '.join(strange)}; "
+            "dequantise them first"
+        )
+    dtype = "float64" if "float64" in dtypes else "float32"
+    return _Sizes(layers, directions, inputs, units, len(roles) == 4, dtype)
+
+
+def _layer(group: _Group, sizes: _Sizes, return_sequences: bool, return_state: bool) -> Any:
+    """Build the layer with the weights of a group that `_sizes` has checked."""
+    layers: list[Any] = []
+    for k in range(sizes.layers):
+        last = k == sizes.layers - 1
+        layer: Any = GRU(
+            sizes.units,
+            use_bias=sizes.use_bias,
+            return_sequences=return_sequences or not last,
+            return_state=return_state and last,
+            dtype=sizes.dtype,
+        )
+        if sizes.directions == 2:
+            layer = Bidirectional(layer)
+        for d, half in enumerate(layer.halves if sizes.directions == 2 else [layer]):
+            part = group.parts[k, d]
+            arrays = [
+                part[role].read().astype(sizes.dtype, copy=False) for role in _ROLES if role in part
+            ]
+            converted = gates.to_keras("torch", *arrays)
+            half.cell.adopt(*(array for array in converted if array is not None))
+        layers.append(layer)
+    result = layers[0] if sizes.layers == 1 else Sequential(layers)
+    result.build((None, None, sizes.inputs))
+    return result
+
+
+# ---- back to torch -------------------------------------------------------------------------------
+
+
+def _torch_layers(layer: Any) -> list[list[GRUCell]]:
+    """Return the cells of each of torch's layers, one per direction."""
+    if type(layer) is Sequential:
+        return [cells for inner in layer.layers for cells in _torch_layers(inner)]
+    halves = layer.halves if type(layer) is Bidirectional else (layer,)
+    stacks = [half._gru_cells or [] for half in halves if isinstance(half, RNN)]
+    if not stacks or [] in stacks:
+        raise ValueError(
+            "expected GRU, RNN over GRUCells, Bidirectional or Sequential of them, or GRUCell, "
+            f"came {layer!r}"
+        )
+    if halves[0].go_backwards:
+        raise ValueError(
+            f"{layer.name}: torch.nn.GRU has no go_backwards; it runs backwards only beside a "
+            "forward half"
+        )
+    if len(halves) == 2 and (layer.merge_mode != "concat" or any(len(s) != 1 for s in stacks)):
+        raise ValueError(
+            f"{layer.name}: torch.nn.GRU joins two directions as merge_mode='concat' does, after "
+            f"every layer, came merge_mode={layer.merge_mode!r} over "
+            f"{' and '.join(str(len(s)) for s in stacks)} cells"
+        )
+    return [list(cells) for cells in zip(*stacks, strict=True)]
+
+
+def _torch_weights(cell: GRUCell) -> tuple[np.ndarray, ...]:
+    """Return weight_ih, weight_hh and, if there is a bias, bias_ih, bias_hh."""
+    if not cell.built:
+        raise ValueError(
+            f"{cell.name}: it has no weights yet; call build(input_shape) or the layer first"
+        )
+    if not cell.reset_after:
+        raise ValueError(
+            f"{cell.name}: torch computes reset_after=True, tanh(.. + r * (h U + b)); the weights "
+            "of reset_after=False mean something else there"
+        )
+    for what, only in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
+        if getattr(cell, what) != activations.get(only):
+            raise ValueError(
+                f"{cell.name}: torch.nn.GRU has {only} as {what}, came {getattr(cell, what)!r}"
+            )
+    return gates.from_keras("torch", *(v.value for v in cell.weights))

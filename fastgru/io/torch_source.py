@@ -1,0 +1,214 @@
+"""Where PyTorch's weights come from: files of torch.save, safetensors, dicts, live modules.
+
+Each is opened as a dict of `Entry` by dotted names. Shapes and dtypes are known from the start;
+bytes are read for one tensor at a time, when whoever asks has found its shape to be right.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from fastgru.io.bounded import Archive
+from fastgru.io.safetensors import read_tensors
+from fastgru.io.torch_pickle import Tensor, load_pickle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# The last part of the names that torch gives recurrent weights; hr is an LSTM's projection.
+RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l([0-9]{1,3})(_reverse)?)?")
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+DEEPEST = 16  # dicts in dicts of a checkpoint
+
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch before 1.6 began a file
+
+
+class Entry(NamedTuple):
+    """A tensor of a source: what is known of it, and how it is read.
+
+    ``read()`` gives an array of ``shape``, bfloat16 widened to float32, any strides and byte order.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], np.ndarray]
+
+
+@contextmanager
+def opened(source: Any) -> Iterator[tuple[str, dict[str, Entry]]]:
+    """Give a source's name for messages and its recurrent weights, to be read while it is open.
+
+    Parameters
+    ----------
+    source : path, mapping, or object with state_dict()
+
+    Raises
+    ------
+    ValueError
+        The file is in no format that this reads, or damaged.
+    TypeError
+        The source is something else.
+    """
+    if callable(getattr(source, "state_dict", None)):
+        yield type(source).__name__, _live(type(source).__name__, source.state_dict())
+    elif isinstance(source, Mapping):
+        yield "state dict", _live("state dict", source)
+    elif isinstance(source, str) or hasattr(source, "__fspath__"):
+        path = Path(source)
+        with open(path, "rb") as file:
+            head = file.read(len(_LEGACY))
+        if head[:2] == b"PK":
+            with Archive(path) as archive:
+                yield str(path), _archived(archive)
+        elif head[8:9] == b"{":
+            yield str(path), _safetensors(path)
+        elif head == _LEGACY:
+            raise ValueError(
+                f"{path}: expected a zip file, as torch.save writes since version 1.6, came the "
+                "format before it; read it with torch.load and torch.save its state_dict() again"
+            )
+        else:
+            raise ValueError(
+                f"{path}: expected a zip file of torch.save or a safetensors file, came one that "
+                f"begins with {head!r}"
+            )
+    else:
+        raise TypeError(
+            "source: expected a path, a state dict or a module with state_dict(), came "
+            f"{type(source).__name__}"
+        )
+
+
+def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Give the recurrent weights that a mapping holds, in mappings inside of it too."""
+    seen = set()
+    left: list[tuple[str, Any, int]] = [("", tree, 0)]
+    while left:
+        prefix, mapping, depth = left.pop()
+        if id(mapping) in seen:  # a pickle may hold a dict twice, or inside itself
+            continue
+        seen.add(id(mapping))
+        if depth > DEEPEST:
+            raise ValueError(f"{where}: expected dicts at most {DEEPEST} deep, came {prefix!r}")
+        for key, value in mapping.items():
+            name = f"{prefix}.{key}" if prefix else str(key)
+            if RECURRENT.fullmatch(name.rpartition(".")[2]):
+                yield name, value
+            elif isinstance(value, Mapping):
+                left.append((name, value, depth + 1))
+
+
+def _live(where: str, mapping: Any) -> dict[str, Entry]:
+    """Return what a state dict of arrays or torch tensors holds."""
+    entries = {}
+    for name, value in _tensors(mapping, where):
+        for step in ("detach", "cpu"):  # torch's; NumPy's arrays have neither
+            value = getattr(value, step, lambda same=value: same)()
+        dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
+        if dtype == "bfloat16":  # NumPy does not know it
+            widen = getattr(value, "float", None)
+            value = np.asarray(value).astype(np.float32) if widen is None else widen()
+        array = np.asarray(value)
+        entries[name] = Entry(array.shape, dtype or array.dtype.name, partial(np.asarray, array))
+    return entries
+
+
+def _safetensors(path: Path) -> dict[str, Entry]:
+    _, stored = read_tensors(path)
+    return {
+        name: Entry(t.array.shape, t.dtype, partial(_widened, t.array, t.dtype))
+        for name, t in stored.items()
+        if RECURRENT.fullmatch(name.rpartition(".")[2])
+    }
+
+
+def _archived(archive: Archive) -> dict[str, Entry]:
+    """Return what a zip file of torch.save holds."""
+    names = archive.names
+    pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
+    if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in names):
+        raise ValueError(
+            f"{archive.path}: expected a file of torch.save(model.state_dict(), path), came "
+            f"{', '.join(names[:5])}, ...; of a TorchScript or exported model save the "
+            "state_dict() again"
+        )
+    root = pickles[0].removesuffix("data.pkl")
+    order = "little"
+    if f"{root}byteorder" in names:
+        order = _plain(archive, f"{root}byteorder").decode("latin-1")
+    if order not in ("little", "big"):
+        raise ValueError(f"{archive.path}: expected byteorder little or big, came {order!r}")
+    tree = load_pickle(_plain(archive, pickles[0]), str(archive.path))
+    if not isinstance(tree, dict):
+        raise ValueError(
+            f"{archive.path}: expected a state dict, came a {type(tree).__name__}; save "
+            "state_dict()"
+        )
+    kept: dict[str, bytes] = {}  # cuDNN keeps all weights of a GRU in one storage
+    return {
+        name: Entry(
+            tensor.shape,
+            tensor.storage.dtype,
+            partial(_read, archive, root, order, name, tensor, kept),
+        )
+        for name, tensor in _tensors(tree, str(archive.path))
+        if isinstance(tensor, Tensor)
+    }
+
+
+def _plain(archive: Archive, name: str) -> bytes:
+    """Read a member that is not compressed, so that it is no larger than the file."""
+    if archive.compressed(name):
+        raise ValueError(
+            f"{archive.path}: expected members as torch.save writes them, came {name} compressed; "
+            "read the file with torch.load and torch.save it again"
+        )
+    return archive.read(name)
+
+
+def _read(
+    archive: Archive, root: str, order: str, name: str, tensor: Tensor, kept: dict[str, bytes]
+) -> np.ndarray:
+    """Return a tensor's elements, a view of its storage."""
+    (key, dtype, size), offset, shape, strides = tensor
+    element = np.dtype("u2" if dtype == "bfloat16" else dtype)
+    if key not in kept:
+        kept[key] = _plain(archive, f"{root}data/{key}")
+    data = kept[key]
+    if len(data) != size * element.itemsize:
+        raise ValueError(
+            f"{archive.path}: expected {size} elements of {dtype} in data/{key}, came {len(data)} "
+            "bytes"
+        )
+    # Of an axis of length 1 the stride means nothing.
+    strides = tuple(s if n > 1 else 0 for n, s in zip(shape, strides, strict=False))
+    count = math.prod(shape)
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=False))
+    if (
+        len(strides) != len(shape)
+        or min((0, offset, *shape, *strides)) < 0
+        or count > size
+        or (count and last >= size)
+    ):
+        raise ValueError(
+            f"{archive.path}: expected {name} inside its storage of {size} elements, came shape "
+            f"{shape} at {offset} with strides {tensor.strides}"
+        )
+    flat = np.frombuffer(data, element.newbyteorder("<" if order == "little" else ">"))
+    view = np.lib.stride_tricks.as_strided(
+        flat[offset:], shape, [s * element.itemsize for s in strides], writeable=False
+    )
+    return _widened(view, dtype)
+
+
+def _widened(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Return bfloat16, which came as its bits, as float32, which holds all of its numbers."""
+    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
