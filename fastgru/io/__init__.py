@@ -12,3 +12,25 @@ is allocated, and what is truncated, altered or hostile is a ValueError that nam
 
 The packages that read a format (h5py, safetensors, onnx) are extras, imported when they are needed.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastgru.io.onnx import from_onnx
+    from fastgru.io.onnx_writer import to_onnx
+
+# Public function -> its module here, which is imported when the function is first used.
+_PLACES = {
+    "from_onnx": "onnx",
+    "to_onnx": "onnx_writer",
+}
+
+__all__ = ["from_onnx", "to_onnx"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the module of a public function when the function is first used."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(f"fastgru.io.{_PLACES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
