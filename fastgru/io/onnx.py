@@ -249,8 +249,9 @@ def _weights(
                 f"{place}: expected {what} to be a constant, but {error}; make it an initializer "
                 "(exporters and simplifiers call that constant folding)"
             ) from None
-    I, last = (arrays[what].shape[-1] if arrays[what].ndim else 0 for what in "WR")
-    D, H = directions, given.get("hidden_size", last)
+    columns = {what: array.shape[-1] if array.ndim else 0 for what, array in arrays.items()}
+    hidden = given.get("hidden_size")
+    D, I, H = directions, columns["W"], columns["R"] if hidden is None else int(hidden)
     expected = dict(zip("WRB", [(D, 3 * H, I), (D, 3 * H, H), (D, 6 * H)], strict=True))
     shapes = {what: array.shape for what, array in arrays.items()}
     if H < 1 or I < 1 or any(shape != expected[what] for what, shape in shapes.items()):

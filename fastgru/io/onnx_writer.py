@@ -64,7 +64,7 @@ def to_onnx(
     writer = _Writer(onnx, layer.dtype)
     swapped = not layers[0].time_major
     axes = ["B", "T"] if swapped else ["T", "B"]
-    x = writer.input("sequences", [*axes, _halves(layers[0])[0].kernel.shape[0]])
+    x = writer.input("sequences", [*axes, _halves(layers[0])[0].cell.kernel.shape[0]])
     x = writer.op("Transpose", x, perm=[1, 0, 2]) if swapped else x
     valid = writer.input("lengths", ["B"], np.int32) if lengths else ""
     halves = [half for one in layers for half in _halves(one)]
