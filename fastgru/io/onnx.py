@@ -103,10 +103,7 @@ def find(source: Any, node: str | None = None) -> list[Found]:
 
 def _operators(source: Any, wanted: str | None) -> tuple[Model, list[_Operator]]:
     model = Model(source)
-    try:
-        operators = _named_operators(model)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{model.where}: expected names in UTF-8: {error}") from None
+    operators = _named_operators(model)
     if wanted is None:
         return model, operators
     chosen = [operator for operator in operators if operator.name == wanted]
@@ -118,7 +115,7 @@ def _operators(source: Any, wanted: str | None) -> tuple[Model, list[_Operator]]
 
 def _named_operators(model: Model) -> list[_Operator]:
     operators: dict[str, _Operator] = {}
-    for scope in model.scopes():
+    for scope in model.scopes:
         for node in scope.graph.node:
             if not _is_gru(node):
                 continue
@@ -144,16 +141,13 @@ def _is_gru(node: Any) -> bool:
 
 def _read_all(model: Model, operators: list[_Operator]) -> list[Found]:
     used = _used(model)
-    try:
-        return [_read(operator, used) for operator in operators]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{model.where}: expected names in UTF-8: {error}") from None
+    return [_read(operator, used) for operator in operators]
 
 
 def _used(model: Model) -> set[str]:
     """Return the values that somebody reads, or that a graph gives."""
     used: set[str] = set()
-    for scope in model.scopes():
+    for scope in model.scopes:
         used.update(name for node in scope.graph.node for name in node.input)
         used.update(value.name for value in scope.graph.output)
     return used

@@ -50,6 +50,16 @@ class Model:
     ----------
     source : path, bytes or onnx.ModelProto
 
+    Attributes
+    ----------
+    where : str
+        What messages call it.
+    proto : onnx.ModelProto
+    folder : Path or None
+        Where its other files are.
+    scopes : list of Scope
+        The graph, then those nested in it.
+
     Raises
     ------
     ValueError
@@ -62,6 +72,7 @@ class Model:
             raise ValueError(f"{self.where}: expected an ONNX model, came one without a graph")
         self._room = FREE_BYTES
         self._files: set[Path] = set()
+        self.scopes = list(self._scopes())
 
     def holds(self, nbytes: int, file: Path | None = None) -> None:
         """Count numbers that are there, in another file of the model each byte only once."""
@@ -79,8 +90,7 @@ class Model:
                 "holds; a file of weights does not"
             )
 
-    def scopes(self) -> Iterator[Scope]:
-        """Yield the graph, then those nested in it."""
+    def _scopes(self) -> Iterator[Scope]:
         waiting = deque([(Scope(self, self.proto.graph, None), 0)])
         while waiting:
             scope, depth = waiting.popleft()
@@ -99,8 +109,11 @@ class Scope:
     def __init__(self, model: Model, graph: Any, outer: Scope | None) -> None:
         self.model, self.graph, self.outer = model, graph, outer
         self._folded: dict[str, NDArray[Any]] = {}
+        for node in graph.node:
+            for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
+                check_text(name, model.where)
         made: dict[str, Any] = {}
-        names = [(tensor.name, tensor) for tensor in graph.initializer]
+        names = [(check_text(tensor.name, model.where), tensor) for tensor in graph.initializer]
         names += [(name, node) for node in graph.node for name in node.output if name]
         for name, maker in names:
             if name in made:
@@ -179,9 +192,20 @@ class Scope:
         if maker is not None and maker.op_type == "ConstantOfShape":
             place = f"{self.model.where}: value {name!r}"
             value = attributes(maker, place).get("value")
-            zeros = value is None or not read_tensor(self.model, value, place).any()
-            return "zeros" if zeros else "constant"
+            if value is None:
+                return "zeros"
+            number = read_tensor(self.model, value, place)
+            if number.size != 1:
+                raise ValueError(f"{place}: expected one value, came shape {number.shape}")
+            return "constant" if number.any() else "zeros"
         return "given"
+
+
+def check_text(text: Any, place: str) -> str:
+    """Return text that is some: protobuf gives the bytes where they are no UTF-8."""
+    if not isinstance(text, str):
+        raise ValueError(f"{place}: expected names in UTF-8, came {text!r}")
+    return text
 
 
 def attributes(node: Any, place: str) -> dict[str, Any]:
@@ -190,7 +214,7 @@ def attributes(node: Any, place: str) -> dict[str, Any]:
 
     values: dict[str, Any] = {}
     for attribute in node.attribute:
-        if attribute.name in values:
+        if check_text(attribute.name, place) in values:
             raise ValueError(f"{place}: attribute {attribute.name!r} came twice")
         try:
             values[attribute.name] = helper.get_attribute_value(attribute)
@@ -219,20 +243,17 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
         array = _external(model, proto, count, dtype, place)
     else:
         raw = proto.HasField("raw_data")
-        came = len(proto.raw_data) if raw else len(getattr(proto, field))
+        numbers = proto.raw_data if raw else getattr(proto, field)
         wanted = count * dtype.itemsize if raw else count
-        if came != wanted:
+        if len(numbers) != wanted:
             raise ValueError(
                 f"{place}: shape {shape} takes {wanted} {'bytes' if raw else 'numbers'}, came "
-                f"{came}; the file is damaged"
+                f"{len(numbers)}; the file is damaged"
             )
-        if raw:
-            array = np.frombuffer(proto.raw_data, dtype)
-        else:
-            try:
-                array = np.fromiter(getattr(proto, field), dtype, count)
-            except OverflowError as error:
-                raise ValueError(f"{place}: {error}") from None
+        try:
+            array = np.frombuffer(numbers, dtype) if raw else np.fromiter(numbers, dtype, count)
+        except OverflowError as error:
+            raise ValueError(f"{place}: {error}") from None
         model.holds(array.nbytes)
     if proto.data_type == _FLOAT16:
         array = array.view("<f2")
@@ -245,7 +266,10 @@ def _external(
     model: Model, proto: Any, count: int, dtype: np.dtype[Any], place: str
 ) -> NDArray[Any]:
     """Read a tensor from a file beside the model."""
-    entries = {entry.key: entry.value for entry in proto.external_data}
+    entries = {
+        check_text(entry.key, place): check_text(entry.value, place)
+        for entry in proto.external_data
+    }
     location = entries.get("location", "")
     if model.folder is None:
         raise ValueError(
@@ -350,7 +374,7 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
-    except DecodeError as error:
+    except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: expected an ONNX model, came {error}") from None
     return where, folder, model
 

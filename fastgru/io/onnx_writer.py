@@ -132,7 +132,8 @@ def _layer(
     halves = _halves(layer)
     outputs: list[str] = []
     states: list[str] = []
-    one_node = len({(h.cell.units, h.reset_after, h.use_bias) for h in halves}) == 1
+    cells = [half.cell for half in halves]
+    one_node = len({(c.units, c.reset_after, c.use_bias) for c in cells}) == 1
     if one_node and [h.go_backwards for h in halves] == [False, True]:
         parts = _operator(writer, layer.name, halves, x, lengths, starts)
     else:
