@@ -10,28 +10,49 @@ is allocated, and what is truncated, altered or hostile is a ValueError that nam
 | ONNX | `from_onnx` | `to_onnx` |
 | fastgru's own | `load` | `save` |
 
-The packages that read a format (h5py, safetensors, onnx) are extras, imported when they are needed.
+The packages that a format needs (safetensors, onnx; h5py to write) are extras, imported when they
+are needed.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgru.io.keras import from_keras
+    from fastgru.io.keras_weights import load_keras_weights, to_keras_weights
+    from fastgru.io.onnx import from_onnx
+    from fastgru.io.onnx_writer import to_onnx
     from fastgru.io.safetensors import load, save
     from fastgru.io.torch import from_torch, to_torch
 
-# Which module has what; it is imported when it is first asked for.
+# Public function -> its module here, which is imported when the function is first used.
 _PLACES = {
+    "from_keras": "keras",
+    "from_onnx": "onnx",
     "from_torch": "torch",
     "load": "safetensors",
+    "load_keras_weights": "keras_weights",
     "save": "safetensors",
+    "to_keras_weights": "keras_weights",
+    "to_onnx": "onnx_writer",
     "to_torch": "torch",
 }
 
-__all__ = ["from_torch", "load", "save", "to_torch"]
+__all__ = [
+    "from_keras",
+    "from_onnx",
+    "from_torch",
+    "load",
+    "load_keras_weights",
+    "save",
+    "to_keras_weights",
+    "to_onnx",
+    "to_torch",
+]
 
 
 def __getattr__(name: str) -> Any:
+    """Import the module of a public function when the function is first used."""
     if name in _PLACES:
         return getattr(importlib.import_module(f"fastgru.io.{_PLACES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
