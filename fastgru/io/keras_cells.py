@@ -41,7 +41,8 @@ def named(place: str) -> Iterator[None]:
     try:
         yield
     except _REFUSALS as error:
-        raise ValueError(f"{place}: {error}") from error
+        text = str(error)
+        raise ValueError(text if text.startswith(place) else f"{place}: {text}") from error
 
 
 class Cell(NamedTuple):

@@ -48,7 +48,7 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         as it was.
     """
     cells = list(cells_of(layer))
-    with _weights_file(Path(path)) as root, named(root.place):
+    with _weights_file(Path(path)) as root, named(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
             arrays = _from_legacy(layer, legacy)
