@@ -25,12 +25,13 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, NoReturn
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_NOWHERE = 2**64 - 1  # the address of what is not there
 
 # Messages of object headers.
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE = 0x01, 0x03, 0x07, 0x08, 0x0C
 _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
-_NEW_GROUP = frozenset({0x02, 0x06})  # link info, link: what newer formats have for a symbol table
-_GROUP = _NEW_GROUP | {_SYMBOL_TABLE}
+_LINK_INFO, _LINK = 0x02, 0x06  # of groups with a name beyond ASCII, in place of the symbol table
+_GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Classes of types, and what an entry of a symbol table may be.
 _FLOAT, _STRING, _VARIABLE_LENGTH = 1, 3, 9
 _SOFT_LINK = 2
@@ -144,7 +145,7 @@ class File:
         if address not in self._opened:
             messages = list(self._messages(address))
             cls = Group if any(m.kind in _GROUP for m in messages) else Array
-            self._opened[address] = cls(self, messages, f"{self.place}: {path}")
+            self._opened[address] = cls(self, messages, path)
         return self._opened[address]
 
     def _messages(self, address: int) -> Iterator[Message]:
@@ -201,8 +202,9 @@ class File:
 class Node:
     """What groups and arrays have in common: a header, and attributes in it."""
 
-    def __init__(self, file: File, messages: list[Message], place: str) -> None:
-        self.file, self.place = file, place
+    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+        self.file, self.path = file, path
+        self.place = f"{file.place}: {path}"
         self._messages = {m.kind: m for m in messages}
         self._attributes = dict(
             self._split_attribute(m.body) for m in messages if m.kind == _ATTRIBUTE
@@ -265,15 +267,15 @@ class Node:
 class Array(Node):
     """An array of floats in a file; its shape and dtype are known before it is read."""
 
-    def __init__(self, file: File, messages: list[Message], place: str) -> None:
-        super().__init__(file, messages, place)
+    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+        super().__init__(file, messages, path)
         form = self.cursor(_DATATYPE)
         self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
         if self.dtype.kind != "f":
             form.wrong("floats of 16, 32 or 64 bits", str(self.dtype))
 
     def read(self) -> np.ndarray:
-        """Return the array, in this machine's byte order."""
+        """Return the array, in this machine's byte order; it may be read-only."""
         layout = self.cursor(_LAYOUT)
         version, kind = layout.number(1), layout.number(1)
         if version != 3 or kind > 1 or _EXTERNAL in self._messages:
@@ -286,24 +288,54 @@ class Array(Node):
         elif not math.prod(self.shape):
             data = Cursor(b"", self.place)
         else:
-            data = self.file.fetch(layout.number(8), layout.number(8), self.place)
-        return _values(self.dtype, self.shape, data).astype(self.dtype.newbyteorder("="))
+            data = self.file.fetch(layout.number(8), layout.number(8), self.path)
+        return _values(self.dtype, self.shape, data).astype(
+            self.dtype.newbyteorder("="), copy=False
+        )
 
 
 class Group(Node):
     """A group: other groups and arrays by name."""
 
-    def __init__(self, file: File, messages: list[Message], place: str) -> None:
-        super().__init__(file, messages, place)
-        if not _NEW_GROUP.isdisjoint(self._messages):
-            Cursor(b"", place).wrong("a group as a symbol table", "one of HDF5's newer groups")
+    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+        super().__init__(file, messages, path)
         self._links: dict[str, int] = {}
-        table = self.cursor(_SYMBOL_TABLE)
-        tree, heap = table.number(8), file.fetch(table.number(8), 32, "local heap")
+        if _SYMBOL_TABLE in self._messages:
+            self._read_symbol_table(self.cursor(_SYMBOL_TABLE))
+        else:
+            self._read_links(self.cursor(_LINK_INFO), [m for m in messages if m.kind == _LINK])
+
+    def _add(self, name: bytes, address: int, direct: bool, at: Cursor) -> None:
+        text = name.decode("utf-8", "replace")
+        if not text or text in self._links:
+            at.wrong("a name of its own for each entry", repr(text))
+        if not direct:
+            at.wrong(f"{text} itself", "a link to another place")
+        self._links[text] = address
+
+    def _read_links(self, info: Cursor, links: list[Message]) -> None:
+        """Collect the links of a group that has them in its header, up to eight."""
+        info.take(1)
+        if info.number(1) & 1:
+            info.take(8)
+        if info.number(8) != _NOWHERE:
+            info.wrong("at most eight names where one is not plain ASCII", "more")
+        for message in links:
+            link = Cursor(message.body, self.place)
+            link.take(1)
+            flags = link.number(1)
+            direct = not flags & 8 or link.number(1) == 0
+            link.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
+            name = link.take(link.number(1 << (flags & 3)))
+            self._add(name, link.number(8) if direct else 0, direct, link)
+
+    def _read_symbol_table(self, table: Cursor) -> None:
+        """Collect the links of a group that has its names in a heap, in order by a B-tree."""
+        tree, heap = table.number(8), self.file.fetch(table.number(8), 32, "local heap")
         heap.expect(b"HEAP\0", "the signature")
         heap.take(3)
         size, _, address = heap.number(8), heap.number(8), heap.number(8)
-        self._read_tree(tree, file.fetch(address, size, "local heap").data, None)
+        self._read_tree(tree, self.file.fetch(address, size, "local heap").data, None)
 
     def _read_tree(self, address: int, names: bytes, level: int | None) -> None:
         """Collect the links below a node of the B-tree; its leaves are symbol tables."""
@@ -330,12 +362,8 @@ class Group(Node):
             name_at, target, cache = entries.number(8), entries.number(8), entries.number(4)
             entries.take(20)
             end = names.find(b"\0", name_at)
-            name = names[name_at:end].decode("utf-8", "replace") if end > name_at else ""
-            if not name or name in self._links:
-                entries.wrong("a name of its own for each entry", repr(name))
-            if cache == _SOFT_LINK:
-                entries.wrong(f"{name} itself", "a link to another place")
-            self._links[name] = target
+            name = names[name_at:end] if end > name_at else b""
+            self._add(name, target, cache != _SOFT_LINK, entries)
 
     @property
     def names(self) -> list[str]:
@@ -348,8 +376,7 @@ class Group(Node):
         for name in path.split("/"):
             if not isinstance(node, Group) or name not in node._links:
                 return None
-            below = node.place.removeprefix(f"{self.file.place}: ").strip("/")
-            node = self.file.open(node._links[name], f"{below}/{name}".strip("/"))
+            node = self.file.open(node._links[name], f"{node.path}/{name}".lstrip("/"))
         return node
 
     def group(self, path: str) -> Group | None:

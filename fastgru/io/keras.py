@@ -30,7 +30,7 @@ from fastgru.io.keras_cells import (
     named,
     shared_out,
 )
-from fastgru.io.keras_config import LAYERS, Entry, is_recurrent, ours, recurrent_layers
+from fastgru.io.keras_config import LAYERS, Entry, count_cells, ours, recurrent_layers
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-MOST_CONFIG = 8 << 20  # bytes of JSON; as Python objects they can be twenty times as many
+MOST_CONFIG = 4 << 20  # bytes of JSON; as Python objects they can be twenty times as many
+LEAST_CELL = 256  # bytes that HDF5 needs for a cell's arrays, however small
 
 
 class Part(NamedTuple):
@@ -166,20 +167,29 @@ def _loaded(
 # ---- one source each -----------------------------------------------------------------------------
 
 
-def _entries(text: Any, place: str) -> list[Entry]:
-    """Return the recurrent layers of a model's config, from its JSON."""
+def _entries(text: Any, place: str, size: int) -> list[Entry]:
+    """Return the recurrent layers of a model's config, from its JSON.
+
+    No more than a weights file of ``size`` bytes has arrays for: each costs time and memory.
+    """
     if not isinstance(text, (str, bytes)) or len(text) > MOST_CONFIG:
         came = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
         raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, came {came}")
+    entries, left = [], size // LEAST_CELL
     with named(place):
-        return list(recurrent_layers(json.loads(text)))
+        for entry in recurrent_layers(json.loads(text)):
+            entries.append(entry)
+            left -= entry.cells
+            if left < 0:
+                raise ValueError(f"expected fewer GRUs than {size} bytes hold, came more")
+    return entries
 
 
 def _keras3_parts(config: bytes, weights: BinaryIO, path: Path) -> list[Part]:
     root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
     parts = []
     first_of: dict[tuple[str, str], str] = {}
-    for entry in _entries(config, f"{path}: {CONFIG}"):
+    for entry in _entries(config, f"{path}: {CONFIG}", root.file.size):
         group = entry.group
         # What several models share is in the file once, for the first of them.
         shared = first_of.setdefault((entry.path[-1], repr(entry.config)), group)
@@ -205,7 +215,7 @@ def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
     if weights is None:
         raise ValueError(f"{path}: expected a group model_weights, came {', '.join(root.names)}")
     parts = []
-    for entry in _entries(text, f"{path}: model_config"):
+    for entry in _entries(text, f"{path}: model_config", root.file.size):
 
         def arrays(layer: Any, entry: Entry = entry) -> list[list[np.ndarray]]:
             return shared_out(layer, legacy_arrays(weights, entry.path), entry.frozen)
@@ -225,7 +235,9 @@ def _live_parts(source: Any) -> list[Part]:
         def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
             return _live_cells(layer)
 
-        parts.append(Part(Entry(path, "", form["class_name"], ours(form), False), arrays))
+        parts.append(
+            Part(Entry(path, "", form["class_name"], ours(form), False, count_cells(form)), arrays)
+        )
     return parts
 
 
@@ -236,7 +248,7 @@ def _live_layers(
     cls = type(layer)
     if cls.__name__ in LAYERS and is_live_keras(cls):
         form = {"class_name": cls.__name__, "config": layer.get_config()}
-        if is_recurrent(form):
+        if count_cells(form):
             yield path or (layer.name,), layer, form
     elif isinstance(layers := getattr(layer, "layers", None), (list, tuple)):
         for part in layers:

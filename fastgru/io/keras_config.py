@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 # What a recurrent layer of a model may be; cells come inside these.
 LAYERS = ("GRU", "CuDNNGRU", "RNN", "Bidirectional")
 _INSIDE = ("cell", "cells", "layer", "backward_layer")
+MOST_NESTED = 32
 
 # Keras 1's names. Its initializers and regularizers are left out: their forms are its own, and a
 # layer that has its weights needs neither to run.
@@ -53,6 +54,8 @@ class Entry(NamedTuple):
         What `fastgru.layers.base.deserialize_layer` takes.
     frozen : bool
         Whether a model around it is not trainable.
+    cells : int
+        How many GRU cells it has.
     """
 
     path: tuple[str, ...]
@@ -60,6 +63,7 @@ class Entry(NamedTuple):
     class_name: str
     config: dict[str, Any]
     frozen: bool
+    cells: int
 
     @property
     def name(self) -> str:
@@ -78,12 +82,20 @@ def recurrent_layers(
         ``{"class_name", "config"}`` of a model, or of one layer.
     path, group, frozen
         Of ``model`` itself; see `Entry`.
+
+    Raises
+    ------
+    ValueError
+        Models are nested more than `MOST_NESTED` deep.
     """
     if not _is_object(model):
         return
+    if len(path) > MOST_NESTED:
+        raise ValueError(f"expected models nested at most {MOST_NESTED} deep, came more")
     inner = model["config"]
-    if is_recurrent(model):
-        yield Entry(path or (layer_name(model),), group, model["class_name"], ours(model), frozen)
+    if cells := count_cells(model):
+        name = path or (layer_name(model),)
+        yield Entry(name, group, model["class_name"], ours(model), frozen, cells)
         return
     layers = inner if isinstance(inner, list) else inner.get("layers")  # Keras 1 and 2.0: a list
     if isinstance(inner, dict):
@@ -114,24 +126,27 @@ def layer_name(layer: dict[str, Any]) -> str:
     return name if isinstance(name, str) else snake_case(layer["class_name"])
 
 
-def is_recurrent(layer: dict[str, Any]) -> bool:
-    """Whether a layer's object form is one of Keras' own `LAYERS`, of GRU cells alone."""
-    return layer["class_name"] in LAYERS and _all_gru(layer)
+def count_cells(layer: dict[str, Any]) -> int:
+    """Return the cells of a layer that is one of Keras' own `LAYERS`, of GRU cells alone; or 0."""
+    return _count(layer) if layer["class_name"] in LAYERS else 0
 
 
-def _all_gru(layer: Any) -> bool:
-    """Whether it is a GRU or GRUCell of Keras, or holds such and nothing else."""
+def _count(layer: Any) -> int:
     if isinstance(layer, list):
-        return bool(layer) and all(map(_all_gru, layer))
+        counts = [_count(part) for part in layer]
+        return sum(counts) if all(counts) else 0
     if not _is_object(layer) or not isinstance(layer["config"], dict):
-        return False
+        return 0
     if str(layer.get("module") or "keras").partition(".")[0] not in KERAS_PACKAGES:
-        return False  # somebody's own class of the same name
+        return 0  # somebody's own class of the same name
     if layer["class_name"] in ("GRU", "CuDNNGRU", "GRUCell"):
-        return True
-    parts = [layer["config"][key] for key in _INSIDE if layer["config"].get(key) is not None]
-    holder = layer["class_name"] in ("RNN", "Bidirectional", "StackedRNNCells")
-    return holder and bool(parts) and all(map(_all_gru, parts))
+        return 1
+    if layer["class_name"] not in ("RNN", "Bidirectional", "StackedRNNCells"):
+        return 0
+    config = layer["config"]
+    count = _count([config[key] for key in _INSIDE if config.get(key) is not None])
+    twin = layer["class_name"] == "Bidirectional" and config.get("backward_layer") is None
+    return 2 * count if twin else count
 
 
 def ours(layer: Any) -> Any:
