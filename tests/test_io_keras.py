@@ -1,7 +1,9 @@
 """Models that Keras 3 saved, and live ones: fastgru's layers give what Keras' give."""
 
 import json
+import sys
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -247,6 +249,17 @@ def test_verify(tmp_path):
         fastgru.io.from_keras(path, "a", verify=(X, expected + 0.01))
     with pytest.raises(ValueError, match="expected one layer, came a, b"):
         fastgru.io.from_keras(path, verify=(X, expected))
+
+
+def test_other_folders_are_saved_models(tmp_path, monkeypatch):
+    theirs = model_of(gru(name="it"))
+    found = find(theirs)
+    reader = SimpleNamespace(find=lambda folder: found if folder == tmp_path else None)
+    monkeypatch.setitem(sys.modules, "fastgru.io.savedmodel", reader)
+    monkeypatch.setattr(fastgru.io, "savedmodel", reader, raising=False)
+    assert fastgru.io.from_keras(tmp_path, "it") is found[0].layer
+    assert fastgru.io.from_keras(str(tmp_path)) == {"it": found[0].layer}
+    fastgru.io.from_keras(tmp_path, verify=(X, np.asarray(theirs(X))))
 
 
 def test_what_was_found_is_said(tmp_path):

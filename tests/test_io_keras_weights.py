@@ -164,7 +164,7 @@ def test_sizes_that_do_not_follow_from_each_other(tmp_path):
         del file["layers/gru_1/cell/vars/0"]
         file["layers/gru_1/cell/vars/0"] = kernel[:-1]
     ours = ours_of("sequential")
-    with pytest.raises(ValueError, match=r"w.weights.h5: expected an array of shape \(5, 6\)"):
+    with pytest.raises(ValueError, match=r"w.weights.h5: .*built for I = 4 features, came .*5"):
         load_keras_weights(ours, path)
     assert not ours.built
     assert ours.weights == []

@@ -100,12 +100,13 @@ def from_keras(
     found = find(source, name, custom_objects)
     result = by_name(found, name, what)
     if verify is not None:
-        if len(found) != 1:
+        layers = found if name is None else [one for one in found if one.name == name]
+        if len(layers) != 1:
             raise ValueError(
-                f"verify: expected one layer, came {', '.join(one.name for one in found)}; "
+                f"verify: expected one layer, came {', '.join(one.name for one in layers)}; "
                 "choose it by name="
             )
-        verify_layer(found[0].layer, verify, found[0].name)
+        verify_layer(layers[0].layer, verify, layers[0].name)
     return result
 
 

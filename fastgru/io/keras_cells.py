@@ -10,6 +10,7 @@ import numpy as np
 from fastgru import gates
 from fastgru.io.keras_config import numbered
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
+from fastgru.problem import BackendError, as_array, float_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,8 +32,12 @@ _SNAKES = (
 )
 
 
-# What constructors raise for values that make no sense; RecursionError for a thousand brackets.
-_REFUSALS = (TypeError, ValueError, AttributeError, LookupError, ArithmeticError, RecursionError)
+# What constructors raise for values that make no sense: RecursionError for a thousand brackets,
+# BackendError for bfloat16 without ml_dtypes.
+_REFUSALS = (
+    *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError),
+    *(RecursionError, BackendError),
+)
 
 
 @contextmanager
@@ -233,13 +238,11 @@ def _read_cell(cell: GRUCell, arrays: list[np.ndarray]) -> tuple[list[np.ndarray
 
 
 def _build(layer: Any, cells: list[GRUCell], weights: list[list[np.ndarray]]) -> None:
-    """Build a layer with the weights standing in for its initializers: nothing is drawn."""
-    roles = ("kernel_initializer", "recurrent_initializer", "bias_initializer")
-    kept = [[getattr(cell, role) for role in roles] for cell in cells]
+    """Build a layer on weights that are there: none are drawn, and after an error none are left."""
     try:
         for cell, arrays in zip(cells, weights, strict=True):
-            for role, array in zip(roles, arrays, strict=False):
-                setattr(cell, role, _Given(array))
+            dtype = float_dtype(cell.dtype)
+            cell.adopt(*(as_array(array, dtype, cell.name) for array in arrays))
         layer.build((None, None, weights[0][0].shape[0]))
     except (TypeError, ValueError):
         for cell in cells:
@@ -247,19 +250,3 @@ def _build(layer: Any, cells: list[GRUCell], weights: list[list[np.ndarray]]) ->
         for part in (layer, *getattr(layer, "layers", ()), *getattr(layer, "halves", ())):
             part.built = False
         raise
-    finally:
-        for cell, initializers in zip(cells, kept, strict=True):
-            for role, initializer in zip(roles, initializers, strict=True):
-                setattr(cell, role, initializer)
-
-
-class _Given:
-    """An initializer that gives an array it was made with."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        self.array = array
-
-    def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
-        if self.array.shape != shape:
-            raise ValueError(f"expected an array of shape {shape}, came {self.array.shape}")
-        return self.array
