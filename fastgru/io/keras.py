@@ -188,20 +188,27 @@ def _entries(text: Any, place: str, size: int) -> list[Entry]:
 
 def _keras3_parts(config: bytes, weights: BinaryIO, path: Path) -> list[Part]:
     root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
+    entries = _entries(config, f"{path}: {CONFIG}", root.file.size)
+    homes: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if root.group(entry.group.rstrip("/")) is not None:
+            homes.setdefault(_identity(entry), []).append(entry.group)
     parts = []
-    first_of: dict[tuple[str, str], str] = {}
-    for entry in _entries(config, f"{path}: {CONFIG}", root.file.size):
-        group = entry.group
+    for entry in entries:
         # What several models share is in the file once, for the first of them.
-        shared = first_of.setdefault((entry.path[-1], repr(entry.config)), group)
-        if root.group(group.rstrip("/")) is None:
-            group = shared
+        candidates = homes.get(_identity(entry), [])
+        group = candidates[0] if len(candidates) == 1 else entry.group
 
         def arrays(layer: Any, group: str = group) -> list[list[np.ndarray]]:
             return [keras3_arrays(root, group + part.group) for part in cells_of(layer)]
 
         parts.append(Part(entry, arrays))
     return parts
+
+
+def _identity(entry: Entry) -> tuple[str, str]:
+    """Return what two entries of one layer have in common; Keras' configs number their objects."""
+    return entry.path[-1], repr(entry.config)
 
 
 def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
