@@ -15,12 +15,16 @@ PAGES = sorted((ROOT / "docs").glob("io_*.md"))
 def test_examples(page, tmp_path, monkeypatch):
     if page.stem == "io_safetensors":
         pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
-    for file in (ROOT / "tests" / "data" / page.stem.removeprefix("io_")).glob("*.*"):
+    folder = f"tests/data/{page.stem.removeprefix('io_')}/"
+    for file in (ROOT / folder).glob("*.*"):
         shutil.copy(file, tmp_path)
     monkeypatch.chdir(tmp_path)
-    text = re.sub(r"(?m)^```.*$", "", page.read_text(encoding="utf-8"))
+    blocks = re.findall(r"(?ms)^```python\n(.*?)^```$", page.read_text(encoding="utf-8"))
+    text = "\n".join(blocks).replace(folder, "")
     examples = doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0)
     assert examples.examples
     said = []
-    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples, out=said.append)
+    doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE).run(
+        examples, out=said.append
+    )
     assert not said, "".join(said)

@@ -1,8 +1,6 @@
 """from_onnx: ONNX's own node tests, ONNX Runtime, PyTorch's exports, sources and imports."""
 
 import copy
-import doctest
-import re
 import warnings
 from pathlib import Path
 
@@ -278,23 +276,3 @@ def test_no_framework_is_imported():
         assert not refused & set(sys.modules)
     """
     assert "/gru/GRU_1" in subprocesses.run_python(code)
-
-
-# ---- the page in the docs ------------------------------------------------------------------------
-
-
-def test_the_page_in_the_docs(tmp_path, monkeypatch):
-    """It runs from the checkout's root, and writes its file elsewhere."""
-    root = Path(__file__).parents[1]
-    if not (root / "docs").exists():
-        pytest.skip("a source distribution has no docs")
-    page = (root / "docs" / "io_onnx.md").read_text(encoding="utf-8")
-    examples = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE))
-    examples = examples.replace("written.onnx", str(tmp_path / "written.onnx"))
-    monkeypatch.chdir(root)
-    test = doctest.DocTestParser().get_doctest(examples, {}, "io_onnx.md", "docs/io_onnx.md", 0)
-    failures, attempted = doctest.DocTestRunner(
-        optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    ).run(test)
-    assert attempted > 15
-    assert not failures
