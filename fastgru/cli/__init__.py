@@ -144,7 +144,8 @@ def _convert(options: argparse.Namespace) -> None:
 
     if options.output.suffix != ".safetensors":
         raise ValueError(f"{options.output}: expected a name that ends in .safetensors")
-    fastgru.save(choose(options.model, options.layer).layer, options.output)
+    layer = choose(options.model, options.layer).layer
+    fastgru.save(layer, options.output)
 
 
 def _run(options: argparse.Namespace) -> None:

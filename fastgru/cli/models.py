@@ -81,21 +81,17 @@ def choose(path: Path, name: str | None) -> Found:
 
 def describe(found: Sequence[Found]) -> str:
     """Return a table of layers: name, class, shapes, parameters, convention, how recognised."""
-    rows = [("name", "layer", "shapes", "weights", "parameters", "stored as", "recognised by")]
+    if not found:
+        return "no GRU in it"
+    rows = [("name", "layer", "shapes", "parameters", "weights")]
     for one in found:
-        layer = one.layer
-        rows.append(
-            (
-                one.name,
-                _kind(layer),
-                _shapes(layer),
-                " ".join(str(v.shape) for v in layer.weights),
-                f"{layer.count_params():,}",
-                one.convention,
-                one.recognised,
-            )
-        )
-    return columns(rows)
+        weights = " ".join(str(v.shape) for v in one.layer.weights)
+        parameters = f"{one.layer.count_params():,}"
+        rows.append((one.name, _kind(one.layer), _shapes(one.layer), parameters, weights))
+    heading, *lines = columns(rows).splitlines()
+    # Sentences of their own: as columns they would be wider than any terminal.
+    more = [f"    {one.convention}\n    known by {one.recognised}" for one in found]
+    return "\n".join([heading, *(f"{a}\n{b}" for a, b in zip(lines, more, strict=True))])
 
 
 def _kind(layer: Any) -> str:
@@ -131,4 +127,4 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+    return "\n".join(lines)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.layers import Sequential
+from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,7 +38,7 @@ def run_file(
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
-        Built. A stateful one starts each batch from zeros; states are not written.
+        Built. It is made stateless: rows are sequences of their own. States are not written.
     source, target : path
         .npy files. The target appears when it is complete; until then it has another name.
     lengths : path, optional
@@ -54,9 +54,13 @@ def run_file(
     OSError
         The disk is full, and so on; nothing is left behind.
     """
-    last = layer.layers[-1] if isinstance(layer, Sequential) else layer
+    layers = layer.layers if isinstance(layer, Sequential) else [layer]
+    for one in layers:
+        for part in one.halves if isinstance(one, Bidirectional) else [one]:
+            part.stateful = False
+    last = layers[-1]
     if getattr(last, "merge_mode", "") is None:
-        raise ValueError(f"{layer.name}: expected one output, it has two: merge_mode is None")
+        raise ValueError(f"{last.name}: expected one output, came two: its merge_mode is None")
     x = _opened(source)
     if x.ndim != 3:
         raise ValueError(f"{source}: expected an array (B, T, I), came shape {x.shape}")
@@ -67,8 +71,6 @@ def run_file(
         raise ValueError(f"{lengths}: expected shape ({rows},), came {ends.shape}")
 
     def call(part: slice, out: np.ndarray | None = None) -> Any:
-        if getattr(last, "stateful", False):
-            pass
         y = layer(
             x[:, part] if layer.time_major else x[part],
             lengths=None if ends is None else ends[part],
@@ -125,8 +127,7 @@ def _created(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 def _release(array: np.ndarray) -> None:
     """Write changed pages to the file, and give all pages in memory back."""
-    mapping = array.base
-    assert isinstance(mapping, mmap.mmap)
+    mapping: Any = array.base  # an mmap.mmap
     if array.flags.writeable:
         mapping.flush()
     if hasattr(mmap, "MADV_DONTNEED"):

@@ -123,13 +123,13 @@ class Bundle:
                 f"{self.path}: {key}: expected {math.prod(entry.shape) * dtype.itemsize} bytes for "
                 f"shape {entry.shape} of {dtype}, came {entry.size}"
             )
-        self._left -= entry.size
+        data = self._data(key, entry)
+        self._left -= len(data)
         if self._left < 0:
             raise ValueError(
                 f"{self.path}: {key}: expected layers with weights of their own, came more weights "
                 f"than {MOST_SHARING} times the data"
             )
-        data = self._data(key, entry)
         self._check(key, data, entry)
         return np.frombuffer(data, dtype).reshape(entry.shape)
 

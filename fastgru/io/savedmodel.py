@@ -21,10 +21,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastgru import GRU, RNN, Bidirectional, StackedRNNCells, initializers
+from fastgru import initializers
 from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.found import Found
 from fastgru.io.protobuf import Message
+from fastgru.layers import GRU, RNN, Bidirectional, StackedRNNCells
 from fastgru.layers.base import deserialize_layer
 from fastgru.problem import BackendError
 

@@ -42,8 +42,8 @@ def options():
     activations = [
         ("tanh", "sigmoid"),
         ("relu", "hard_sigmoid"),
-        ("softsign", "sigmoid"),
-        (None, "tanh"),
+        ("softsign", "tanh"),
+        (None, "sigmoid"),
     ]
     grid = itertools.product([True, False], [True, False], activations)
     for k, (reset_after, use_bias, (activation, recurrent)) in enumerate(grid):
