@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 DATA = Path(__file__).parent / "data" / "savedmodel"
+CONFIG = {"name": "gru", "units": 3, "implementation": 2, "reset_after": True}
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 FLOAT, DOUBLE, STRING, INT64 = 1, 2, 7, 9
 
@@ -122,6 +123,12 @@ def stored_text(text):
     return varint(len(text)) + check + text, length + check + text
 
 
+def random_weights(seed=0, I=4, H=3, bias=(2, 9)):
+    rng = np.random.default_rng(seed)
+    shapes = [(I, 3 * H), (H, 3 * H), *([bias] if bias else [])]
+    return [rng.normal(size=shape).astype("float32") for shape in shapes]
+
+
 def write_bundle(folder, tensors, header=None, entries=None, per_block=16):
     """Write a checkpoint of arrays, and of bytes as strings; `entries` replaces entries."""
     data, pairs = b"", {b"": header or field(1, 1) + field(3, field(1, 1))}
@@ -159,18 +166,39 @@ def write_gru(folder, weights, config=None, metadata=None, class_name="GRU", **b
 
     With neither config nor metadata (whole JSON text) the model does not describe the layer.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    roles = ("kernel", "recurrent_kernel", "bias")[: len(weights)]
-    nodes = [node({"gru": 1}), node({"cell": 2}), node({r: 3 + i for i, r in enumerate(roles)})]
-    nodes += [node(variable=(f"gru/gru_cell/{r}", f"w/{r}")) for r in roles]
-    tensors = {f"w/{r}": w for r, w in zip(roles, weights, strict=True)}
-    tensors[GRAPH] = b"".join(field(1, n) for n in nodes)
-    write_bundle(folder, tensors, **bundle)
-    (folder / "saved_model.pb").write_bytes(field(1, 1))
     if config is not None:
         metadata = json.dumps({"class_name": class_name, "config": config})
-    if metadata is not None:
-        described = field(2, 1) + field(3, "root.gru") + field(4, "_tf_keras_rnn_layer")
-        text = field(1, described + field(5, metadata))
-        (folder / "keras_metadata.pb").write_bytes(text)
+    described = {} if metadata is None else {"gru": metadata}
+    return write_layers(folder, weights, ["gru"], described, **bundle)
+
+
+def write_layers(folder, weights, paths, described, **bundle):
+    """Write a model whose GRUs, at ``root.PATH`` for each path, all have the same weights.
+
+    `described` has the JSON text of the metadata by path, of other layers too.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    roles = ("kernel", "recurrent_kernel", "bias")[: len(weights)]
+    children = [{}, {role: 2 + i for i, role in enumerate(roles)}]  # the model, the cell
+    variables = [(f"gru/gru_cell/{r}", f"w/{r}") for r in roles]
+    nodes = {1: node(children[1])} | {2 + i: node(variable=v) for i, v in enumerate(variables)}
+    children += [{}] * len(roles)
+    for path in paths:
+        at = 0
+        for name in path.split("."):
+            if name not in children[at]:
+                children[at][name] = len(children)
+                children.append({})
+            at = children[at][name]
+        children[at]["cell"] = 1
+    graph = [nodes.get(i) or node(held) for i, held in enumerate(children)]
+    tensors = {f"w/{r}": w for r, w in zip(roles, weights, strict=True)}
+    tensors[GRAPH] = b"".join(field(1, n) for n in graph)
+    write_bundle(folder, tensors, **bundle)
+    (folder / "saved_model.pb").write_bytes(field(1, 1))
+    kind, stored = field(4, "_tf_keras_layer"), b""
+    for path, text in described.items():
+        stored += field(1, field(3, f"root.{path}") + kind + field(5, text))
+    if stored:
+        (folder / "keras_metadata.pb").write_bytes(stored)
     return folder

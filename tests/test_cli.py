@@ -1,30 +1,18 @@
-"""The command line, in this process and in others: results, exit codes, files left behind."""
+"""The command line, called in this process: results, exit codes, files left behind."""
 
-import importlib
-import os
-import pty
 import re
-import resource
-import signal
-import subprocess
 import sys
-import termios
-import time
-import tomllib
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
 import savedmodel_support as support
-import subprocesses
+from cli_support import B, H, I, T, left_in, save_input, save_model
 from grad_support import fill
 
 import fastgru
 from fastgru.cli import main, models
 from fastgru.io.found import Found
-
-B, T, I, H = 7, 5, 4, 3
 
 
 def layer_of(kind, **arguments):
@@ -54,34 +42,16 @@ def fake(monkeypatch, tmp_path):
 
 @pytest.fixture
 def saved(tmp_path):
-    """A SavedModel with one GRU (B, T, 4) -> (B, 3), and that layer."""
-    rng = np.random.default_rng(3)
-    weights = [rng.normal(size=s).astype("float32") for s in ((I, 3 * H), (H, 3 * H), (2, 3 * H))]
-    config = {"name": "gru", "units": H, "implementation": 2, "reset_after": True}
-    folder = support.write_gru(tmp_path / "model", weights, config)
-    layer = fastgru.GRU(H)
-    layer.build((None, None, I))
-    layer.set_weights(weights)
-    return str(folder), layer
+    return save_model(tmp_path)
 
 
 @pytest.fixture
 def x(tmp_path):
-    """Sequences (B, T, I), in IN.npy."""
-    x = np.random.default_rng(1).normal(size=(B, T, I)).astype("float32")
-    np.save(tmp_path / "IN.npy", x)
-    return x
+    return save_input(tmp_path)
 
 
 def run(tmp_path, model, *more):
     return main(["run", model, str(tmp_path / "IN.npy"), "-o", str(tmp_path / "OUT.npy"), *more])
-
-
-def left_in(folder):
-    """Names in a folder, hidden ones too, apart from what the tests put there."""
-    return sorted(
-        p.name for p in folder.iterdir() if p.name not in ("IN.npy", "model", "model.fake")
-    )
 
 
 # ---- run -----------------------------------------------------------------------------------------
@@ -271,166 +241,6 @@ def test_a_failed_run_leaves_the_old_output(tmp_path, fake, x, capsys, error, co
     assert (tmp_path / "OUT.npy").read_bytes() == b"old"
 
 
-def test_a_full_disk_is_an_error_before_the_work(tmp_path, saved, x):
-    """A limit on the size of files stands for it."""
-    done = program(
-        *("run", saved[0], str(tmp_path / "IN.npy"), "-o", str(tmp_path / "OUT.npy")),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (150, 150)),
-    )
-    assert done.returncode == 1
-    assert re.fullmatch(r"fastgru run: .*File too large.*\n", done.stderr)
-    assert left_in(tmp_path) == []
-
-
-# ---- other processes -----------------------------------------------------------------------------
-
-
-def program(*arguments, **options):
-    """Run ``python -m fastgru``."""
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "fastgru", *arguments],
-        env=subprocesses.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-        **options,
-    )
-
-
-def test_the_entry_point_is_there():
-    path = Path(__file__).parents[1] / "pyproject.toml"
-    module, _, name = tomllib.loads(path.read_text())["project"]["scripts"]["fastgru"].partition(
-        ":"
-    )
-    assert getattr(importlib.import_module(module), name) is main
-
-
-def test_usage():
-    assert program().returncode == 2
-    for arguments in (["run"], ["run", "m", "i", "-o", "o", "--batch-size", "0"], ["sing"]):
-        done = program(*arguments)
-        assert done.returncode == 2
-        assert done.stderr.startswith("usage: fastgru")
-    done = program("--help")
-    assert done.returncode == 0
-    assert re.search(r"info.*inspect.*convert.*run.*bench", done.stdout, re.DOTALL)
-
-
-def test_info():
-    done = program("info")
-    assert done.returncode == 0
-    assert done.stdout.startswith(f"fastgru   {fastgru.__version__}"[:8])
-    assert fastgru.__version__ in done.stdout.splitlines()[0]
-
-
-def test_whoever_reads_stdout_may_stop(tmp_path):
-    """As ``fastgru inspect MODEL | true`` does: no traceback."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    code = "import sys; from fastgru.cli import main; sys.exit(main(['info']))"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        env=subprocesses.environment(),
-        stdout=writer,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
-
-
-SLOW = """
-    import sys, time
-    import fastgru
-    from fastgru.cli import main, models, run
-
-    release = run._release
-
-    def slowly(array):
-        release(array)
-        time.sleep(0.05)
-
-    run._release = slowly
-    sys.exit(main(sys.argv[1:]))
-"""
-
-
-def start_slowly(tmp_path, model, **options):
-    """Start a run that takes seconds, a row at a time."""
-    np.save(tmp_path / "IN.npy", np.zeros((200, T, I), "float32"))
-    code = "\n".join(line.removeprefix("    ") for line in SLOW.splitlines())
-    paths = [model, str(tmp_path / "IN.npy"), "-o", str(tmp_path / "OUT.npy")]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, "run", *paths, "--batch-size", "1"],
-        env=subprocesses.environment(),
-        **options,
-    )
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.01)
-
-
-@pytest.mark.parametrize(
-    ("number", "code", "said"),
-    [(signal.SIGINT, 130, "fastgru run: interrupted\n"), (signal.SIGTERM, 143, "")],
-)
-def test_stopped_from_outside(tmp_path, saved, number, code, said):
-    process = start_slowly(tmp_path, saved[0], stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: any(name.endswith(".part") for name in left_in(tmp_path)))
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
-    assert (process.returncode, stderr) == (code, said)
-    assert left_in(tmp_path) == []
-
-
-def on_a_terminal(arguments, environment):
-    """Run a program whose stderr is a terminal; return its exit code and what came there."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (24, 80))
-    process = subprocess.Popen(arguments, env=environment, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while True:
-        try:
-            part = os.read(ours, 4096)
-        except OSError:  # the last one to hold the terminal has gone
-            break
-        if not part:
-            break
-        shown += part
-    os.close(ours)
-    return process.wait(timeout=60), shown.decode()
-
-
-@pytest.mark.parametrize("tqdm", [True, False])
-def test_progress_on_a_terminal_and_none_in_a_pipe(tmp_path, saved, x, tqdm):
-    if tqdm:
-        pytest.importorskip("tqdm", reason="the bar is tqdm's: pip install 'fastgru[cli]'")
-    hide = "import sys; sys.modules['tqdm'] = None; " if not tqdm else "import sys; "
-    code = hide + "from fastgru.cli import main; sys.exit(main(sys.argv[1:]))"
-    paths = [saved[0], str(tmp_path / "IN.npy"), "-o", str(tmp_path / "OUT.npy")]
-    arguments = [sys.executable, "-P", "-c", code, "run", *paths, "--batch-size", "2"]
-    status, shown = on_a_terminal(arguments, subprocesses.environment())
-    assert status == 0
-    if tqdm:
-        assert "100%|" in shown
-        assert "7.00/7.00" in shown
-    else:
-        steps = re.findall(r"\r *(\d+) %  (\d) of 7 rows, [\d,]+ a second", shown)
-        assert steps == [("0", "0"), ("28", "2"), ("57", "4"), ("85", "6"), ("100", "7")]
-    done = subprocess.run(
-        arguments, env=subprocesses.environment(), capture_output=True, text=True, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
-
-
 # ---- the other commands --------------------------------------------------------------------------
 
 
@@ -532,8 +342,8 @@ def test_bench(tmp_path, monkeypatch, capsys, drawn):
 
 
 def test_the_rate_is_of_the_products():
-    from fastgru.cli.bench import T as STEPS
     from fastgru.cli.bench import Result
+    from fastgru.cli.bench import T as STEPS
 
     # x W and h U: two products of (H,) and (H, 3H) for each row and step.
     assert Result(5, 8, 1, 2.0, 3).rate == 5 * STEPS * 2 * (2 * 8 * 24) / 2.0 / 1e9

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-BATCH_BYTES = 32 << 20  # of a batch: its inputs and all layers' outputs
+BATCH_BYTES = 16 << 20  # of a batch: its inputs and all layers' outputs
 
 
 def run_file(
@@ -44,7 +44,7 @@ def run_file(
     lengths : path, optional
         .npy file of (B,) integers, the call's ``lengths``.
     batch_size : int, optional
-        By default as many rows as make 32 MB.
+        By default as many rows as make 16 MB.
     num_threads : int, optional
 
     Raises
@@ -83,16 +83,22 @@ def run_file(
     like = call(slice(0, 0))
     y_axis = batch_axis if last.return_sequences else 0
     shape = tuple(rows if axis == y_axis else n for axis, n in enumerate(like.shape))
-    size = batch_size or max(1, BATCH_BYTES // max(1, _row_bytes(layer, x)))
+    row_bytes = max(1, _row_bytes(layer, x))
+    size = batch_size or max(1, BATCH_BYTES // row_bytes)
     with replacing(target) as temporary:
         y = _created(temporary, shape, like.dtype)
+        held = 0
         with progress(rows) as done:
             for start in range(0, rows, size):
                 part = slice(start, min(start + size, rows))
                 call(part, y[:, part] if y_axis else y[part])
-                _release(x)
-                _release(y)
+                held += (part.stop - part.start) * row_bytes
+                if held >= BATCH_BYTES:  # not after each of many small batches: the disk is slow
+                    _release(x)
+                    _release(y)
+                    held = 0
                 done(part.stop - part.start)
+        _release(y)
 
 
 def _row_bytes(layer: Any, x: np.ndarray) -> int:

@@ -68,8 +68,9 @@ def find(folder: str | PathLike[str]) -> list[Found]:
     Returns
     -------
     list of Found
-        A layer whose name is not unique is named with the models around it, ``"encoder/gru"``.
-        Layers that were never called have no weights, and are left out.
+        A layer in a model in the model is called ``"encoder/gru"``; layers of one name in one
+        model, which a subclassed model may have, by the attributes that lead to them. Layers that
+        were never called have no weights, and are left out.
 
     Raises
     ------
@@ -214,14 +215,22 @@ def _by_configs(folder: Path, objects: Objects, described: list[Described]) -> l
                     halves |= {objects.at((name,), number) for name in _HALVES}
     kept = [pair for number, pair in found.items() if number not in halves]
     names = {layer.path: layer.name for layer in described}
-    counts = Counter(one.name for _, one in kept)
-    result = []
-    for layer, one in kept:
-        if counts[one.name] > 1:
-            around = [names.get(layer.path[:n], "") for n in range(1, len(layer.path) + 1)]
-            one = one._replace(name="/".join(filter(None, around)))
-        result.append(one)
-    return result
+    full = [_full_name(layer, names) for layer, _ in kept]
+    counts = Counter(full)
+    return [
+        one._replace(name=name if counts[name] == 1 else ".".join(layer.path))
+        for (layer, one), name in zip(kept, full, strict=True)
+    ]
+
+
+def _full_name(layer: Described, names: dict[ObjectPath, str]) -> str:
+    """Return a layer's name after those of the models around it, as ``"encoder/gru"``."""
+    parts = [
+        names[path] for n in range(1, len(layer.path) + 1) if (path := layer.path[:n]) in names
+    ]
+    if layer.path[-1:] == ("layer",) and len(parts) > 1:
+        parts.pop()  # a wrapper, such as TimeDistributed, stands for what it wraps
+    return "/".join(parts) or layer.name
 
 
 def _is_gru(class_name: Any, config: Any) -> bool:
