@@ -3,6 +3,7 @@
 import re
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -259,6 +260,16 @@ def test_inspect(tmp_path, capsys):
     assert below[1].strip().startswith("known by keras_metadata.pb")
 
 
+def test_inspect_in_the_docs(tmp_path, monkeypatch, capsys):
+    support.unpack("nested", tmp_path).rename(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    marked = re.search(r"<!-- console: runs as a test -->\n```console\n(.*?)```", page, re.DOTALL)
+    command, _, expected = marked[1].partition("\n")
+    assert main(command.removeprefix("$ fastgru ").split()) == 0
+    assert capsys.readouterr().out == expected
+
+
 def test_inspect_describes_every_layer(fake, capsys):
     cells = fastgru.RNN([fastgru.GRUCell(2), fastgru.GRUCell(6)], return_state=True)
     layers = {
@@ -308,6 +319,20 @@ def test_convert(tmp_path, fake, monkeypatch, capsys):
     assert written == [(layer, tmp_path / "OUT.safetensors")]
     assert main(["convert", model, str(tmp_path / "OUT.npz"), "--name", "two"]) == 2
     assert "ends in .safetensors" in capsys.readouterr().err
+
+
+def test_safetensors_files_are_ours_or_pytorchs(tmp_path, monkeypatch):
+    layer, theirs = layer_of("gru"), [Found("theirs", layer_of("gru"), "", "")]
+    metadata = {"fastgru": "{}"}
+    ours = types.SimpleNamespace(read_tensors=lambda _: (metadata, {}), load=lambda _: layer)
+    monkeypatch.setitem(sys.modules, "fastgru.io.safetensors", ours)
+    torch = types.SimpleNamespace(find=lambda _: theirs)
+    monkeypatch.setitem(sys.modules, "fastgru.io.torch", torch)
+    path = tmp_path / "weights.safetensors"
+    path.touch()
+    assert [one.layer for one in models.find(path)] == [layer]
+    metadata.clear()
+    assert models.find(path) == theirs
 
 
 def test_a_package_that_is_missing_is_1(fake, monkeypatch, capsys):

@@ -20,6 +20,7 @@ from cli_support import I, T, left_in, save_input, save_model
 
 import fastgru
 from fastgru.cli import main
+from fastgru.cli.run import _created
 
 
 @pytest.fixture
@@ -183,3 +184,10 @@ def test_a_full_disk_is_an_error_before_the_work(tmp_path, saved, x):
     assert done.returncode == 1
     assert re.fullmatch(r"fastgru run: .*File too large.*\n", done.stderr)
     assert left_in(tmp_path) == []
+
+
+def test_the_place_on_the_disk_is_reserved(tmp_path):
+    """Else a disk that fills up during the run would kill it by a signal."""
+    path = tmp_path / "OUT.npy"
+    _created(path, (300, 1000), np.dtype("float32"))
+    assert path.stat().st_blocks * 512 >= path.stat().st_size > 1_200_000

@@ -1,6 +1,8 @@
 """fastgru.io.savedmodel on what TensorFlow, Keras 2 and Keras 3 wrote, and on forgeries."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +248,14 @@ def test_without_any_framework(tmp_path):
         print(len(find({str(unpack("nested", tmp_path))!r})))
     """
     assert subprocesses.run_python(code).split() == ["3"]
+
+
+def test_the_code_in_the_docs_runs(tmp_path, monkeypatch, capsys):
+    unpack("nested", tmp_path).rename(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "io_savedmodel.md").read_text(encoding="utf-8")
+    code = re.search(r"<!-- code: runs as a test -->\n```python\n(.*?)```", page, re.DOTALL)[1]
+    names = {}
+    exec(code, names)
+    assert names["y"].shape == (2, 5, 6)
+    assert capsys.readouterr().out.splitlines()[0] == "shared <GRU name=shared, built=True>"
