@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted((ROOT / "docs").glob("io_*.md"))
+# The others are run where their files are made.
+PAGES = [
+    page for page in sorted((ROOT / "docs").glob("io_*.md")) if ">>>" in page.read_text("utf-8")
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,0 +1,7 @@
+"""``python -m fastgru``."""
+
+import sys
+
+from fastgru.cli import main
+
+sys.exit(main())

@@ -1,0 +1,172 @@
+"""The command line: ``fastgru info | inspect | convert | run | bench``.
+
+Exit codes are for scripts: 0 done, 1 the work failed (memory, disk, a device), 2 wrong usage or
+input, 130 interrupted, 143 terminated. An error is one sentence on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fastgru.problem import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    arguments : list of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    options = _parser().parse_args(arguments)
+    # As Ctrl-C: unfinished output is removed on the way out.
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        options.command(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return _said(options, "interrupted", 130)
+    except BrokenPipeError:  # whoever reads stdout has seen enough; flushing at exit would raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, TypeError) as error:
+        return _said(options, error, 2)
+    except (OSError, MemoryError, ImportError, BackendError) as error:
+        return _said(options, str(error) or type(error).__name__, 1)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return 0
+
+
+def _said(options: argparse.Namespace, error: object, code: int) -> int:
+    print(f"fastgru {options.name_of_command}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+def _terminated(*_: object) -> NoReturn:
+    sys.exit(128 + signal.SIGTERM)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastgru",
+        description="Keras' GRU on NumPy arrays. MODEL is a SavedModel folder, .keras, .h5, .pt, "
+        ".pth, .onnx or .safetensors file.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
+
+    def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=about, description=f"{about[0].upper()}{about[1:]}.")
+        made.set_defaults(command=function)
+        return made
+
+    command("info", _info, "print versions, CPU features, BLAS, threads and GPU")
+
+    one = command("inspect", _inspect, "list the GRU layers of a model, and how they were read")
+    one.add_argument("model", type=Path, metavar="MODEL")
+
+    one = command("convert", _convert, "write a GRU layer of a model to fastgru's own file")
+    one.add_argument("model", type=Path, metavar="MODEL")
+    one.add_argument("output", type=Path, metavar="OUT.safetensors")
+    _add_choice(one)
+
+    one = command("run", _run, "run sequences (B, T, I) from a .npy file through a GRU layer")
+    one.add_argument("model", type=Path, metavar="MODEL")
+    one.add_argument("input", type=Path, metavar="IN.npy")
+    one.add_argument("-o", "--output", type=Path, metavar="OUT.npy", required=True)
+    one.add_argument("--lengths", type=Path, metavar="LEN.npy", help="(B,) integers, valid steps")
+    one.add_argument("--batch-size", type=_positive, metavar="N", help="rows at a time")
+    one.add_argument("--threads", type=_positive, metavar="N", help="at most so many")
+    _add_choice(one)
+
+    one = command("bench", _bench, "measure this machine")
+    one.add_argument("--threads", type=_positive, metavar="N", help="at most so many")
+    one.add_argument("--seconds", type=float, default=0.2, help="for each measurement")
+    one.add_argument(
+        "--plot",
+        default="fastgru-bench.png",
+        metavar="FILE",
+        help="written where matplotlib is installed; '' for none (default: %(default)s)",
+    )
+    return parser
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    # Keras has names, PyTorch prefixes of a state dict, ONNX nodes: here one thing.
+    parser.add_argument(
+        "--name",
+        "--prefix",
+        "--node",
+        dest="layer",
+        help="which layer, as `fastgru inspect` names it, where the model has several",
+    )
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError  # argparse says "invalid value" and exits with 2
+    return value
+
+
+# ---- the commands --------------------------------------------------------------------------------
+
+
+def _info(options: argparse.Namespace) -> None:
+    from fastgru.config import show_config
+
+    show_config()
+
+
+def _inspect(options: argparse.Namespace) -> None:
+    from fastgru.cli.models import describe, find
+
+    print(describe(find(options.model)))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import fastgru
+    from fastgru.cli.models import choose
+
+    if options.output.suffix != ".safetensors":
+        raise ValueError(f"{options.output}: expected a name that ends in .safetensors")
+    layer = choose(options.model, options.layer).layer
+    fastgru.save(layer, options.output)
+
+
+def _run(options: argparse.Namespace) -> None:
+    from fastgru.cli.models import choose
+    from fastgru.cli.run import run_file
+
+    found = choose(options.model, options.layer)
+    run_file(
+        found.layer,
+        options.input,
+        options.output,
+        lengths=options.lengths,
+        batch_size=options.batch_size,
+        num_threads=options.threads,
+    )
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from fastgru.cli.bench import measure, plot, table
+
+    results = measure(options.seconds, options.threads)
+    print(table(results))
+    if options.plot and plot(results, options.plot):
+        print(f"plot: {options.plot}")

@@ -1,0 +1,100 @@
+"""``fastgru bench``: how fast inference is on this machine, in a few seconds.
+
+What this is not: a comparison with other libraries, for which see benchmarks/ in the repository.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+import fastgru
+from fastgru.cli.models import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = 64
+BATCHES = (1, 8, 32, 128)
+UNITS = (64, 256)  # I = H
+
+
+class Result(NamedTuple):
+    """One measurement: sequences (B, T, H), the median of so many calls."""
+
+    batch: int
+    units: int
+    threads: int
+    seconds: float
+    calls: int
+
+    @property
+    def rate(self) -> float:
+        """Multiplications and additions of the products, in 1e9 a second."""
+        return 2 * self.batch * T * 3 * self.units * 2 * self.units / self.seconds / 1e9
+
+
+def measure(seconds: float, threads: int | None = None) -> list[Result]:
+    """Measure each shape with one thread and with all (or ``threads``), ``seconds`` each."""
+    if not seconds > 0:
+        raise ValueError(f"--seconds: expected a positive number, came {seconds}")
+    rng = np.random.default_rng(0)
+    results = []
+    counts = sorted({1, threads or fastgru.get_num_threads()})
+    for units, batch, count in itertools.product(UNITS, BATCHES, counts):
+        layer = fastgru.GRU(units, return_sequences=True)
+        x = rng.normal(size=(batch, T, units)).astype("float32")
+        layer(x, num_threads=count)  # packs the weights, starts the threads
+        times: list[float] = []
+        while sum(times) < seconds or len(times) < 3:
+            start = time.perf_counter()
+            layer(x, num_threads=count)
+            times.append(time.perf_counter() - start)
+        results.append(Result(batch, units, count, statistics.median(times), len(times)))
+    return results
+
+
+def table(results: Sequence[Result]) -> str:
+    """Return the results as text."""
+    rows = [("B", "T", "I", "H", "threads", "ms", "sequences/s", "GFLOP/s", "calls")]
+    rows += [
+        (
+            str(r.batch),
+            str(T),
+            str(r.units),
+            str(r.units),
+            str(r.threads),
+            f"{r.seconds * 1e3:.3f}",
+            f"{r.batch / r.seconds:,.0f}",
+            f"{r.rate:.1f}",
+            str(r.calls),
+        )
+        for r in results
+    ]
+    return columns(rows)
+
+
+def plot(results: Sequence[Result], path: str) -> bool:
+    """Draw GFLOP/s over the batch size; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for units, threads in sorted({(r.units, r.threads) for r in results}):
+        line = [r for r in results if (r.units, r.threads) == (units, threads)]
+        name = f"H = {units}, {threads} thread{'s' * (threads > 1)}"
+        axes.plot([r.batch for r in line], [r.rate for r in line], marker="o", label=name)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel(f"batch size (T = {T}, I = H, float32)")
+    axes.set_ylabel("GFLOP/s")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    axes.set_title(f"fastgru {fastgru.__version__}, inference")
+    figure.savefig(path, dpi=120)
+    return True

@@ -1,0 +1,130 @@
+"""Which reader a model is for, and what is in it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastgru import Bidirectional, Sequential
+from fastgru.io.found import Found
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+# Suffix of the file -> module of fastgru.io, imported when it is needed; "" is a folder.
+READERS = {
+    "": "savedmodel",
+    ".keras": "keras",
+    ".h5": "keras",
+    ".hdf5": "keras",
+    ".pt": "torch",
+    ".pth": "torch",
+    ".safetensors": "torch",  # or fastgru's own, see _own
+    ".onnx": "onnx",
+}
+
+
+def find(path: Path) -> list[Found]:
+    """Return the GRU layers of a model.
+
+    Raises
+    ------
+    ValueError
+        There is no such file, or none of its kind is read, or its reader says so.
+    ImportError
+        The package that reads files of this kind is not installed.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: expected a model there, found nothing")
+    kind = "" if path.is_dir() else path.suffix.lower()
+    if kind not in READERS or (path.is_file() and not kind):
+        kinds = ", ".join(filter(None, READERS))
+        raise ValueError(f"{path}: expected a SavedModel folder or one of {kinds}, came {kind!r}")
+    if kind == ".safetensors" and (own := _own(path)) is not None:
+        return own
+    found: list[Found] = importlib.import_module(f"fastgru.io.{READERS[kind]}").find(path)
+    return found
+
+
+def _own(path: Path) -> list[Found] | None:
+    """Return the layer of a file that `fastgru.save` wrote; None for other .safetensors files."""
+    reader: Any = importlib.import_module("fastgru.io.safetensors")
+    metadata, _ = reader.read_tensors(path)
+    if "fastgru" not in metadata:
+        return None
+    layer = reader.load(path)
+    return [Found(layer.name, layer, "fastgru's own", "metadata: fastgru")]
+
+
+def choose(path: Path, name: str | None) -> Found:
+    """Return the only GRU of a model, or the one called ``name``.
+
+    Raises
+    ------
+    ValueError
+        There is none, or none of that name, or several and no name; with the names that there are.
+    """
+    found = find(path)
+    if not found:
+        raise ValueError(f"{path}: expected a GRU in it, found none")
+    names = ", ".join(one.name for one in found)
+    if name is None:
+        if len(found) > 1:
+            raise ValueError(f"{path}: it has several GRUs; choose one with --name: {names}")
+        return found[0]
+    for one in found:
+        if one.name == name:
+            return one
+    raise ValueError(f"{path}: expected --name to be one of {names}, came {name}")
+
+
+def describe(found: Sequence[Found]) -> str:
+    """Return a table of layers: name, class, shapes, parameters, convention, how recognised."""
+    if not found:
+        return "no GRU in it"
+    rows = [("name", "layer", "shapes", "parameters", "weights")]
+    for one in found:
+        weights = " ".join(str(v.shape) for v in one.layer.weights)
+        parameters = f"{one.layer.count_params():,}"
+        rows.append((one.name, _kind(one.layer), _shapes(one.layer), parameters, weights))
+    heading, *lines = columns(rows).splitlines()
+    # Sentences of their own: as columns they would be wider than any terminal.
+    more = [f"    {one.convention}\n    known by {one.recognised}" for one in found]
+    return "\n".join([heading, *(f"{a}\n{b}" for a, b in zip(lines, more, strict=True))])
+
+
+def _kind(layer: Any) -> str:
+    if isinstance(layer, Sequential):
+        return " + ".join(map(_kind, layer.layers))
+    if isinstance(layer, Bidirectional):
+        return f"Bidirectional {_kind(layer.forward_layer)}"
+    sizes = " ".join(str(size) for size in _flat(layer.cell.state_size))
+    return f"{type(layer).__name__} {sizes}"
+
+
+def _flat(sizes: Any) -> Iterable[int]:
+    if not isinstance(sizes, (list, tuple)):
+        return [sizes]
+    return [size for inner in sizes for size in _flat(inner)]
+
+
+def _shapes(layer: Any) -> str:
+    """Return what goes in and what comes out, as "(B, T, 4) -> (B, T, 6)"."""
+    inputs = ("B", "T", layer.weights[0].shape[0])
+    if layer.time_major:
+        inputs = ("T", "B", inputs[2])
+    came = layer.compute_output_shape(inputs)
+    shapes = [came] if isinstance(came, tuple) and not isinstance(came[0], (tuple, list)) else came
+    written = [f"({', '.join(map(str, shape))})" for shape in (inputs, *shapes)]
+    return f"{written[0]} -> {', '.join(written[1:])}"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as aligned columns; the first row is the heading."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)

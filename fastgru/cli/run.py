@@ -1,0 +1,204 @@
+"""``fastgru run``: a .npy file through a layer, a batch at a time, so that neither has to fit."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastgru.layers import Bidirectional, Sequential
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+BATCH_BYTES = 16 << 20  # of a batch: its inputs and all layers' outputs
+
+
+def run_file(
+    layer: Any,
+    source: Path,
+    target: Path,
+    *,
+    lengths: Path | None = None,
+    batch_size: int | None = None,
+    num_threads: int | None = None,
+) -> None:
+    """Write what a layer returns for the sequences of a file.
+
+    Both files are mapped, and pages of finished batches given back: memory holds one batch,
+    whatever the files' sizes. A row's result does not depend on the batch it is in.
+
+    Parameters
+    ----------
+    layer : GRU, RNN, Bidirectional or Sequential
+        Built. It is made stateless: rows are sequences of their own. States are not written.
+    source, target : path
+        .npy files. The target appears when it is complete; until then it has another name.
+    lengths : path, optional
+        .npy file of (B,) integers, the call's ``lengths``.
+    batch_size : int, optional
+        By default as many rows as make 16 MB.
+    num_threads : int, optional
+
+    Raises
+    ------
+    ValueError, TypeError
+        The files are not what the layer takes; nothing has been written.
+    OSError
+        The disk is full, and so on; nothing is left behind.
+    """
+    layers = layer.layers if isinstance(layer, Sequential) else [layer]
+    for one in layers:
+        for part in one.halves if isinstance(one, Bidirectional) else [one]:
+            part.stateful = False
+    last = layers[-1]
+    if getattr(last, "merge_mode", "") is None:
+        raise ValueError(f"{last.name}: expected one output, came two: its merge_mode is None")
+    x = _opened(source)
+    if x.ndim != 3:
+        raise ValueError(f"{source}: expected an array (B, T, I), came shape {x.shape}")
+    batch_axis = 1 if layer.time_major else 0
+    rows = x.shape[batch_axis]
+    ends = None if lengths is None else np.array(_opened(lengths))
+    if ends is not None and ends.shape != (rows,):
+        raise ValueError(f"{lengths}: expected shape ({rows},), came {ends.shape}")
+
+    def call(part: slice, out: np.ndarray | None = None) -> Any:
+        y = layer(
+            x[:, part] if layer.time_major else x[part],
+            lengths=None if ends is None else ends[part],
+            out=out,
+            num_threads=num_threads,
+        )
+        return y[0] if isinstance(y, (tuple, list)) else y
+
+    # A call without rows checks features and dtype, and says what a row's output is.
+    like = call(slice(0, 0))
+    y_axis = batch_axis if last.return_sequences else 0
+    shape = tuple(rows if axis == y_axis else n for axis, n in enumerate(like.shape))
+    row_bytes = max(1, _row_bytes(layer, x))
+    size = batch_size or max(1, BATCH_BYTES // row_bytes)
+    with replacing(target) as temporary:
+        y = _created(temporary, shape, like.dtype)
+        held = 0
+        with progress(rows) as done:
+            for start in range(0, rows, size):
+                part = slice(start, min(start + size, rows))
+                call(part, y[:, part] if y_axis else y[part])
+                held += (part.stop - part.start) * row_bytes
+                if held >= BATCH_BYTES:  # not after each of many small batches: the disk is slow
+                    _release(x)
+                    _release(y)
+                    held = 0
+                done(part.stop - part.start)
+        _release(y)
+
+
+def _row_bytes(layer: Any, x: np.ndarray) -> int:
+    """Return the bytes of a sequence and of what every cell makes of it."""
+    units = sum(v.shape[0] for v in layer.weights if v.name == "recurrent_kernel")
+    steps = x.shape[0 if layer.time_major else 1]
+    return int(steps * (x.shape[2] + units) * x.dtype.itemsize)
+
+
+# ---- mapped files --------------------------------------------------------------------------------
+
+
+def _opened(path: Path) -> np.ndarray:
+    """Return the array of a .npy file, mapped to be read."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected a .npy file of numbers: {error}") from None
+
+
+def _created(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Return a new .npy file's array, mapped to be written, with its place on the disk reserved.
+
+    A full disk is an error here; when a page is written it would be a signal that kills.
+    """
+    y = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot
+                    raise
+    return y
+
+
+def _release(array: np.ndarray) -> None:
+    """Write changed pages to the file, and give all pages in memory back."""
+    mapping: Any = array.base  # an mmap.mmap
+    if array.flags.writeable:
+        mapping.flush()
+    if hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name to write to; it becomes ``path`` if all goes well, and is removed if not."""
+    path = path.resolve()
+    if not path.parent.is_dir():
+        raise ValueError(f"{path}: expected its folder to exist")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file or nothing there, found something else")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- progress ------------------------------------------------------------------------------------
+
+
+def progress(rows: int) -> AbstractContextManager[Callable[[int], object]]:
+    """Return a context of a function that is told of finished rows, and shows them on a terminal.
+
+    With tqdm as a bar, without as a line; where stderr is no terminal, nothing is shown.
+    """
+    if not sys.stderr.isatty():
+        return contextlib.nullcontext(lambda _: None)
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _line(rows)
+    return _bar(tqdm(total=rows, unit=" rows", unit_scale=True, file=sys.stderr))
+
+
+@contextlib.contextmanager
+def _bar(bar: Any) -> Iterator[Callable[[int], object]]:
+    with bar:
+        yield bar.update
+
+
+@contextlib.contextmanager
+def _line(rows: int) -> Iterator[Callable[[int], object]]:
+    done, start = 0, time.monotonic()
+
+    def show(more: int) -> None:
+        nonlocal done
+        done += more
+        rate = done / max(time.monotonic() - start, 1e-9)
+        text = (
+            f"\r{done * 100 // max(rows, 1):3d} %  {done:,} of {rows:,} rows, {rate:,.0f} a second"
+        )
+        print(text, end="", file=sys.stderr, flush=True)
+
+    show(0)
+    try:
+        yield show
+    finally:
+        print(file=sys.stderr)

@@ -1,0 +1,312 @@
+"""TensorFlow's checkpoint format, a tensor bundle: an index of named tensors, and shards of data.
+
+The index is a table as LevelDB writes them: blocks of sorted keys, each key stored as what differs
+from the one before. Whatever is read is compared with its checksum.
+
+Sources: ``tensorflow/core/protobuf/tensor_bundle.proto``, ``tensorflow/core/util/tensor_bundle``,
+LevelDB's ``doc/table_format.md``.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fastgru.io.bounded import FREE_BYTES
+from fastgru.io.protobuf import Message, varint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+# tensorflow/core/framework/types.proto
+_DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 19: np.dtype("<f2")}
+_STRING = 7
+
+_FOOTER, _MAGIC = 48, 0xDB4775248B80FB57
+_TRAILER = 5  # of a block: how it is compressed, and a checksum
+MOST_INDEX = 16 << 20  # bytes; a tensor takes about 80
+MOST_KEY = 4096
+MOST_KEYS = 64 << 20  # all together, unpacked
+MOST_DIMENSIONS = 8
+MOST_SHARING = 4
+MOST_TEXT = 256 << 20  # the graph of objects is the only tensor of strings that is read
+
+
+class Entry(NamedTuple):
+    """Where a tensor lies. ``shape`` is as the file says it, checked against nothing."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    checksum: int
+
+
+class Bundle:
+    """The tensors of a checkpoint.
+
+    Parameters
+    ----------
+    folder : Path
+    name : str
+        The files are ``{name}.index`` and ``{name}.data-00000-of-00001`` and so on.
+
+    Raises
+    ------
+    ValueError
+        The index is not there, truncated or damaged.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self.path = folder / f"{name}.index"
+        self._index = memoryview(read_file(self.path, MOST_INDEX))
+        self._end = 0  # of the blocks read so far
+        self.entries: dict[str, memoryview] = {}
+        for key, value in self._table():
+            self.entries[key.decode("utf-8", "backslashreplace")] = value
+        if "" not in self.entries:
+            raise ValueError(f"{self.path}: expected a header, came {len(self.entries)} tensors")
+        header = Message(self.entries.pop(""), f"{self.path}: header")
+        # Layers may share weights; a small file may not have the same ones read without end.
+        sizes = [path.stat().st_size for path in folder.glob(f"{glob.escape(name)}.data-*")]
+        self._left = FREE_BYTES + MOST_SHARING * sum(sizes)
+        self._shards = header.number(1)
+        if header.number(2) != 0:
+            raise ValueError(
+                f"{self.path}: expected a little-endian checkpoint, came a big-endian one"
+            )
+
+    # -- tensors ---------------------------------------------------------------------------
+
+    def entry(self, key: str) -> Entry:
+        """Return where a tensor lies; ValueError if the index has none of this name."""
+        if key not in self.entries:
+            raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
+        message = Message(self.entries[key], f"{self.path}: {key}")
+        if any(True for _ in message.bytes(7)):
+            raise ValueError(f"{message.place}: expected a whole tensor, came one kept in slices")
+        shape = tuple(
+            dim.number(1)
+            for dims in message.messages(2, "shape")
+            for dim in dims.messages(2, "dimension")
+        )
+        if len(shape) > MOST_DIMENSIONS:
+            raise ValueError(
+                f"{message.place}: expected at most {MOST_DIMENSIONS} dimensions, came {len(shape)}"
+            )
+        checksums = [int.from_bytes(value, "little") for value in message.bytes(6)]
+        checksum = checksums[-1] if checksums else 0
+        shard, offset, size = (message.number(field) for field in (3, 4, 5))
+        return Entry(message.number(1), shape, shard, offset, size, checksum)
+
+    def floats(self, key: str) -> np.ndarray:
+        """Return a tensor of float16, float32 or float64.
+
+        The caller has compared the entry's shape with what it should be.
+        """
+        entry = self.entry(key)
+        dtype = _DTYPES.get(entry.dtype)
+        if dtype is None:
+            raise ValueError(
+                f"{self.path}: {key}: expected float16, float32 or float64, came TensorFlow's "
+                f"dtype number {entry.dtype}"
+            )
+        if entry.size != math.prod(entry.shape) * dtype.itemsize:
+            raise ValueError(
+                f"{self.path}: {key}: expected {math.prod(entry.shape) * dtype.itemsize} bytes for "
+                f"shape {entry.shape} of {dtype}, came {entry.size}"
+            )
+        data = self._data(key, entry)
+        self._left -= len(data)
+        if self._left < 0:
+            raise ValueError(
+                f"{self.path}: {key}: expected layers with weights of their own, came more weights "
+                f"than {MOST_SHARING} times the data"
+            )
+        self._check(key, data, entry)
+        return np.frombuffer(data, dtype).reshape(entry.shape)
+
+    def text(self, key: str) -> memoryview:
+        """Return a tensor that is one string: its length, a checksum of that, and its bytes."""
+        entry = self.entry(key)
+        if entry.dtype != _STRING or entry.shape or entry.size > MOST_TEXT:
+            raise ValueError(
+                f"{self.path}: {key}: expected one string of at most {MOST_TEXT} bytes, came "
+                f"dtype {entry.dtype}, shape {entry.shape}, {entry.size} bytes"
+            )
+        data = memoryview(self._data(key, entry))
+        size, at = varint(data, 0, f"{self.path}: {key}")
+        if size != len(data) - at - 4:
+            raise ValueError(f"{self.path}: {key}: expected {size} characters, came {len(data)}")
+        # The checksum is of the length as a fixed number, not as it is stored.
+        length = size.to_bytes(4 if size < 1 << 32 else 8, "little")
+        self._check(key, b"".join([length, data[at:]]), entry)
+        return data[at + 4 :]
+
+    def _data(self, key: str, entry: Entry) -> bytes:
+        if entry.shard >= self._shards:
+            raise ValueError(
+                f"{self.path}: {key}: expected a shard below {self._shards}, came {entry.shard}"
+            )
+        # Made of two numbers, so that a file cannot name another file.
+        path = self.folder / f"{self.name}.data-{entry.shard:05d}-of-{self._shards:05d}"
+        return read_file(path, entry.size, entry.offset, exactly=True)
+
+    def _check(self, key: str, data: bytes, entry: Entry) -> None:
+        if masked(crc32c(data)) != entry.checksum:
+            raise ValueError(
+                f"{self.folder}: {key}: its checksum is not the one in {self.path.name}; the "
+                "files are damaged, or not of one checkpoint"
+            )
+
+    # -- the table -------------------------------------------------------------------------
+
+    def _table(self) -> Iterator[tuple[bytes, memoryview]]:
+        size = len(self._index)
+        if size < _FOOTER or int.from_bytes(self._index[-8:], "little") != _MAGIC:
+            raise ValueError(
+                f"{self.path}: expected the index of a checkpoint, which ends in a magic number; "
+                "it is truncated or something else"
+            )
+        place = f"{self.path}: footer"
+        footer = self._index[size - _FOOTER :]
+        at = 0
+        for _ in range(2):  # the place of an index of metadata, which is empty
+            _, at = varint(footer, at, place)
+        index_block = self._block(footer[at:], place)
+        self._end, last, total = 0, None, 0
+        for _, handle in self._pairs(index_block, None):
+            for key, value in self._pairs(self._block(handle, f"{self.path}: index"), last):
+                total += len(key)
+                if total > MOST_KEYS:
+                    raise ValueError(f"{self.path}: expected names of at most {MOST_KEYS} bytes")
+                yield key, value
+                last = key
+
+    def _block(self, handle: memoryview, place: str) -> memoryview:
+        """Return the block that a handle, offset and size, points to; blocks come in order."""
+        offset, at = varint(handle, 0, place)
+        size, _ = varint(handle, at, place)
+        end = offset + size + _TRAILER
+        if offset < self._end or size < 4 or end > len(self._index) - _FOOTER:
+            raise ValueError(
+                f"{place}: expected a block between bytes {self._end} and "
+                f"{len(self._index) - _FOOTER}, came one of {size} bytes at {offset}"
+            )
+        self._end = end
+        block, kind = self._index[offset : offset + size], self._index[offset + size]
+        checksum = int.from_bytes(self._index[end - 4 : end], "little")
+        if masked(crc32c(self._index[offset : end - 4])) != checksum:
+            raise ValueError(f"{self.path}: the block at byte {offset} is damaged")
+        if kind != 0:
+            raise ValueError(
+                f"{self.path}: expected blocks as they are, which is what TensorFlow writes, came "
+                f"compression {kind}"
+            )
+        return block
+
+    def _pairs(self, block: memoryview, last: bytes | None) -> Iterator[tuple[bytes, memoryview]]:
+        """Yield a block's keys and values; each key comes after the one before, and ``last``."""
+        restarts = int.from_bytes(block[-4:], "little")
+        end = len(block) - 4 - 4 * restarts
+        if end < 0:
+            raise ValueError(f"{self.path}: expected at most {len(block)} bytes of restarts")
+        at, key, pairs = 0, b"", block[:end]
+        while at < end:
+            shared, at = varint(pairs, at, str(self.path))
+            rest, at = varint(pairs, at, str(self.path))
+            size, at = varint(pairs, at, str(self.path))
+            if shared > len(key) or shared + rest > MOST_KEY or rest + size > end - at:
+                raise ValueError(
+                    f"{self.path}: expected an entry within {end} bytes, came one of "
+                    f"{shared} + {rest} characters and {size} bytes at byte {at}"
+                )
+            key = key[:shared] + bytes(pairs[at : at + rest])
+            if last is not None and key <= last:
+                raise ValueError(f"{self.path}: expected sorted names, came {key!r} after {last!r}")
+            at += rest + size
+            yield key, pairs[at - size : at]
+            last = key
+
+
+def read_file(path: Path, most: int, offset: int = 0, exactly: bool = False) -> bytes:
+    """Return a file's bytes from an offset on, at most or exactly so many.
+
+    Raises
+    ------
+    ValueError
+        It is not there, not a plain file (reading a pipe would wait forever), or of another size.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a file there, found none")
+    size = path.stat().st_size - offset
+    if size < most if exactly else size > most:
+        raise ValueError(
+            f"{path}: expected {'' if exactly else 'at most '}{most} bytes at byte {offset}, "
+            f"came {max(size, 0)}{'; the file is truncated' if exactly else ''}"
+        )
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read(most)
+    if exactly and len(data) != most:
+        raise ValueError(f"{path}: it changed while it was read")
+    return data
+
+
+# ---- checksums -----------------------------------------------------------------------------------
+
+
+@functools.cache
+def _crc_table() -> np.ndarray:
+    """CRC-32C of each byte: the Castagnoli polynomial, reflected."""
+    table = np.arange(256, dtype=np.uint32)
+    for _ in range(8):
+        table = (table >> np.uint32(1)) ^ (table & np.uint32(1)) * np.uint32(0x82F63B78)
+    return table
+
+
+# Four bytes that take the register from zeros to ones, where a checksum starts.
+_ONES = bytes.fromhex("54641f64")
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """Return the CRC-32C of bytes.
+
+    Byte after byte Python takes a second for 10 MB. So the bytes are cut into as many rows as a row
+    is long, and all rows advance together, each from a register of zeros. What a register becomes
+    while the next row passes is linear in its bits: 32 more rows, of one bit each and no data, say
+    what becomes of each bit.
+    """
+    size = len(_ONES) + len(data)
+    width = math.isqrt(size)
+    count = -(-size // width)
+    rows = np.zeros(count * width, np.uint8)  # zeros in front leave a register of zeros as it is
+    rows[-size:] = np.frombuffer(b"".join([_ONES, data]), np.uint8)
+    registers = np.zeros(count + 32, np.uint32)
+    registers[count:] = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    table = _crc_table()
+    for column in np.ascontiguousarray(rows.reshape(count, width).T):
+        low = registers.astype(np.uint8)
+        low[:count] ^= column
+        registers >>= np.uint32(8)
+        registers ^= table[low]
+    values = registers.tolist()
+    register = 0
+    for value in values[:count]:
+        for bit, becomes in enumerate(values[count:]):
+            if register >> bit & 1:
+                value ^= becomes
+        register = value
+    return register ^ 0xFFFFFFFF
+
+
+def masked(checksum: int) -> int:
+    """Return a checksum as it is stored: turned round and moved, so that it can be checked too."""
+    return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF

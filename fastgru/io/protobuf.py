@@ -1,0 +1,99 @@
+"""Protocol Buffers' wire format, read where it lies: a message is a run of numbered fields."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Wire types: a varint, 8 bytes, a varint and as many bytes, 4 bytes. Groups (3, 4) are not used.
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+class Message:
+    """The fields of one message, looked up again at each asking; nothing is copied or kept.
+
+    Parameters
+    ----------
+    data : bytes-like
+    place : str
+        What errors call the message.
+    """
+
+    __slots__ = ("data", "place")
+
+    def __init__(self, data: bytes | memoryview, place: str) -> None:
+        self.data = memoryview(data)
+        self.place = place
+
+    def number(self, field: int) -> int:
+        """Return an integer field as an unsigned number, 0 if it is absent."""
+        return next(reversed([0, *self.numbers(field)]))
+
+    def numbers(self, field: int) -> Iterator[int]:
+        """Yield each occurrence of an integer field."""
+        for number, value in self._fields():
+            if number == field:
+                if not isinstance(value, int):
+                    raise ValueError(
+                        f"{self.place}: expected a number as field {field}, came bytes"
+                    )
+                yield value
+
+    def bytes(self, field: int) -> Iterator[memoryview]:
+        """Yield each occurrence of a field of bytes or fixed size."""
+        for number, value in self._fields():
+            if number == field:
+                if isinstance(value, int):
+                    raise ValueError(f"{self.place}: expected bytes as field {field}, came {value}")
+                yield value
+
+    def messages(self, field: int, what: str) -> Iterator[Message]:
+        """Yield each occurrence of a field that is a message."""
+        for value in self.bytes(field):
+            yield Message(value, f"{self.place}: {what}")
+
+    def text(self, field: int) -> str:
+        """Return a field of UTF-8, "" if it is absent."""
+        data = b""
+        for value in self.bytes(field):
+            data = bytes(value)
+        try:
+            return data.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.place}: field {field} is not UTF-8: {error}") from None
+
+    def _fields(self) -> Iterator[tuple[int, int | memoryview]]:
+        at, data = 0, self.data
+        while at < len(data):
+            key, at = varint(data, at, self.place)
+            kind = key & 7
+            if kind == _VARINT:
+                value, at = varint(data, at, self.place)
+                yield key >> 3, value
+                continue
+            if kind == _BYTES:
+                size, at = varint(data, at, self.place)
+            elif kind in (_FIXED64, _FIXED32):
+                size = 8 if kind == _FIXED64 else 4
+            else:
+                raise ValueError(f"{self.place}: expected a field at byte {at}, came type {kind}")
+            if size > len(data) - at:
+                raise ValueError(
+                    f"{self.place}: expected {size} bytes at byte {at}, came {len(data) - at}; "
+                    "the file is truncated or damaged"
+                )
+            yield key >> 3, data[at : at + size]
+            at += size
+
+
+def varint(data: memoryview, at: int, place: str) -> tuple[int, int]:
+    """Return the number at a byte, seven bits in each, and the byte after it."""
+    value = shift = 0
+    for byte in data[at : at + 10]:  # 64 bits
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at + shift // 7
+    raise ValueError(f"{place}: expected a number at byte {at}, came none that ends")

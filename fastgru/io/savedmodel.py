@@ -1,0 +1,421 @@
+"""TensorFlow SavedModels, read without TensorFlow.
+
+A SavedModel is a folder. ``variables/`` is a checkpoint (`fastgru.io.bundle`), and in it lies a
+graph of objects: which object holds which under what name, and which tensor is whose value. What
+the objects are stands elsewhere:
+
+- Keras 2 describes each layer as JSON with class and config, in ``keras_metadata.pb``; before
+  TensorFlow 2.5 in the nodes of ``saved_model.pb``.
+- ``tf.saved_model.save`` and Keras 3's ``model.export`` describe no layer. There GRUs are known by
+  the names and shapes of their weights, and what weights do not say is Keras' default.
+
+Sources: ``saved_model.proto``, ``saved_object_graph.proto`` and ``trackable_object_graph.proto`` of
+TensorFlow, ``saved_metadata.proto`` of Keras 2.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastgru import initializers
+from fastgru.io.bundle import Bundle, read_file
+from fastgru.io.found import Found
+from fastgru.io.protobuf import Message
+from fastgru.layers import GRU, RNN, Bidirectional, StackedRNNCells
+from fastgru.layers.base import deserialize_layer
+from fastgru.problem import BackendError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from os import PathLike
+
+    import numpy as np
+
+    from fastgru.io.bundle import Entry
+
+MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
+MOST_OBJECTS = 1_000_000
+MOST_DEPTH = 50  # of objects within objects
+_LAYERS = ("GRU", "RNN", "Bidirectional")
+_HALVES = ("forward_layer", "backward_layer")
+_ROLES = ("kernel", "recurrent_kernel", "bias")
+
+ObjectPath = tuple[str, ...]  # the names that lead from the model to an object
+
+
+class Described(NamedTuple):
+    """A layer as Keras 2 describes it."""
+
+    path: ObjectPath
+    class_name: str
+    name: str
+    config: dict[str, Any]
+    where: str
+
+
+def find(folder: str | PathLike[str]) -> list[Found]:
+    """Return the GRU layers of a SavedModel, in the order in which it describes them.
+
+    Parameters
+    ----------
+    folder : path
+        With ``saved_model.pb`` and ``variables/`` in it.
+
+    Returns
+    -------
+    list of Found
+        A layer in a model in the model is called ``"encoder/gru"``; layers of one name in one
+        model, which a subclassed model may have, by the attributes that lead to them. Layers that
+        were never called have no weights, and are left out.
+
+    Raises
+    ------
+    ValueError
+        It is no SavedModel, it is damaged, its GRUs' weights do not fit their configs, or it
+        describes no layers and holds nothing that looks like a GRU's weights.
+    """
+    folder = Path(folder)
+    if not (folder / "saved_model.pb").is_file():
+        raise ValueError(
+            f"{folder}: expected a SavedModel, a folder with saved_model.pb and variables/ in it"
+        )
+    try:
+        objects = Objects(Bundle(folder / "variables", "variables"))
+        described = list(_described(folder))
+        return _by_configs(folder, objects, described) or (
+            [] if described else _by_weights(folder, objects)
+        )
+    except RecursionError:
+        raise ValueError(f"{folder}: its configs are nested deeper than any layer's") from None
+
+
+# ---- the checkpoint's objects --------------------------------------------------------------------
+
+
+class Objects:
+    """The graph of objects in a checkpoint, by their numbers; the model is number 0."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        key = "_CHECKPOINTABLE_OBJECT_GRAPH"
+        self.nodes = _objects(Message(bundle.text(key), f"{bundle.path}: {key}"), 1)
+        self._children: dict[int, dict[str, int]] = {}
+
+    def at(self, path: ObjectPath, start: int = 0) -> int | None:
+        """Return the object at the end of a path of names, or None."""
+        number: int | None = start
+        for name in path:
+            if number is None:
+                break
+            if number not in self._children:
+                self._children[number] = dict(_children(self.nodes[number], len(self.nodes)))
+            number = self._children[number].get(name)
+        return number
+
+    def variable(self, number: int) -> tuple[str, str] | None:
+        """Return a variable's full name and the key of its value; None for other objects."""
+        for attribute in self.nodes[number].messages(2, "attribute"):
+            if attribute.text(1) == "VARIABLE_VALUE":
+                return attribute.text(2), attribute.text(3)
+        return None
+
+
+def _objects(graph: Message, field: int) -> list[Message]:
+    nodes = []
+    for node in graph.messages(field, "object"):
+        nodes.append(node)
+        if len(nodes) > MOST_OBJECTS:
+            raise ValueError(f"{graph.place}: expected at most {MOST_OBJECTS} objects")
+    if not nodes:
+        raise ValueError(f"{graph.place}: expected a graph of objects, came an empty one")
+    return nodes
+
+
+def _children(node: Message, count: int) -> Iterator[tuple[str, int]]:
+    for child in node.messages(1, "child"):
+        number = child.number(1)
+        if number >= count:
+            raise ValueError(f"{node.place}: expected one of {count} objects, came {number}")
+        yield child.text(2), number
+
+
+# ---- what Keras 2 says ---------------------------------------------------------------------------
+
+
+def _described(folder: Path) -> Iterator[Described]:
+    """Yield the layers of Keras 2's metadata, wherever it is; nothing if there is none."""
+    path = folder / "keras_metadata.pb"
+    if path.exists():
+        for node in Message(read_file(path, MOST_METADATA), str(path)).messages(1, "node"):
+            names = tuple(node.text(3).split("."))[1:]  # the first is "root"
+            yield from _parsed(path, names, node.text(4), node.text(5))
+        return
+    path = folder / "saved_model.pb"
+    if not path.stat().st_size:
+        raise ValueError(f"{path}: expected a SavedModel, came an empty file")
+    # The graphs that TensorFlow runs are most of the file; mapped, they are passed over unread.
+    with path.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    for graph in Message(data, str(path)).messages(2, "graph"):
+        for objects in graph.messages(7, "objects"):
+            for names, user in _user_objects(_objects(objects, 1)):
+                yield from _parsed(path, names, user.text(1), user.text(3))
+
+
+def _user_objects(nodes: list[Message]) -> Iterator[tuple[ObjectPath, Message]]:
+    """Yield the objects that users see, each by the shortest way to it."""
+    seen, level = {0}, [((), 0)]
+    for _ in range(MOST_DEPTH):
+        below: list[tuple[Any, int]] = []
+        for names, number in level:
+            for user in nodes[number].messages(4, "user object"):
+                yield names, user
+            for name, child in _children(nodes[number], len(nodes)):
+                if child not in seen:
+                    seen.add(child)
+                    below.append(((*names, name), child))
+        level = below
+
+
+def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> Iterator[Described]:
+    """Yield the layer that a node's metadata describes, if it is a layer and described."""
+    if not identifier.startswith("_tf_keras_") or not metadata:
+        return
+    where = f"{path.name}: {'.'.join(('root', *names))}"
+    if len(names) > MOST_DEPTH:
+        raise ValueError(f"{path}: expected at most {MOST_DEPTH} objects in each other: {where}")
+    try:
+        parsed = json.loads(metadata)
+    except ValueError as error:
+        raise ValueError(f"{path.parent}: {where}: its metadata is not JSON: {error}") from None
+    config = parsed.get("config") if isinstance(parsed, dict) else None
+    if isinstance(config, dict):
+        name = config.get("name", parsed.get("name"))
+        yield Described(names, str(parsed.get("class_name")), str(name), config, where)
+
+
+def _by_configs(folder: Path, objects: Objects, described: list[Described]) -> list[Found]:
+    found: dict[int, tuple[Described, Found]] = {}
+    halves = set()
+    for layer in described:
+        if layer.class_name not in _LAYERS or not _is_gru(layer.class_name, layer.config):
+            continue
+        number = objects.at(layer.path)
+        if number is None:
+            raise ValueError(f"{objects.bundle.path}: expected the object of {layer.where} in it")
+        if number not in found:
+            one = _read(folder, layer, objects, number)
+            if one is not None:
+                found[number] = layer, one
+                if layer.class_name == "Bidirectional":
+                    halves |= {objects.at((name,), number) for name in _HALVES}
+    kept = [pair for number, pair in found.items() if number not in halves]
+    names = {layer.path: layer.name for layer in described}
+    full = [_full_name(layer, names) for layer, _ in kept]
+    counts = Counter(full)
+    return [
+        one._replace(name=name if counts[name] == 1 else ".".join(layer.path))
+        for (layer, one), name in zip(kept, full, strict=True)
+    ]
+
+
+def _full_name(layer: Described, names: dict[ObjectPath, str]) -> str:
+    """Return a layer's name after those of the models around it, as ``"encoder/gru"``."""
+    parts = [
+        names[path] for n in range(1, len(layer.path) + 1) if (path := layer.path[:n]) in names
+    ]
+    if layer.path[-1:] == ("layer",) and len(parts) > 1:
+        parts.pop()  # a wrapper, such as TimeDistributed, stands for what it wraps
+    return "/".join(parts) or layer.name
+
+
+def _is_gru(class_name: Any, config: Any) -> bool:
+    """Say whether a layer or cell is made of GRU cells only."""
+    if not isinstance(config, dict):
+        return False
+    if class_name in ("GRU", "GRUCell"):
+        return True
+    parts = {
+        "Bidirectional": [config.get("layer")],
+        "RNN": [config.get("cell")],
+        "StackedRNNCells": config.get("cells"),
+    }.get(class_name)
+    if not parts or not isinstance(parts, list):
+        return False
+    return all(
+        isinstance(part, dict) and _is_gru(part.get("class_name"), part.get("config"))
+        for part in parts
+    )
+
+
+def _read(folder: Path, layer: Described, objects: Objects, number: int) -> Found | None:
+    """Return a described layer with its weights, None if it never had any."""
+    place = f"{folder}: {layer.where}"
+    try:
+        made = deserialize_layer({"class_name": layer.class_name, "config": layer.config})
+    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, BackendError) as error:
+        raise ValueError(f"{place}: its config cannot be read: {error}") from error
+    cells = list(_cells(made))
+    variables = [_variables(objects, number, path) for path, _ in cells]
+    if not any(variables):
+        return None
+    weights = []
+    for (path, cell), keys in zip(cells, variables, strict=True):
+        where = ".".join((place, *path))
+        roles = _ROLES if cell.use_bias else _ROLES[:2]
+        if tuple(keys) != roles:
+            raise ValueError(
+                f"{where}: expected the weights {', '.join(roles)}, came "
+                f"{', '.join(keys) or 'none'}"
+            )
+        columns = 3 * cell.units
+        came = [objects.bundle.entry(key).shape for key in keys.values()]
+        shapes: list[tuple[int, ...]] = [(*came[0][:1], columns), (cell.units, columns)]
+        if cell.use_bias:
+            shapes.append((2, columns) if cell.reset_after else (columns,))
+        if came != shapes:
+            raise ValueError(
+                f"{where}: expected {', '.join(roles)} of shapes {shapes} for {cell.units} units "
+                f"and reset_after={cell.reset_after}, came {came}"
+            )
+        weights += [objects.bundle.floats(key) for key in keys.values()]
+    _set_weights(made, [cell for _, cell in cells], weights, place)
+    first = cells[0][1]
+    said = f"{layer.where}: class_name {layer.class_name}, reset_after={first.reset_after}"
+    return Found(layer.name, made, _convention(first.use_bias, first.reset_after), said)
+
+
+def _cells(layer: Any) -> Iterator[tuple[ObjectPath, Any]]:
+    """Yield a layer's GRU cells, and under which names the layer holds them."""
+    parts: dict[ObjectPath, Any]
+    if isinstance(layer, Bidirectional):
+        parts = {(name,): getattr(layer, name) for name in _HALVES}
+    elif isinstance(layer, RNN):
+        parts = {("cell",): layer.cell}
+    elif isinstance(layer, StackedRNNCells):
+        parts = {("cells", str(i)): cell for i, cell in enumerate(layer.cells)}
+    else:
+        yield (), layer
+        return
+    for names, part in parts.items():
+        for path, cell in _cells(part):
+            yield (*names, *path), cell
+
+
+def _variables(objects: Objects, layer: int, path: ObjectPath) -> dict[str, str]:
+    """Return the keys of a cell's weights by their roles, those that there are."""
+    keys = {}
+    for role in _ROLES:
+        number = objects.at((*path, role), layer)
+        variable = None if number is None else objects.variable(number)
+        if variable is not None:
+            keys[role] = variable[1]
+    return keys
+
+
+def _set_weights(layer: Any, cells: list[Any], weights: list[np.ndarray], place: str) -> None:
+    # Initial weights would be thrown away, and orthogonal ones of 2000 units take seconds.
+    kept = [dict(vars(cell)) for cell in cells]
+    for cell in cells:
+        for role in ("kernel", "recurrent", "bias"):
+            setattr(cell, f"{role}_initializer", initializers.get("zeros"))
+    try:
+        layer.build((None, None, weights[0].shape[0]))
+        layer.set_weights(weights)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: its weights do not fit: {error}") from error
+    for cell, attributes in zip(cells, kept, strict=True):
+        for role in ("kernel", "recurrent", "bias"):
+            setattr(cell, f"{role}_initializer", attributes[f"{role}_initializer"])
+
+
+def _convention(use_bias: bool, reset_after: bool) -> str:
+    biases = ("two biases (2, 3H)" if reset_after else "one bias (3H,)") if use_bias else "no bias"
+    return f"Keras: gates z r h in columns, {biases}"
+
+
+# ---- what weights say by themselves --------------------------------------------------------------
+
+
+def _by_weights(folder: Path, objects: Objects) -> list[Found]:
+    """Return a GRU with Keras' defaults for each trio of weights of a GRU's names and shapes."""
+    bundle = objects.bundle
+    groups: dict[str, dict[str, tuple[str, Entry]]] = {}
+    names = []
+    for number in range(len(objects.nodes)):
+        variable = objects.variable(number)
+        if variable is None:
+            continue
+        full_name, key = variable
+        names.append(full_name)
+        cell, _, role = full_name.rpartition("/")
+        if role not in _ROLES:
+            continue
+        entry = bundle.entry(key)
+        known = groups.setdefault(cell, {}).setdefault(role, (key, entry))[1]
+        # model.export writes some weights twice. What is called the same has to be the same.
+        if (known.shape, known.checksum) != (entry.shape, entry.checksum):
+            raise ValueError(
+                f"{bundle.path}: expected one weight {full_name}, came two that differ; the "
+                "layers' names do not tell them apart, and nothing else does. Name them and save "
+                "the model again, or save it with Keras as .keras or .h5"
+            )
+    found = [
+        _with_defaults(cell, {role: key for role, (key, _) in group.items()}, bundle)
+        for cell, group in groups.items()
+        if _fits({role: entry.shape for role, (_, entry) in group.items()})
+    ]
+    if not found:
+        came = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        raise ValueError(
+            f"{folder}: it does not describe its layers (there is no keras_metadata.pb), and "
+            "expected weights named .../kernel (I, 3H) and .../recurrent_kernel (H, 3H), by which "
+            f"a GRU would be known; came {came or 'no weights'}. Save the model with Keras, as "
+            ".keras or .h5, and read that"
+        )
+    return found
+
+
+def _fits(shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Say whether these are the shapes of a GRU's weights."""
+    kernel, recurrent = shapes.get("kernel", ()), shapes.get("recurrent_kernel", ())
+    if len(kernel) != 2 or len(recurrent) != 2 or 0 in (*kernel, *recurrent):
+        return False
+    columns = 3 * recurrent[0]
+    biases: list[Any] = [None, (2, columns), (columns,)]
+    return kernel[1] == recurrent[1] == columns and shapes.get("bias") in biases
+
+
+def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> Found:
+    weights = [bundle.floats(keys[role]) for role in _ROLES if role in keys]
+    bias = weights[2] if "bias" in keys else None
+    name = cell.removesuffix("/gru_cell")
+    # Bidirectional names its halves so, in Keras 2 and 3.
+    backwards = name.rpartition("/")[2].startswith("backward_")
+    layer = GRU(
+        weights[1].shape[0],
+        use_bias=bias is not None,
+        reset_after=bias is None or bias.ndim == 2,
+        go_backwards=backwards,
+        dtype=weights[0].dtype.name,
+        name=name.rpartition("/")[2] or None,
+    )
+    _set_weights(layer, [layer.cell], weights, f"{bundle.path}: {cell}")
+    said = (
+        f"names and shapes of its weights {cell}/*, which is all there is; assumed: "
+        + ", ".join(
+            [
+                "activation='tanh'",
+                "recurrent_activation='sigmoid'",
+                "return_sequences=False",
+                f"go_backwards={backwards}" + (" (by its name)" if backwards else ""),
+                *(["reset_after=True"] if bias is None else []),
+            ]
+        )
+    )
+    convention = _convention(bias is not None, layer.cell.reset_after)
+    return Found(name, layer, convention, said)
