@@ -456,11 +456,24 @@ def test_graphs_in_graphs_that_no_file_can_hold():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is set as Linux does it")
-def test_altered_files():
+def test_altered_files(tmp_path):
     """10,000 of them with FASTGRU_EXHAUSTIVE=1."""
+    options = one_node_model(
+        random_weights(12, 2, I, H, "float64"),
+        ["lengths"],
+        direction="bidirectional",
+        activations=["HardSigmoid", "LeakyRelu", "Sigmoid", "Elu"],
+        activation_alpha=[0.2, 0.3, 0.4],
+        activation_beta=[0.5],
+    )
+    (tmp_path / "options.onnx").write_bytes(options.SerializeToString())
+    nested = one_node_model(random_weights(13, 1, I, H))
+    node = nested.graph.node.add()
+    node.CopyFrom(helper.make_node("If", ["W"], ["Z"], then_branch=nested.graph))
+    (tmp_path / "nested.onnx").write_bytes(nested.SerializeToString())
     count = 10_000 if os.environ.get("FASTGRU_EXHAUSTIVE") else 600
     script = Path(__file__).with_name("onnx_mutations.py")
-    files = sorted(DATA.glob("*.onnx"))
+    files = sorted([*DATA.glob("*.onnx"), *tmp_path.iterdir()])
     result = subprocess.run(
         [sys.executable, "-P", str(script), str(count), "7", *map(str, files)],
         env={**subprocesses.environment(), "OPENBLAS_NUM_THREADS": "1"},

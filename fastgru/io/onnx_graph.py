@@ -75,8 +75,8 @@ class Model:
         self.scopes = list(self._scopes())
 
     def holds(self, nbytes: int, file: Path | None = None) -> None:
-        """Count numbers that are there, in another file of the model each byte only once."""
-        if file is None or file not in self._files:
+        """Count numbers of the model, or once all that a file beside it has."""
+        if file not in self._files:
             self._room += MOST_COPIES * nbytes
         if file is not None:
             self._files.add(file)
@@ -149,7 +149,7 @@ class Scope:
             raise NotConstant(f"{name!r} is an input of the graph")
         if depth > DEEPEST:
             raise NotConstant(f"{name!r} has more than {DEEPEST} nodes before it")
-        if not hasattr(maker, "op_type"):
+        if not hasattr(maker, "op_type"):  # no node, but an initializer
             array = read_tensor(self.model, maker, place)
         elif maker.op_type == "Constant":
             array = _constant(self.model, maker, place)
@@ -217,9 +217,12 @@ def attributes(node: Any, place: str) -> dict[str, Any]:
         if check_text(attribute.name, place) in values:
             raise ValueError(f"{place}: attribute {attribute.name!r} came twice")
         try:
-            values[attribute.name] = helper.get_attribute_value(attribute)
+            value = helper.get_attribute_value(attribute)
         except ValueError as error:
             raise ValueError(f"{place}: attribute {attribute.name!r}: {error}") from None
+        if value is None:
+            raise ValueError(f"{place}: attribute {attribute.name!r} has no type")
+        values[attribute.name] = value
     return values
 
 
