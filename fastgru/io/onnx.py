@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import gates
-from fastgru.initializers import Zeros
 from fastgru.io.found import Found, by_name, verify_layer
 from fastgru.io.onnx_activations import from_names
 from fastgru.io.onnx_graph import Model, NotConstant, Scope, attributes, unique
@@ -300,13 +299,8 @@ def _outputs(node: Any, used: set[str]) -> tuple[bool, bool]:
 
 def _give(layer: Any, weights: list[NDArray[Any]]) -> None:
     """Build a layer with its weights."""
-    cell = layer.cell
-    drawn = cell.kernel_initializer, cell.recurrent_initializer
-    # An orthogonal matrix of a thousand units takes seconds to draw, only to be replaced.
-    cell.kernel_initializer = cell.recurrent_initializer = Zeros()
+    layer.cell.adopt(*(np.array(w, layer.dtype, order="C") for w in weights))
     layer.build((None, None, weights[0].shape[0]))
-    cell.kernel_initializer, cell.recurrent_initializer = drawn
-    layer.set_weights(weights)
 
 
 def _verify(model: Model, operator: _Operator, layer: Any, verify: Any) -> None:
