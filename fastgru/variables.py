@@ -28,6 +28,9 @@ class Variable(NDArrayOperatorsMixin):
         Called without arguments after every write.
     roams : bool
         Whether the value stays where it was assigned from, as states do; weights do not.
+    copy : bool
+        False: the first value is a C-contiguous ndarray that nobody writes to any more; it becomes
+        read-only and is kept where it lies, in a mapped file for instance.
 
     Notes
     -----
@@ -49,8 +52,9 @@ class Variable(NDArrayOperatorsMixin):
         constraint: Any = None,
         on_write: Callable[[], None] | None = None,
         roams: bool = False,
+        copy: bool = True,
     ) -> None:
-        self._value: Any = _frozen_copy(plain(value))
+        self._value: Any = _frozen_copy(plain(value)) if copy else _frozen(value)
         self.name = name
         self.trainable = trainable
         self.regularizer = regularizer
@@ -169,7 +173,9 @@ class Variable(NDArrayOperatorsMixin):
 
 def _frozen_copy(array: Any) -> Any:
     array = np.copy(array, order="C")
-    if on_device(array):
-        return array
+    return array if on_device(array) else _frozen(array)
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
     array.setflags(write=False)
     return array.view()  # a view of read-only memory cannot be made writeable again

@@ -23,6 +23,7 @@ from fastgru.problem import (
 from fastgru.variables import Variable
 
 _write_lock = threading.Lock()
+_NAMES = {"kernel": "kernel", "recurrent": "recurrent_kernel", "bias": "bias"}  # by role
 
 
 class GRUCell(Layer):
@@ -139,13 +140,70 @@ class GRUCell(Layer):
                     f"input shape {tuple(input_shape)}; build another layer for another size"
                 )
             return
+        arrays = {}
+        for role, shape in self._shapes(inputs).items():
+            initializer = getattr(self, f"{role}_initializer")
+            if initializer is None:  # as Keras 3 does
+                initializer = initializers.get("glorot_uniform")
+            what = f"{_NAMES[role]} from {role}_initializer"
+            value = initializer(shape, dtype=self.dtype)
+            arrays[role] = as_array(value, self._dtype, what)
+            check_shape(arrays[role], shape, what, "asked for")
+        self._take_weights(inputs, arrays, copy=True)
+
+    def adopt(self, *weights: np.ndarray) -> None:
+        """Build with weights that are there already, from a file for instance, and draw none.
+
+        Parameters
+        ----------
+        *weights : ndarray
+            Kernel (I, 3H), recurrent_kernel (H, 3H) and, with use_bias, bias, in the cell's dtype,
+            C-contiguous. They are kept where they lie and become read-only; nobody may write to
+            their memory any more.
+
+        Raises
+        ------
+        ValueError
+            Another number, shape, dtype or order of arrays; the cell is as it was.
+        """
+        inputs = weights[0].shape[0] if weights and weights[0].ndim == 2 else 0
+        shapes = self._shapes(inputs)
+        came = [(w.shape, w.dtype) for w in weights]
+        if came != [(shape, self._dtype) for shape in shapes.values()]:
+            raise ValueError(
+                f"{self.name}: expected {', '.join(_NAMES[role] for role in shapes)} in "
+                f"{self._dtype} of shapes {list(shapes.values())}, came "
+                f"{', '.join(f'{dtype} {shape}' for shape, dtype in came)}"
+            )
+        if not all(w.flags.c_contiguous and w.flags.aligned for w in weights):
+            raise ValueError(f"{self.name}: expected weights that are C-contiguous and aligned")
+        self._take_weights(inputs, dict(zip(shapes, weights, strict=True)), copy=False)
+
+    def _shapes(self, inputs: int) -> dict[str, tuple[int, ...]]:
         columns = 3 * self.units
-        bias_shape = (2, columns) if self.reset_after else (columns,)
-        # All three before the first is kept: an initializer may raise.
-        kernel = self._weight("kernel", (inputs, columns))
-        recurrent_kernel = self._weight("recurrent", (self.units, columns))
-        bias = self._weight("bias", bias_shape) if self.use_bias else None
-        self.kernel, self.recurrent_kernel, self.bias = kernel, recurrent_kernel, bias
+        shapes: dict[str, tuple[int, ...]] = {
+            "kernel": (inputs, columns),
+            "recurrent": (self.units, columns),
+        }
+        if self.use_bias:
+            shapes["bias"] = (2, columns) if self.reset_after else (columns,)
+        return shapes
+
+    def _take_weights(self, inputs: int, arrays: dict[str, np.ndarray], copy: bool) -> None:
+        """Keep all weights, which are of the right shapes and dtype, and be built."""
+        variables = {
+            role: Variable(
+                array,
+                name=_NAMES[role],
+                regularizer=getattr(self, f"{role}_regularizer"),
+                constraint=getattr(self, f"{role}_constraint"),
+                on_write=self._refresh,
+                copy=copy,
+            )
+            for role, array in arrays.items()
+        }
+        self.kernel, self.recurrent_kernel = variables["kernel"], variables["recurrent"]
+        self.bias = variables.get("bias")
         self.spec = self.spec_for(inputs)
         self._refresh()
         self.built = True
@@ -170,22 +228,6 @@ class GRUCell(Layer):
         self.seed_generator = DropoutGenerator(self.seed)
         self._dropout_mask = self._recurrent_dropout_mask = None
         self.masks_for_cell = {}
-
-    def _weight(self, role: str, shape: tuple[int, ...]) -> Variable:
-        name = "recurrent_kernel" if role == "recurrent" else role
-        initializer = getattr(self, f"{role}_initializer")
-        if initializer is None:  # as Keras 3 does
-            initializer = initializers.get("glorot_uniform")
-        value = initializer(shape, dtype=self.dtype)
-        array = as_array(value, self._dtype, f"{name} from {role}_initializer")
-        check_shape(array, shape, f"{name} from {role}_initializer", "asked for")
-        return Variable(
-            array,
-            name=name,
-            regularizer=getattr(self, f"{role}_regularizer"),
-            constraint=getattr(self, f"{role}_constraint"),
-            on_write=self._refresh,
-        )
 
     def _refresh(self) -> None:
         """Take a new consistent snapshot of the weights, with a new version."""

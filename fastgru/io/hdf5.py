@@ -1,0 +1,435 @@
+"""HDF5 as Keras writes it, read in Python: groups, attributes and whole arrays, nothing else.
+
+HDF5's own C library is not made for hostile files: an altered one can crash the process, and no
+check from outside sees what it will do short of reading the file itself. So this is a reader for
+what h5py writes by default and Keras never changed: superblock 0, groups as symbol tables, object
+headers of version 1, arrays in one piece. Compression, chunks, virtual and external arrays, soft
+and external links are ValueErrors that name the place; nothing outside the file is ever opened.
+
+What a file can cost is bounded by its size. All bytes are fetched by `File.fetch`, which has a
+budget of a few times the file: neither loops nor a thousand links to one array are a way round it.
+
+Source: the HDF5 File Format Specification, version 3.0, The HDF Group. All numbers in it are little
+endian; addresses and lengths have 8 bytes here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, BinaryIO, NoReturn
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_NOWHERE = 2**64 - 1  # the address of what is not there
+
+# Messages of object headers.
+_DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE = 0x01, 0x03, 0x07, 0x08, 0x0C
+_CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
+_LINK_INFO, _LINK = 0x02, 0x06  # of groups with a name beyond ASCII, in place of the symbol table
+_GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
+# Classes of types, and what an entry of a symbol table may be.
+_FLOAT, _STRING, _VARIABLE_LENGTH = 1, 3, 9
+_SOFT_LINK = 2
+
+# How floats are described, beyond their byte order: the bit of the sign and a zero; bytes; first
+# bit and number of bits, of exponent and of mantissa; the exponent's bias. IEEE 754 and no other.
+_FLOATS = {
+    bytes((15, 0, 2, 0, 0, 16, 0, 10, 5, 0, 10, 15, 0, 0, 0)): "f2",
+    bytes((31, 0, 4, 0, 0, 32, 0, 23, 8, 0, 23, 127, 0, 0, 0)): "f4",
+    bytes((63, 0, 8, 0, 0, 64, 0, 52, 11, 0, 52, 255, 3, 0, 0)): "f8",
+}
+
+
+class Cursor:
+    """Bytes read from front to back; reading past their end is a ValueError with the place."""
+
+    def __init__(self, data: bytes, place: str) -> None:
+        self.data, self.place, self.at = data, place, 0
+
+    def take(self, count: int) -> bytes:
+        """Return the next ``count`` bytes."""
+        if count > len(self.data) - self.at:
+            self.wrong(f"{count} more bytes", f"the end after {len(self.data) - self.at}")
+        self.at += count
+        return self.data[self.at - count : self.at]
+
+    def number(self, size: int) -> int:
+        """Return the next ``size`` bytes as an unsigned number."""
+        return int.from_bytes(self.take(size), "little")
+
+    def expect(self, value: bytes, what: str) -> None:
+        """Pass over ``value``, which must come next."""
+        came = self.take(len(value))
+        if came != value:
+            self.wrong(f"{what} {value!r}", repr(came))
+
+    def wrong(self, expected: str, came: str) -> NoReturn:
+        """Raise the ValueError that says what was expected here, and what came."""
+        raise ValueError(
+            f"{self.place}: expected {expected}, came {came}; the file is damaged, or is not as "
+            "Keras writes it: let Keras load it and save it again"
+        )
+
+
+class Message(NamedTuple):
+    """One message of an object header."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+class File:
+    """An HDF5 file.
+
+    Parameters
+    ----------
+    file : binary file
+        Open for reading and seeking; stays the caller's to close.
+    place : str
+        What errors call the file.
+
+    Attributes
+    ----------
+    root : Group
+
+    Raises
+    ------
+    ValueError
+        It is no HDF5 file, is of a format that Keras does not write, or is cut short.
+    """
+
+    def __init__(self, file: BinaryIO, place: str) -> None:
+        self._file, self.place = file, place
+        self.size = file.seek(0, 2)
+        self._budget = 4 * self.size + (1 << 16)
+        self._opened: dict[int, Group | Array] = {}
+        self._heaps: dict[int, dict[int, Cursor]] = {}
+        start = self.fetch(0, 96, "superblock")
+        start.expect(SIGNATURE, "the signature")
+        if (version := start.number(1)) != 0:
+            start.wrong("superblock version 0", str(version))
+        start.take(4)
+        if (sizes := (start.number(1), start.number(1))) != (8, 8):
+            start.wrong("addresses and lengths of 8 bytes", str(sizes))
+        start.take(9)
+        if base := start.number(8):
+            start.wrong("the file's own start as base address", hex(base))
+        start.take(8)
+        if (end := start.number(8)) > self.size:
+            raise ValueError(f"{place}: expected {end} bytes, came {self.size}: it is cut short")
+        start.take(16)
+        root = self.open(start.number(8), "/")
+        if isinstance(root, Array):
+            start.wrong("a group as the root", "an array")
+        self.root: Group = root
+
+    def fetch(self, address: int, count: int, what: str) -> Cursor:
+        """Return ``count`` bytes at an address; ``what`` names them in errors."""
+        place = f"{self.place}: {what} at {address:#x}"
+        if count > self.size or address > self.size - count:
+            raise ValueError(f"{place}: it would end beyond the file's {self.size} bytes")
+        self._budget -= count
+        if self._budget < 0:
+            raise ValueError(f"{place}: the file has the same bytes read over and over")
+        self._file.seek(address)
+        return Cursor(self._file.read(count), place)
+
+    def open(self, address: int, path: str) -> Group | Array:
+        """Return the object whose header is at an address, the same one each time."""
+        if address not in self._opened:
+            messages = list(self._messages(address))
+            cls = Group if any(m.kind in _GROUP for m in messages) else Array
+            self._opened[address] = cls(self, messages, path)
+        return self._opened[address]
+
+    def _messages(self, address: int) -> Iterator[Message]:
+        """Give the messages of an object header, which may go on elsewhere."""
+        head = self.fetch(address, 16, "object header")
+        if (version := head.number(1)) != 1:
+            head.wrong("version 1", str(version))
+        head.take(1)
+        left = head.number(2)
+        head.take(4)
+        blocks = [(address + 16, head.number(4))]
+        while blocks and left:
+            block = self.fetch(*blocks.pop(), "object header")
+            while left and len(block.data) - block.at >= 8:
+                kind, size, flags = block.number(2), block.number(2), block.number(1)
+                block.take(3)
+                body = block.take(size)
+                left -= 1
+                if kind == _CONTINUATION:
+                    more = Cursor(body, block.place)
+                    blocks.append((more.number(8), more.number(8)))
+                else:
+                    yield Message(kind, flags, body)
+
+    def string(self, length: int, address: int, index: int, what: str) -> bytes:
+        """Return a string of variable length, which lies among others in a global heap."""
+        if not length:
+            return b""
+        if address not in self._heaps:
+            self._heaps[address] = dict(self._heap(address))
+        held = self._heaps[address].get(index)
+        if held is None:
+            raise ValueError(f"{what}: expected object {index} in a heap that does not have it")
+        held.at = 0
+        return held.take(length)
+
+    def _heap(self, address: int) -> Iterator[tuple[int, Cursor]]:
+        """Give the objects of a global heap with their numbers."""
+        head = self.fetch(address, 16, "global heap")
+        head.expect(b"GCOL\1", "the signature")
+        head.take(3)
+        heap = self.fetch(address, head.number(8), "global heap")
+        heap.take(min(16, len(heap.data)))
+        while len(heap.data) - heap.at >= 16:
+            number = heap.number(2)
+            heap.take(6)
+            size = heap.number(8)
+            if number == 0:  # the free space, always the last
+                return
+            yield number, Cursor(heap.take(size), heap.place)
+            heap.take(min(-size % 8, len(heap.data) - heap.at))
+
+
+class Node:
+    """What groups and arrays have in common: a header, and attributes in it."""
+
+    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+        self.file, self.path = file, path
+        self.place = f"{file.place}: {path}"
+        self._messages = {m.kind: m for m in messages}
+        self._attributes = dict(
+            self._split_attribute(m.body) for m in messages if m.kind == _ATTRIBUTE
+        )
+
+    def cursor(self, kind: int) -> Cursor:
+        """Return the header's message of a kind."""
+        message = self._messages.get(kind)
+        cursor = Cursor(message.body if message else b"", self.place)
+        if message is None:
+            cursor.wrong(f"a header with message {kind}", "one without")
+        if message.flags & 2:
+            cursor.wrong("its type and shape in its header", "one shared with other objects")
+        return cursor
+
+    def _split_attribute(self, body: bytes) -> tuple[str, list[Cursor]]:
+        """Return an attribute's name, and its type, shape and value."""
+        cursor = Cursor(body, f"{self.place}: attribute")
+        version, flags = cursor.number(1), cursor.number(1)
+        if version not in (1, 2, 3) or (version > 1 and flags):
+            cursor.wrong("an attribute with its own type", f"version {version}, flags {flags}")
+        sizes = [cursor.number(2) for _ in range(3)]
+        cursor.take(1 if version == 3 else 0)
+        # Version 1 fills each part up to a multiple of 8.
+        parts = [cursor.take(s + (-s % 8 if version == 1 else 0)) for s in sizes]
+        name = parts[0].partition(b"\0")[0].decode("utf-8", "replace")
+        parts.append(cursor.take(len(body) - cursor.at))
+        return name, [Cursor(part, f"{self.place}: attribute {name}") for part in parts[1:]]
+
+    @property
+    def attributes(self) -> set[str]:
+        """Names of the attributes."""
+        return set(self._attributes)
+
+    def attribute(self, name: str) -> Any:
+        """Return an attribute: str, list of str, or array; None where there is none.
+
+        Strings are decoded from UTF-8, what is no UTF-8 being replaced.
+        """
+        if name not in self._attributes:
+            return None
+        form, space, data = self._attributes[name]
+        form.at = space.at = data.at = 0
+        shape = _shape(space)
+        if form.data[:1] and form.data[0] & 15 == _VARIABLE_LENGTH:
+            count = _whole(shape, 16, data) // 16
+            values = [
+                self.file.string(data.number(4), data.number(8), data.number(4), data.place)
+                for _ in range(count)
+            ]
+        else:
+            array = _values(_dtype(form), shape, data)
+            if array.dtype.kind != "S":
+                return array
+            values = array.ravel().tolist()
+        text = [value.decode("utf-8", "replace") for value in values]
+        return text if shape else text[0]
+
+
+class Array(Node):
+    """An array of floats in a file; its shape and dtype are known before it is read."""
+
+    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+        super().__init__(file, messages, path)
+        form = self.cursor(_DATATYPE)
+        self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
+        if self.dtype.kind != "f":
+            form.wrong("floats of 16, 32 or 64 bits", str(self.dtype))
+
+    def read(self) -> np.ndarray:
+        """Return the array, in this machine's byte order; it may be read-only."""
+        layout = self.cursor(_LAYOUT)
+        version, kind = layout.number(1), layout.number(1)
+        if version != 3 or kind > 1 or _EXTERNAL in self._messages:
+            layout.wrong(
+                "an array in one piece in the file",
+                f"layout {kind} of version {version}: compressed, virtual or in another file",
+            )
+        if kind == 0:
+            data = Cursor(layout.take(layout.number(2)), self.place)
+        elif not math.prod(self.shape):
+            data = Cursor(b"", self.place)
+        else:
+            data = self.file.fetch(layout.number(8), layout.number(8), self.path)
+        return _values(self.dtype, self.shape, data).astype(
+            self.dtype.newbyteorder("="), copy=False
+        )
+
+
+class Group(Node):
+    """A group: other groups and arrays by name."""
+
+    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+        super().__init__(file, messages, path)
+        self._links: dict[str, int] = {}
+        if _SYMBOL_TABLE in self._messages:
+            self._read_symbol_table(self.cursor(_SYMBOL_TABLE))
+        else:
+            self._read_links(self.cursor(_LINK_INFO), [m for m in messages if m.kind == _LINK])
+
+    def _add(self, name: bytes, address: int, direct: bool, at: Cursor) -> None:
+        text = name.decode("utf-8", "replace")
+        if not text or text in self._links:
+            at.wrong("a name of its own for each entry", repr(text))
+        if not direct:
+            at.wrong(f"{text} itself", "a link to another place")
+        self._links[text] = address
+
+    def _read_links(self, info: Cursor, links: list[Message]) -> None:
+        """Collect the links of a group that has them in its header, up to eight."""
+        info.take(1)
+        if info.number(1) & 1:
+            info.take(8)
+        if info.number(8) != _NOWHERE:
+            info.wrong("at most eight names where one is not plain ASCII", "more")
+        for message in links:
+            link = Cursor(message.body, self.place)
+            link.take(1)
+            flags = link.number(1)
+            direct = not flags & 8 or link.number(1) == 0
+            link.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
+            name = link.take(link.number(1 << (flags & 3)))
+            self._add(name, link.number(8) if direct else 0, direct, link)
+
+    def _read_symbol_table(self, table: Cursor) -> None:
+        """Collect the links of a group that has its names in a heap, in order by a B-tree."""
+        tree, heap = table.number(8), self.file.fetch(table.number(8), 32, "local heap")
+        heap.expect(b"HEAP\0", "the signature")
+        heap.take(3)
+        size, _, address = heap.number(8), heap.number(8), heap.number(8)
+        self._read_tree(tree, self.file.fetch(address, size, "local heap").data, None)
+
+    def _read_tree(self, address: int, names: bytes, level: int | None) -> None:
+        """Collect the links below a node of the B-tree; its leaves are symbol tables."""
+        node = self.file.fetch(address, 24, "B-tree")
+        node.expect(b"TREE\0", "a node of a group's tree")
+        here, count = node.number(1), node.number(2)
+        if level is not None and here != level:
+            node.wrong(f"level {level}", str(here))
+        entries = self.file.fetch(address + 24, 16 * count, "B-tree")
+        for _ in range(count):
+            entries.take(8)
+            child = entries.number(8)
+            if here:
+                self._read_tree(child, names, here - 1)
+            else:
+                self._read_symbols(child, names)
+
+    def _read_symbols(self, address: int, names: bytes) -> None:
+        head = self.file.fetch(address, 8, "symbol table")
+        head.expect(b"SNOD\1\0", "the signature")
+        count = head.number(2)
+        entries = self.file.fetch(address + 8, 40 * count, "symbol table")
+        for _ in range(count):
+            name_at, target, cache = entries.number(8), entries.number(8), entries.number(4)
+            entries.take(20)
+            end = names.find(b"\0", name_at)
+            name = names[name_at:end] if end > name_at else b""
+            self._add(name, target, cache != _SOFT_LINK, entries)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of what is in the group, in alphabetical order."""
+        return list(self._links)
+
+    def get(self, path: str) -> Group | Array | None:
+        """Return the group or array at a path below this group, or None."""
+        node: Group | Array = self
+        for name in path.split("/"):
+            if not isinstance(node, Group) or name not in node._links:
+                return None
+            node = self.file.open(node._links[name], f"{node.path}/{name}".lstrip("/"))
+        return node
+
+    def group(self, path: str) -> Group | None:
+        """Return the group at a path below this one, or None where there is none."""
+        found = self.get(path)
+        return found if isinstance(found, Group) else None
+
+    def array(self, path: str) -> np.ndarray:
+        """Read the array at a path below this group."""
+        found = self.get(path)
+        if not isinstance(found, Array):
+            raise ValueError(
+                f"{self.place}: expected an array {path}, came {'a group' if found else 'nothing'}"
+            )
+        return found.read()
+
+
+# ---- types, shapes, values -----------------------------------------------------------------------
+
+
+def _shape(space: Cursor) -> tuple[int, ...]:
+    """Return the shape that a dataspace message describes; () for one value."""
+    version, rank, _ = space.number(1), space.number(1), space.number(1)
+    if version == 1:
+        space.take(5)
+    elif version != 2 or (kind := space.number(1)) > 1 or (kind == 0 and rank):
+        space.wrong("a shape, version 1 or 2", f"version {version}, rank {rank}")
+    return tuple(space.number(8) for _ in range(rank))
+
+
+def _dtype(form: Cursor) -> np.dtype:
+    """Return the NumPy dtype of a datatype message: IEEE floats, or strings of fixed length."""
+    kind, order = form.number(1) & 15, form.number(1)
+    rest = form.take(2)
+    size = form.number(4)
+    if kind == _STRING and size:
+        return np.dtype(f"S{size}")
+    if kind == _FLOAT and order & ~1 == 0x20:  # mantissas begin with a hidden 1; bit 0: big endian
+        name = (
+            _FLOATS.get(rest + size.to_bytes(1, "little") + form.take(12)) if size < 256 else None
+        )
+        if name is not None:
+            return np.dtype(name).newbyteorder(">" if order & 1 else "<")
+    return form.wrong("IEEE floats or strings", f"type {kind} of {size} bytes")
+
+
+def _whole(shape: tuple[int, ...], itemsize: int, data: Cursor) -> int:
+    """Return the bytes of an array, which must be there; nothing of that size exists yet."""
+    count = math.prod(shape) * itemsize
+    if count > len(data.data) or any(n >= 2**31 for n in shape):
+        data.wrong(f"the {count} bytes of shape {shape}", str(len(data.data)))
+    return count
+
+
+def _values(dtype: np.dtype, shape: tuple[int, ...], data: Cursor) -> np.ndarray:
+    return np.frombuffer(data.take(_whole(shape, dtype.itemsize, data)), dtype).reshape(shape)

@@ -1,0 +1,279 @@
+"""GRUs from Keras' files and live Keras objects, without Keras.
+
+| source | config | weights |
+|---|---|---|
+| ``.keras`` of Keras 3 or tf.keras, zipped or a folder | config.json | model.weights.h5 |
+| ``.h5`` of Keras 1, 2 or 3 | attribute model_config | group model_weights |
+| SavedModel folder | see `fastgru.io.savedmodel` | |
+| live model or layer | get_config() | get_weights() |
+
+Weights without a config are `fastgru.io.keras_weights`' matter. HDF5 is read by `fastgru.io.hdf5`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+
+from fastgru.io import hdf5
+from fastgru.io.bounded import Archive
+from fastgru.io.found import Found, by_name, verify_layer
+from fastgru.io.keras_cells import (
+    cells_of,
+    fill,
+    keras3_arrays,
+    legacy_arrays,
+    named,
+    shared_out,
+)
+from fastgru.io.keras_config import LAYERS, Entry, count_cells, ours, recurrent_layers
+from fastgru.layers.base import deserialize_layer
+from fastgru.serialization import is_live_keras
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+CONFIG, WEIGHTS = "config.json", "model.weights.h5"
+MOST_CONFIG = 4 << 20  # bytes of JSON; as Python objects they can be twenty times as many
+LEAST_CELL = 256  # bytes that HDF5 needs for a cell's arrays, however small
+
+
+class Part(NamedTuple):
+    """A recurrent layer of a source, not made yet.
+
+    Attributes
+    ----------
+    entry : Entry
+        What the config says of it.
+    arrays : callable
+        Takes the layer, without weights; returns a list of arrays for each of its cells.
+    """
+
+    entry: Entry
+    arrays: Callable[[Any], list[list[np.ndarray]]]
+
+
+def from_keras(
+    source: Any,
+    name: str | None = None,
+    *,
+    verify: Any = None,
+    custom_objects: dict[str, Any] | None = None,
+) -> Any:
+    """Return the GRUs of a Keras model, with their weights.
+
+    Parameters
+    ----------
+    source : path, or a Keras model or layer
+        A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, or a
+        live object. For weights alone, which say nothing of the layer, see `load_keras_weights`.
+    name : str, optional
+        The one layer to return; inside nested models with their names, as ``"encoder/gru"``.
+    verify : (input, expected output), optional
+        Run through the layer and compared; with several layers, ``name`` says which.
+    custom_objects : dict, optional
+        Your own activations and so on, by the names that the model has them under.
+
+    Returns
+    -------
+    dict of str to layer, or one layer
+        Every GRU, RNN of GRU cells, and Bidirectional of those. Other layers are passed over.
+
+    Raises
+    ------
+    ValueError
+        The source is damaged, has no GRU or none of that name, or one that cannot be read; or
+        the outputs are not those that ``verify`` expects.
+
+    Examples
+    --------
+    >>> layers = fastgru.io.from_keras("model.keras")  # doctest: +SKIP
+    >>> encoder = fastgru.io.from_keras("model.h5", "encoder")  # doctest: +SKIP
+    """
+    what = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
+    found = find(source, name, custom_objects)
+    result = by_name(found, name, what)
+    if verify is not None:
+        layers = found if name is None else [one for one in found if one.name == name]
+        if len(layers) != 1:
+            raise ValueError(
+                f"verify: expected one layer, came {', '.join(one.name for one in layers)}; "
+                "choose it by name="
+            )
+        verify_layer(layers[0].layer, verify, layers[0].name)
+    return result
+
+
+def find(
+    source: Any, name: str | None = None, custom_objects: dict[str, Any] | None = None
+) -> list[Found]:
+    """Return every GRU of a source, or only the one called ``name``; see `from_keras`."""
+    if not isinstance(source, (str, os.PathLike)):
+        place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
+        return _loaded(_live_parts(source), place, name, custom_objects)
+    path = Path(source)
+    if path.is_dir():
+        if not (path / CONFIG).exists():
+            from fastgru.io import savedmodel
+
+            found: list[Found] = savedmodel.find(path)
+            return found
+        config = (path / CONFIG).read_bytes()
+        with (path / WEIGHTS).open("rb") as file:
+            parts = _keras3_parts(config, file, path)
+            return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
+    with path.open("rb") as file:
+        start = file.read(8)
+        if start == hdf5.SIGNATURE:
+            parts = _legacy_parts(file, path)
+            return _loaded(parts, f"{path}: model_config", name, custom_objects)
+    if not start.startswith(b"PK"):
+        raise ValueError(
+            f"{path}: expected a .keras or .h5 file or a SavedModel folder, came a file that "
+            f"begins with {start!r}"
+        )
+    with Archive(path) as archive:
+        parts = _keras3_parts(archive.read(CONFIG), io.BytesIO(archive.read(WEIGHTS)), path)
+    return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
+
+
+def _loaded(
+    parts: list[Part], place: str, name: str | None, custom_objects: dict[str, Any] | None
+) -> list[Found]:
+    """Make the layers of all parts, or of the one called ``name``."""
+    names = [part.entry.name for part in parts]
+    twice = [one for one, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{place}: expected a name of its own for each layer, came twice: {twice}")
+    if name is not None:
+        if name not in names:
+            came = f"expected one of {', '.join(names)}" if names else "it has no GRU"
+            raise ValueError(f"{place}: {came}, came name={name!r}")
+        parts = [parts[names.index(name)]]
+    found = []
+    for entry, arrays in parts:
+        with named(f"{place}: {entry.name}"):
+            layer = deserialize_layer(entry.config, custom_objects)
+            convention = fill(layer, arrays(layer))
+        found.append(Found(entry.name, layer, convention, f"{place}: {entry.class_name}"))
+    return found
+
+
+# ---- one source each -----------------------------------------------------------------------------
+
+
+def _entries(text: Any, place: str, size: int) -> list[Entry]:
+    """Return the recurrent layers of a model's config, from its JSON.
+
+    No more than a weights file of ``size`` bytes has arrays for: each costs time and memory.
+    """
+    if not isinstance(text, (str, bytes)) or len(text) > MOST_CONFIG:
+        came = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
+        raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, came {came}")
+    entries, left = [], size // LEAST_CELL
+    with named(place):
+        for entry in recurrent_layers(json.loads(text)):
+            entries.append(entry)
+            left -= entry.cells
+            if left < 0:
+                raise ValueError(f"expected fewer GRUs than {size} bytes hold, came more")
+    return entries
+
+
+def _keras3_parts(config: bytes, weights: BinaryIO, path: Path) -> list[Part]:
+    root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
+    entries = _entries(config, f"{path}: {CONFIG}", root.file.size)
+    homes: dict[tuple[str, str], list[str]] = {}
+    for entry in entries:
+        if root.group(entry.group.rstrip("/")) is not None:
+            homes.setdefault(_identity(entry), []).append(entry.group)
+    parts = []
+    for entry in entries:
+        # What several models share is in the file once, for the first of them.
+        candidates = homes.get(_identity(entry), [])
+        group = candidates[0] if len(candidates) == 1 else entry.group
+
+        def arrays(layer: Any, group: str = group) -> list[list[np.ndarray]]:
+            return [keras3_arrays(root, group + part.group) for part in cells_of(layer)]
+
+        parts.append(Part(entry, arrays))
+    return parts
+
+
+def _identity(entry: Entry) -> tuple[str, str]:
+    """Return what two entries of one layer have in common; Keras' configs number their objects."""
+    return entry.path[-1], repr(entry.config)
+
+
+def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
+    root = hdf5.File(file, str(path)).root
+    text = root.attribute("model_config")
+    if text is None:
+        raise ValueError(
+            f"{path}: expected a whole model, came weights without a config; make a layer of the "
+            "same arguments and use load_keras_weights(layer, path)"
+        )
+    weights = root.group("model_weights")
+    if weights is None:
+        raise ValueError(f"{path}: expected a group model_weights, came {', '.join(root.names)}")
+    parts = []
+    for entry in _entries(text, f"{path}: model_config", root.file.size):
+
+        def arrays(layer: Any, entry: Entry = entry) -> list[list[np.ndarray]]:
+            return shared_out(layer, legacy_arrays(weights, entry.path), entry.frozen)
+
+        parts.append(Part(entry, arrays))
+    return parts
+
+
+def _live_parts(source: Any) -> list[Part]:
+    if not callable(getattr(source, "get_config", None)) or not hasattr(source, "get_weights"):
+        raise TypeError(
+            f"source: expected a path, or a live Keras model or layer, came {type(source).__name__}"
+        )
+    parts = []
+    for path, layer, form in _live_layers(source, ()):
+
+        def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
+            return _live_cells(layer)
+
+        parts.append(
+            Part(Entry(path, "", form["class_name"], ours(form), False, count_cells(form)), arrays)
+        )
+    return parts
+
+
+def _live_layers(
+    layer: Any, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
+    """Give path, object and object form of the GRUs of a live model, or of a live layer itself."""
+    cls = type(layer)
+    if cls.__name__ in LAYERS and is_live_keras(cls):
+        form = {"class_name": cls.__name__, "config": layer.get_config()}
+        if count_cells(form):
+            yield path or (layer.name,), layer, form
+    elif isinstance(layers := getattr(layer, "layers", None), (list, tuple)):
+        for part in layers:
+            yield from _live_layers(part, (*path, part.name))
+    elif hasattr(layer, "layer"):
+        yield from _live_layers(layer.layer, path)
+
+
+def _live_cells(layer: Any) -> list[list[np.ndarray]]:
+    """Return the arrays of each cell of a live layer, in the order of `cells_of`."""
+    if hasattr(layer, "forward_layer"):
+        return [*_live_cells(layer.forward_layer), *_live_cells(layer.backward_layer)]
+    if hasattr(getattr(layer, "cell", None), "get_weights"):
+        return _live_cells(layer.cell)
+    if hasattr(layer, "cells"):
+        return [arrays for cell in layer.cells for arrays in _live_cells(cell)]
+    arrays = layer.get_weights()
+    if not arrays:
+        raise ValueError("it has no weights yet: build it first, or call it on data")
+    return [arrays]

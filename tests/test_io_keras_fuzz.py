@@ -1,0 +1,34 @@
+"""Altered and hostile Keras files: see keras_fuzz.py, which this runs in a process with limits.
+
+FASTGRU_EXHAUSTIVE=1 runs 10,000 cases of each kind of source instead of some hundred in all.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras_fuzz
+import subprocesses
+
+COUNT = 60_000 if os.environ.get("FASTGRU_EXHAUSTIVE") == "1" else 1_200
+
+
+def test_altered_files(tmp_path):
+    script = Path(__file__).with_name("keras_fuzz.py")
+    done = subprocess.run(
+        [sys.executable, "-P", script, "0", str(COUNT), tmp_path],
+        env=subprocesses.environment(Path(__file__).parent),
+        capture_output=True,
+        text=True,
+        timeout=COUNT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(done.stdout)
+    print(figures)
+    assert figures["loaded"] + figures["refused"] == COUNT + len(keras_fuzz.BOMBS)
+    # Neither are all files refused before they are looked at, nor do the changes change nothing.
+    assert 0.1 < figures["loaded"] / COUNT < 0.5
+    assert list(tmp_path.iterdir()) == []
