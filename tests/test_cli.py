@@ -256,7 +256,7 @@ def test_inspect(tmp_path, capsys):
     assert "(4, 18) (6, 18) (2, 18)" in row
     assert " 216 " in row
     below = lines[lines.index(row) + 1 : lines.index(row) + 3]
-    assert below[0].strip() == "Keras: gates z r h in columns, two biases (2, 3H)"
+    assert below[0].strip() == "gates z r h in columns, bias (2, 3H), reset after"
     assert below[1].strip().startswith("known by keras_metadata.pb")
 
 

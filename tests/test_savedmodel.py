@@ -56,10 +56,14 @@ def test_every_kind_of_layer_gives_what_tf_keras_gave(grid, name):
     y = layer(x)
     assert y.shape == expected.shape
     np.testing.assert_allclose(y, expected, rtol=0, atol=TOLERANCE)
-    assert f"reset_after={fastgru_reset_after(layer)}" in grid[name].recognised
+    after = reset_after(layer)
+    assert ("reset after" in grid[name].convention, "reset before" in grid[name].convention) == (
+        after,
+        not after,
+    )
 
 
-def fastgru_reset_after(layer):
+def reset_after(layer):
     layer = getattr(layer, "forward_layer", layer)
     cell = layer.cell
     return (cell.cells[0] if hasattr(cell, "cells") else cell).reset_after
@@ -153,7 +157,7 @@ def test_without_a_bias_reset_after_is_assumed_too(tmp_path):
     assert one.layer.reset_after
     assert "assumed" in one.recognised
     assert one.recognised.endswith("reset_after=True")
-    assert "no bias" in one.convention
+    assert "without bias" in one.convention
 
 
 def test_nothing_that_looks_like_a_gru(tmp_path):
@@ -187,8 +191,14 @@ def test_float64(tmp_path):
     given = [w.astype("float64") for w in random_weights()]
     (one,) = find(write_gru(tmp_path, given, {**CONFIG, "dtype": "float64"}))
     assert one.layer.dtype == "float64"
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="expected float32 or narrower, came float64"):
         find(write_gru(tmp_path / "narrow", given, CONFIG))
+
+
+def test_mixed_precision_has_its_weights_in_float32(tmp_path):
+    policy = {"class_name": "Policy", "config": {"name": "mixed_float16"}}
+    (one,) = find(write_gru(tmp_path, random_weights(), {**CONFIG, "dtype": policy}))
+    assert one.layer.dtype == "float32"
 
 
 @pytest.mark.parametrize("size", [0, 1, 3, 4, 5, 31, 255, 256, 1000, 4097])
@@ -258,4 +268,15 @@ def test_the_code_in_the_docs_runs(tmp_path, monkeypatch, capsys):
     names = {}
     exec(code, names)
     assert names["y"].shape == (2, 5, 6)
-    assert capsys.readouterr().out.splitlines()[0] == "shared <GRU name=shared, built=True>"
+    assert capsys.readouterr().out == "shared gru encoder/gru\n"
+
+
+def test_from_keras_reads_folders(folder):
+    layers = fastgru.io.from_keras(folder / "nested")
+    assert list(layers) == ["shared", "gru", "encoder/gru"]
+    expected = support.expected("nested")
+    pair = (expected["encoder"], expected["gru"])
+    layer = fastgru.io.from_keras(folder / "nested", "gru", verify=pair)
+    np.testing.assert_allclose(layer(pair[0]), pair[1], atol=TOLERANCE)
+    with pytest.raises(ValueError, match="one of shared, gru, encoder/gru, came name='other'"):
+        fastgru.io.from_keras(folder / "nested", "other")

@@ -31,7 +31,7 @@ FORGED_ENTRIES = {
         entry(1, (2**40, 9), 0, 9 << 42, GOOD),
         "expected 39582418599936 bytes at byte 0",
     ),
-    "units of 2^40": (entry(1, (4, 2**40), 0, 144, GOOD), r"of shapes \[\(4, 9\)"),
+    "units of 2^40": (entry(1, (4, 2**40), 0, 144, GOOD), "expected 17592186044416 bytes"),
     "many dimensions": (entry(1, (1,) * 9, 0, 144, GOOD), "at most 8 dimensions, came 9"),
     "size": (entry(1, (4, 9), 0, 145, GOOD), "expected 144 bytes"),
     "size of 2^62": (entry(1, (4, 9), 0, 2**62, GOOD), "expected 144 bytes"),
@@ -41,7 +41,7 @@ FORGED_ENTRIES = {
     "dtype": (entry(9, (4, 9), 0, 144, GOOD), "expected float16, float32 or float64, .* 9"),
     "slices": (entry(1, (4, 9), 0, 144, GOOD, more=field(7, b"")), "kept in slices"),
     "checksum": (entry(1, (4, 9), 0, 144, GOOD ^ 1), "its checksum is not"),
-    "no field": (b"", r"came \[\(\)"),
+    "no field": (b"", "came TensorFlow's dtype number 0"),
     "no end of a number": (b"\x08" + b"\xff" * 20, "came none that ends"),
     "a number cut off": (b"\x08\xff", "came none that ends"),
     "a field cut off": (varint(2 << 3 | 2) + varint(2**60), "truncated or damaged"),
@@ -139,21 +139,24 @@ def test_a_compressed_block(tmp_path):
 
 
 FORGED_CONFIGS = {
-    "other units": ({**CONFIG, "units": 4}, r"for 4 units and reset_after=True, came \[\(4, 9\)"),
-    "units of 2^40": ({**CONFIG, "units": 2**40}, "for 1099511627776 units"),
-    "no units": ({"name": "gru"}, "config cannot be read: .*'units'"),
-    "units in words": ({**CONFIG, "units": "many"}, "config cannot be read: units"),
+    "other units": (
+        {**CONFIG, "units": 4},
+        r"units=4 and reset_after=True: expected a bias of shape \(2, 12\)",
+    ),
+    "units of 2^40": ({**CONFIG, "units": 2**40}, "units=1099511627776"),
+    "no units": ({"name": "gru"}, "expected the key 'units'"),
+    "units in words": ({**CONFIG, "units": "many"}, "units: expected a positive integer"),
     "reset before": ({**CONFIG, "reset_after": False}, "reset_after=False"),
     "no bias": (
         {**CONFIG, "use_bias": False},
-        "expected the weights kernel, recurrent_kernel, came",
+        "expected 2 arrays .* use_bias=False, came 3",
     ),
-    "unknown argument": ({**CONFIG, "surprise": 1}, "config cannot be read: .*surprise"),
+    "unknown argument": ({**CONFIG, "surprise": 1}, "surprise"),
     "unknown activation": (
         {**CONFIG, "activation": "os.system"},
-        "config cannot be read: .*os.system",
+        "Unknown activation 'os.system'",
     ),
-    "a dtype of lists": ({**CONFIG, "dtype": {"config": []}}, "config cannot be read"),
+    "a dtype of lists": ({**CONFIG, "dtype": {"config": []}}, "root.gru: "),
 }
 
 
@@ -184,7 +187,8 @@ def test_cells_in_cells_in_cells(tmp_path):
     for _ in range(300):
         cell = {"class_name": "StackedRNNCells", "config": {"cells": [cell]}}
     folder = write_gru(tmp_path, random_weights(), {"cell": cell}, class_name="RNN")
-    assert find(folder) == [], "there are no such cells in the checkpoint"
+    with pytest.raises(ValueError, match="nested"):
+        find(folder)
 
 
 def test_an_object_that_is_not_there(tmp_path):

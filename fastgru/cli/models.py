@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 # Suffix of the file -> module of fastgru.io, imported when it is needed; "" is a folder.
 READERS = {
-    "": "savedmodel",
+    "": "keras",
     ".keras": "keras",
     ".h5": "keras",
     ".hdf5": "keras",

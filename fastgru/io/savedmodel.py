@@ -21,26 +21,23 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastgru import initializers
 from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.found import Found
+from fastgru.io.keras_cells import fill, named
+from fastgru.io.keras_config import count_cells, layer_name, ours
 from fastgru.io.protobuf import Message
 from fastgru.layers import GRU, RNN, Bidirectional, StackedRNNCells
 from fastgru.layers.base import deserialize_layer
-from fastgru.problem import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
-
-    import numpy as np
 
     from fastgru.io.bundle import Entry
 
 MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
 MOST_OBJECTS = 1_000_000
 MOST_DEPTH = 50  # of objects within objects
-_LAYERS = ("GRU", "RNN", "Bidirectional")
 _HALVES = ("forward_layer", "backward_layer")
 _ROLES = ("kernel", "recurrent_kernel", "bias")
 
@@ -48,12 +45,11 @@ ObjectPath = tuple[str, ...]  # the names that lead from the model to an object
 
 
 class Described(NamedTuple):
-    """A layer as Keras 2 describes it."""
+    """A layer as Keras 2 describes it; ``form`` has its class_name and config."""
 
     path: ObjectPath
-    class_name: str
     name: str
-    config: dict[str, Any]
+    form: dict[str, Any]
     where: str
 
 
@@ -192,17 +188,16 @@ def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> It
         parsed = json.loads(metadata)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {where}: its metadata is not JSON: {error}") from None
-    config = parsed.get("config") if isinstance(parsed, dict) else None
-    if isinstance(config, dict):
-        name = config.get("name", parsed.get("name"))
-        yield Described(names, str(parsed.get("class_name")), str(name), config, where)
+    if isinstance(parsed, dict) and isinstance(parsed.get("config"), dict):
+        form = {"class_name": str(parsed.get("class_name")), "config": parsed["config"]}
+        yield Described(names, layer_name(parsed), form, where)
 
 
 def _by_configs(folder: Path, objects: Objects, described: list[Described]) -> list[Found]:
     found: dict[int, tuple[Described, Found]] = {}
     halves = set()
     for layer in described:
-        if layer.class_name not in _LAYERS or not _is_gru(layer.class_name, layer.config):
+        if not count_cells(layer.form):
             continue
         number = objects.at(layer.path)
         if number is None:
@@ -211,7 +206,7 @@ def _by_configs(folder: Path, objects: Objects, described: list[Described]) -> l
             one = _read(folder, layer, objects, number)
             if one is not None:
                 found[number] = layer, one
-                if layer.class_name == "Bidirectional":
+                if layer.form["class_name"] == "Bidirectional":
                     halves |= {objects.at((name,), number) for name in _HALVES}
     kept = [pair for number, pair in found.items() if number not in halves]
     names = {layer.path: layer.name for layer in described}
@@ -233,64 +228,19 @@ def _full_name(layer: Described, names: dict[ObjectPath, str]) -> str:
     return "/".join(parts) or layer.name
 
 
-def _is_gru(class_name: Any, config: Any) -> bool:
-    """Say whether a layer or cell is made of GRU cells only."""
-    if not isinstance(config, dict):
-        return False
-    if class_name in ("GRU", "GRUCell"):
-        return True
-    parts = {
-        "Bidirectional": [config.get("layer")],
-        "RNN": [config.get("cell")],
-        "StackedRNNCells": config.get("cells"),
-    }.get(class_name)
-    if not parts or not isinstance(parts, list):
-        return False
-    return all(
-        isinstance(part, dict) and _is_gru(part.get("class_name"), part.get("config"))
-        for part in parts
-    )
-
-
 def _read(folder: Path, layer: Described, objects: Objects, number: int) -> Found | None:
     """Return a described layer with its weights, None if it never had any."""
-    place = f"{folder}: {layer.where}"
-    try:
-        made = deserialize_layer({"class_name": layer.class_name, "config": layer.config})
-    except (TypeError, ValueError, KeyError, AttributeError, OverflowError, BackendError) as error:
-        raise ValueError(f"{place}: its config cannot be read: {error}") from error
-    cells = list(_cells(made))
-    variables = [_variables(objects, number, path) for path, _ in cells]
-    if not any(variables):
-        return None
-    weights = []
-    for (path, cell), keys in zip(cells, variables, strict=True):
-        where = ".".join((place, *path))
-        roles = _ROLES if cell.use_bias else _ROLES[:2]
-        if tuple(keys) != roles:
-            raise ValueError(
-                f"{where}: expected the weights {', '.join(roles)}, came "
-                f"{', '.join(keys) or 'none'}"
-            )
-        columns = 3 * cell.units
-        came = [objects.bundle.entry(key).shape for key in keys.values()]
-        shapes: list[tuple[int, ...]] = [(*came[0][:1], columns), (cell.units, columns)]
-        if cell.use_bias:
-            shapes.append((2, columns) if cell.reset_after else (columns,))
-        if came != shapes:
-            raise ValueError(
-                f"{where}: expected {', '.join(roles)} of shapes {shapes} for {cell.units} units "
-                f"and reset_after={cell.reset_after}, came {came}"
-            )
-        weights += [objects.bundle.floats(key) for key in keys.values()]
-    _set_weights(made, [cell for _, cell in cells], weights, place)
-    first = cells[0][1]
-    said = f"{layer.where}: class_name {layer.class_name}, reset_after={first.reset_after}"
-    return Found(layer.name, made, _convention(first.use_bias, first.reset_after), said)
+    with named(f"{folder}: {layer.where}"):
+        made = deserialize_layer(ours(layer.form))
+        keys = [_variables(objects, number, path) for path in _cells(made)]
+        if not any(keys):
+            return None
+        convention = fill(made, [[objects.bundle.floats(key) for key in cell] for cell in keys])
+    return Found(layer.name, made, convention, f"{layer.where}: {layer.form['class_name']}")
 
 
-def _cells(layer: Any) -> Iterator[tuple[ObjectPath, Any]]:
-    """Yield a layer's GRU cells, and under which names the layer holds them."""
+def _cells(layer: Any) -> Iterator[ObjectPath]:
+    """Yield the names under which a layer holds its cells, in the order of its weights."""
     parts: dict[ObjectPath, Any]
     if isinstance(layer, Bidirectional):
         parts = {(name,): getattr(layer, name) for name in _HALVES}
@@ -299,43 +249,22 @@ def _cells(layer: Any) -> Iterator[tuple[ObjectPath, Any]]:
     elif isinstance(layer, StackedRNNCells):
         parts = {("cells", str(i)): cell for i, cell in enumerate(layer.cells)}
     else:
-        yield (), layer
+        yield ()
         return
     for names, part in parts.items():
-        for path, cell in _cells(part):
-            yield (*names, *path), cell
+        for path in _cells(part):
+            yield (*names, *path)
 
 
-def _variables(objects: Objects, layer: int, path: ObjectPath) -> dict[str, str]:
-    """Return the keys of a cell's weights by their roles, those that there are."""
-    keys = {}
+def _variables(objects: Objects, layer: int, path: ObjectPath) -> list[str]:
+    """Return the keys of a cell's weights, in Keras' order, those that there are."""
+    keys = []
     for role in _ROLES:
         number = objects.at((*path, role), layer)
         variable = None if number is None else objects.variable(number)
         if variable is not None:
-            keys[role] = variable[1]
+            keys.append(variable[1])
     return keys
-
-
-def _set_weights(layer: Any, cells: list[Any], weights: list[np.ndarray], place: str) -> None:
-    # Initial weights would be thrown away, and orthogonal ones of 2000 units take seconds.
-    kept = [dict(vars(cell)) for cell in cells]
-    for cell in cells:
-        for role in ("kernel", "recurrent", "bias"):
-            setattr(cell, f"{role}_initializer", initializers.get("zeros"))
-    try:
-        layer.build((None, None, weights[0].shape[0]))
-        layer.set_weights(weights)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{place}: its weights do not fit: {error}") from error
-    for cell, attributes in zip(cells, kept, strict=True):
-        for role in ("kernel", "recurrent", "bias"):
-            setattr(cell, f"{role}_initializer", attributes[f"{role}_initializer"])
-
-
-def _convention(use_bias: bool, reset_after: bool) -> str:
-    biases = ("two biases (2, 3H)" if reset_after else "one bias (3H,)") if use_bias else "no bias"
-    return f"Keras: gates z r h in columns, {biases}"
 
 
 # ---- what weights say by themselves --------------------------------------------------------------
@@ -404,7 +333,8 @@ def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> Found:
         dtype=weights[0].dtype.name,
         name=name.rpartition("/")[2] or None,
     )
-    _set_weights(layer, [layer.cell], weights, f"{bundle.path}: {cell}")
+    with named(f"{bundle.path}: {cell}"):
+        convention = fill(layer, [weights])
     said = (
         f"names and shapes of its weights {cell}/*, which is all there is; assumed: "
         + ", ".join(
@@ -417,5 +347,4 @@ def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> Found:
             ]
         )
     )
-    convention = _convention(bias is not None, layer.cell.reset_after)
     return Found(name, layer, convention, said)
