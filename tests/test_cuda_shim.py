@@ -1,6 +1,6 @@
 """The CUDA backend against the reference, its kernels emulated on the host.
 
-Every kernel, forward and backward, runs the text that a GPU runs. The products are NumPy's.
+Every kernel, forward and backward, runs the text that a GPU runs. The products are the emulator's.
 """
 
 import itertools
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, SCHEDULES, Emulator, compiled, launch
+from cuda_emulator import COMPILER, SCHEDULES, Emulator, Kernels
 from test_native import ELEMENTWISE, draw_mask, draw_problem, layouts, make_spec, make_weights
 from test_native import widened as wide_call
 
@@ -295,8 +295,8 @@ KERNEL round_trip(long long n, const float *x, STORE *rounded, float *back) {
     }
 }"""
     rounded, back = np.zeros(values.size, spec.dtype), np.zeros(values.size, np.float32)
-    library = compiled(source.text("steps") + kernel, options)
-    launch(library, "round_trip", 1, 1, [values.size, values, rounded, back])
+    engine = Kernels(source.text("steps") + kernel)
+    engine.launch("round_trip", options, 1, (values.size, values, rounded, back))
     with np.errstate(invalid="ignore"):
         wanted = values.astype(spec.dtype)
     number = ~np.isnan(values)

@@ -274,9 +274,10 @@ def gpu_has_device():
 def test_the_kernel_of_barriers_comes_to_an_end():
     dtype = np.dtype("float32")
     options = source.options(dtype, activations.tanh, activations.sigmoid)
-    program = cuda_emulator.compiled(source.text("forward") + gpu_probe.BARRIERS, options)
+    engine = cuda_emulator.Kernels(source.text("forward") + gpu_probe.BARRIERS, blocks=3)
     arrived = np.zeros(1, np.uint32)
-    cuda_emulator.launch(program, "many_barriers", 3, 64, [arrived, 5])
+    engine.launch_resident("many_barriers", options, 3, 64, 0, (arrived, 5))
+    assert arrived[0] == 3 * 5
 
 
 # -- on the emulated device: what is asked of fastgru is there, and answers ------------------------
