@@ -176,26 +176,29 @@ class Probe:
     def paths(self, dtype: str, units: int, batch: int, steps: int) -> dict[str, float]:
         """Time forward of the CUDA backend, step by step and in one launch: microseconds a step.
 
-        ``resident`` is missing where the persistent kernel has no room.
+        ``resident``, and the ``tile`` of rows that it multiplies at a time, are missing where the
+        persistent kernel has no room.
         """
         from fastgru.backends import cuda_persistent as persistent
 
         layer, x = self._layer(units, dtype, (batch, steps, units // 2))
-        found, rows = {}, persistent.ROWS
+        found, kept = {}, (persistent.MAX_ROWS, persistent.MIN_TILE)
         try:
             for name, most in (("steps", 0), ("resident", 1 << 30)):
-                persistent.ROWS = most
+                persistent.MAX_ROWS, persistent.MIN_TILE = most, 1
                 with self._fastgru.use_backend("cuda"):
-                    asked = self._counted(persistent, lambda: layer(x))
-                    if asked == (name == "resident"):
+                    plan = self._planned(persistent, lambda: layer(x))
+                    if (plan is not None) == (name == "resident"):
                         found[name] = self._microseconds(lambda: layer(x)) / steps
+                    if plan is not None:
+                        found["tile"] = plan.tile
         finally:
-            persistent.ROWS = rows
+            persistent.MAX_ROWS, persistent.MIN_TILE = kept
         return found
 
     @staticmethod
-    def _counted(persistent: Any, call: Callable[[], object]) -> bool:
-        """Say whether a call found a plan for the persistent kernel."""
+    def _planned(persistent: Any, call: Callable[[], object]) -> Any:
+        """Return what a call found as the plan of the persistent kernel."""
         plans, plan = [], persistent.forward_plan
 
         def noted(asked: Any) -> Any:
@@ -207,7 +210,7 @@ class Probe:
             call()
         finally:
             persistent.forward_plan = plan
-        return bool(plans and plans[-1])
+        return plans[-1]
 
     def barrier(self, rounds: int = 2000) -> dict[str, float]:
         """Time the grid barrier of the persistent kernels, with a block on each multiprocessor."""

@@ -127,6 +127,8 @@ def _paths(sections: Results) -> list[tuple[str, str, Rows]]:
             words = f"{steps:.2f} / -"
         else:
             words = f"{steps:.2f} / {resident:.2f}"
+            if found["tile"] < cell["batch"]:
+                words += f" ({found['tile']})"
             if resident < steps:
                 best[key] = max(best.get(key, 0), cell["batch"])
         lines.setdefault(key, {})[cell["batch"]] = words
@@ -139,7 +141,8 @@ def _paths(sections: Results) -> list[tuple[str, str, Rows]]:
                 str(best.get(key, "never")),
             ]
         )
-    note = "microseconds a step, step by step / in one launch, of our own kernels, forward"
+    note = "microseconds a step, step by step / in one launch, of our own kernels, forward; in "
+    note += "brackets the rows that are multiplied at a time, where there is no room for all"
     return [("Step by step or persistent", note, rows)]
 
 

@@ -1,4 +1,4 @@
-"""Keras' GRU for NumPy arrays, without a deep-learning framework.
+"""Keras' GRU for NumPy and CuPy arrays, without a deep-learning framework.
 
 Start at `GRU`; `gru` is the same arithmetic as a function. What masks, resets and empty rows
 mean stands in docs/semantics.md.

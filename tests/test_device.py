@@ -326,6 +326,49 @@ def test_use_cudnn_true_names_each_reason(cudnn, x):
     assert not cudnn.runs
 
 
+# Each row of the table, as a layer and a call meet it: constructor, call, reason.
+ROWS = {
+    "activation": ({"activation": "relu"}, {}, "activation is not tanh"),
+    "gates": ({"recurrent_activation": "tanh"}, {}, "recurrent_activation is not sigmoid"),
+    "reset_after": ({"reset_after": False}, {}, "reset_after is False"),
+    "recurrent dropout": ({"recurrent_dropout": 0.5}, {}, "recurrent_dropout is in use"),
+    "three masks": ({"dropout": 0.5, "implementation": 1}, {}, "each gate has its own dropout"),
+    "unroll": ({"unroll": True}, {}, "unroll is True"),
+    "holes": ({}, {"mask": np.eye(B, T) > 0}, "the mask is not right-padded"),
+    "all masked": ({}, {"lengths": [0] * B}, "no row has a valid step"),
+    "resets": ({}, {"reset_mask": np.eye(B, T) > 0}, "reset_mask resets rows between steps"),
+    "no steps": ({}, {"sequences": np.zeros((B, 0, I), "f")}, "the input has an empty axis"),
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_each_row_alone_refuses_cudnn(cudnn, x, row):
+    how, arguments, reason = ROWS[row]
+    arguments = {"sequences": x, "training": True, **arguments}
+    moved = {
+        name: fake_cupy.ndarray(value) if isinstance(value, np.ndarray) else value
+        for name, value in arguments.items()
+    }
+    alone = rf"use_cudnn=True was asked for, and cuDNN cannot serve this call: {reason}[^;]*; use_c"
+    with pytest.raises(ValueError, match=alone):
+        gru(use_cudnn=True, **how)(**moved)
+    assert not cudnn.runs
+    other, twin = gru(**how), gru(**how)
+    assert other.explain(**moved).backend == "cuda"
+    np.testing.assert_allclose(other(**moved).get(), twin(**arguments), atol=1e-6)
+
+
+def test_a_machine_without_cudnn(cupy, x):
+    alone = r"cannot serve this call: cuDNN was not found; use_cudnn='auto'"
+    with pytest.raises(ValueError, match=alone):
+        gru(use_cudnn=True)(cupy.asarray(x))
+    with (
+        pytest.raises(fastgru.BackendError, match="'cudnn': cuDNN was not found"),
+        fastgru.use_backend("cudnn"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("merge", ["concat", "mul", None])
 @pytest.mark.parametrize("time_major", [False, True])
 @pytest.mark.parametrize("sequences", [False, True])

@@ -184,7 +184,7 @@ def probe_answers(name, *arguments):
         assert steps == 100
         if dtype == "float16":
             raise WorkerError("no such dtype")
-        resident = {"resident": batch / 8} if units == 256 else {}
+        resident = {"resident": batch / 8, "tile": min(batch, 32)} if units == 256 else {}
         return {"steps": 5.0} | resident
     if name == "barrier":
         return {"blocks": 132, "microseconds": 1.25}
@@ -224,7 +224,7 @@ def test_tables(results):
     paths = found["Step by step or persistent"]
     assert paths[0] == ["dtype, units", "B=1", "B=8", "B=32", "B=64", "best up to B"]
     assert paths[1:] == [
-        ["float32 256", "5.00 / 0.12", "5.00 / 1.00", "5.00 / 4.00", "5.00 / 8.00", "32"],
+        ["float32 256", "5.00 / 0.12", "5.00 / 1.00", "5.00 / 4.00", "5.00 / 8.00 (32)", "32"],
         ["float32 512", *(4 * ["5.00 / -"]), "never"],
     ]
     cudnn = {row[0]: row[1:] for row in found["cuDNN's algorithms"][1:]}
@@ -319,11 +319,11 @@ def test_our_peer_on_the_device(cupy, option, dtype):
 
 @emulated
 def test_the_probe_of_paths(cupy):
-    probe, rows = Probe(1), cuda_persistent.ROWS
-    assert probe.paths("float32", 8, 2, 5) == {"steps": 20.0, "resident": 20.0}
+    probe, kept = Probe(1), (cuda_persistent.MAX_ROWS, cuda_persistent.MIN_TILE)
+    assert probe.paths("float32", 8, 2, 5) == {"steps": 20.0, "resident": 20.0, "tile": 2}
     # The emulated device has no room for 264 KB of weights in each of three blocks.
     assert probe.paths("float32", 256, 2, 5) == {"steps": 20.0}
-    assert rows == cuda_persistent.ROWS
+    assert kept == (cuda_persistent.MAX_ROWS, cuda_persistent.MIN_TILE)
 
 
 @emulated
