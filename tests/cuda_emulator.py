@@ -13,6 +13,7 @@ import subprocess
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
@@ -112,23 +113,25 @@ class LateEngine(CupyEngine):
             super().launch_resident(name, options, blocks, threads, shared_bytes, arguments)
 
 
+HOST = SimpleNamespace(
+    asarray=np.asarray,
+    empty=lambda shape, dtype: np.full(shape, np.nan, dtype),
+    zeros=np.zeros,
+)
+
+
 class Emulator(LateEngine):
-    """The engine with NumPy for CuPy, kernels of cuda_shim and the functions of library.cpp."""
+    """The engine with kernels of cuda_shim, the functions of library.cpp, and NumPy for CuPy."""
 
     _THREADS = 32
 
-    def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edits=None):
+    def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edits=None, cupy=HOST):
         self.schedule, self.blocks, self.shared_bytes = schedule, blocks, shared_bytes
         self.edits = edits or {}  # program: what to do to its text first
         self.launched = []
         self._functions = _Functions(library(), library())
         self._made = {}
-
-    array = staticmethod(np.ascontiguousarray)
-    zeros = staticmethod(np.zeros)
-
-    def empty(self, shape, dtype):
-        return np.full(shape, np.nan, dtype)
+        self._cupy, self.empty, self.zeros = cupy, cupy.empty, cupy.zeros
 
     def synchronize(self):
         self.launched.append("synchronize")

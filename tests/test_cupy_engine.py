@@ -8,6 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import cuda_emulator
+import fake_cupy
 import numpy as np
 import pytest
 from fake_cudnn import STREAM, FakeCudnn
@@ -23,17 +24,8 @@ pytestmark = pytest.mark.skipif(
     not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
 )
 MULTIPROCESSORS, SHARED_BYTES, WITHOUT_ASKING = 4, 227 << 10, 48 << 10
-
-
-class Array(np.ndarray):
-    """A device array: it has an address, and no way to the host but `get`."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self.ctypes.data)
-
-    def get(self):
-        return np.array(self)
+HANDLE = 9
+made = []
 
 
 class RawModule:
@@ -62,10 +54,6 @@ class RawKernel:
         self.function.shared_bytes = size
 
 
-HANDLE = 9
-made = []
-
-
 class Event:
     """Records when: every one is half a second after the one before."""
 
@@ -81,34 +69,22 @@ class Event:
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
-    def new(fill):
-        return lambda shape, dtype: np.full(shape, fill, dtype).view(Array)
-
     limits = {
         "CooperativeLaunch": 1,
         "MultiProcessorCount": MULTIPROCESSORS,
         "MaxSharedMemoryPerBlockOptin": SHARED_BYTES,
     }
-    streams, bound = {}, []
-    device = SimpleNamespace(get_cublas_handle=lambda: HANDLE)
-    blas = SimpleNamespace(__file__=cuda_emulator.library_path(), setStream=streams.__setitem__)
+    module = fake_cupy.module()
+    module.streams, module.bound = {}, []
+    module.RawModule = RawModule
+    module.cuda.device = SimpleNamespace(get_cublas_handle=lambda: HANDLE)
+    module.cuda.Device = lambda: SimpleNamespace(attributes=limits)
+    module.cuda.runtime.setDevice = module.bound.append
+    module.cuda.Event = Event
+    module.cuda.get_elapsed_time = lambda start, end: end.at - start.at  # milliseconds
     driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1)
-    module = SimpleNamespace(
-        ndarray=Array,
-        asarray=lambda values, order: np.asarray(values, order=order).view(Array),
-        empty=new(np.nan),
-        zeros=new(0),
-        RawModule=RawModule,
-        cuda=SimpleNamespace(
-            device=device,
-            Device=lambda: SimpleNamespace(attributes=limits),
-            runtime=SimpleNamespace(getDevice=lambda: 0, setDevice=bound.append),
-            get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None, ptr=STREAM),
-            Event=Event,
-            get_elapsed_time=lambda start, end: end.at - start.at,  # milliseconds
-        ),
-        streams=streams,
-        bound=bound,
+    blas = SimpleNamespace(
+        __file__=cuda_emulator.library_path(), setStream=module.streams.__setitem__
     )
     for name, value in {
         "cupy": module,
@@ -121,6 +97,7 @@ def cupy(monkeypatch):
         cached.cache_clear()
     made.clear()
     monkeypatch.setattr(engines, "_DRIVER", cuda_emulator.library_path())
+    monkeypatch.setattr(engines, "CupyEngine", cuda_emulator.LateEngine)
     yield module
     for cached in (engines._engine, engines._module, engines._kernel):
         cached.cache_clear()
@@ -138,7 +115,7 @@ def assert_agrees(cupy, backend, problem, weights, rng):
     for result, reference in ((out, expected), (got, want)):
         for name, g, w in zip(result._fields, result, reference, strict=True):
             if name != "workspace":
-                assert type(g) is Array
+                assert type(g) is fake_cupy.ndarray
                 assert_near(g.get(), w, problem.spec.dtype, name)
 
 

@@ -286,10 +286,9 @@ def test_the_kernel_of_barriers_comes_to_an_end():
 @pytest.fixture
 def cupy(monkeypatch):
     how = {"blocks": 3, "shared_bytes": 1 << 16}
-    engine = fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, **how)
+    fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, **how)
     module = sys.modules["cupy"]
     module.__name__, module.__version__ = "cupy", "emulated"
-    module.cuda.get_current_stream = lambda: engine
     module.cuda.runtime.memGetInfo = lambda: (2**30, 3 * 2**30)
     return module
 
