@@ -15,7 +15,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda import libcudnn
-from fastgru._cuda.engine import CupyEngine
 
 _TAKE_HOST = (np.asarray, np.array, np.arange)  # with like=, as CuPy's own take them
 
@@ -143,7 +142,7 @@ def asarray(values, order="K"):
 class Engine(Emulator):
     """The emulator on the stand-in's arrays."""
 
-    address = CupyEngine.address
+    address = engines.Engine.address
 
     def describe(self):
         return "an emulated device"

@@ -1,4 +1,4 @@
-"""CupyEngine itself, over as much of CuPy's interface as it uses, on the host.
+"""The engine itself, over as much of CuPy's interface as it uses, on the host.
 
 The names and what they take are those of CuPy 14; the kernels are emulated as in test_cuda_shim.
 """
@@ -97,7 +97,7 @@ def cupy(monkeypatch):
         cached.cache_clear()
     made.clear()
     monkeypatch.setattr(engines, "_DRIVER", cuda_emulator.library_path())
-    monkeypatch.setattr(engines, "CupyEngine", cuda_emulator.LateEngine)
+    monkeypatch.setattr(engines, "Engine", cuda_emulator.LateEngine)
     yield module
     for cached in (engines._engine, engines._module, engines._kernel):
         cached.cache_clear()

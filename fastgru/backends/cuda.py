@@ -148,7 +148,7 @@ class Call:
         self.has_bias = weights.bias is not None
         self.sums = source.sum_dtype(spec.dtype)
         self.options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
-        self.x = _whole_strides(engine, problem.x)
+        self.x = engines.whole_strides(engine, problem.x)
         self.dropout = self._optional(problem.dropout)
         self.input_masks = 3 if problem.dropout is not None and problem.dropout.ndim == 3 else 1
         self.state_masks = 1 if problem.recurrent_dropout is None else 3
@@ -255,7 +255,7 @@ class Call:
         """Return where y goes, and its strides of rows and steps in elements."""
         p, sequences = self.problem, self.problem.return_sequences
         y = p.out
-        if y is None or _whole_strides(self.engine, y) is not y or _has_gaps(y):
+        if y is None or engines.whole_strides(self.engine, y) is not y or _has_gaps(y):
             shape = (self.B, self.T, self.H) if sequences else (self.B, self.H)
             y = self.engine.empty(shape, self.spec.dtype)
         if not self.T:
@@ -400,14 +400,6 @@ def _struct(dtype: np.dtype, **members: int) -> np.ndarray:
     for name, value in members.items():
         struct[name] = value
     return struct
-
-
-def _whole_strides(engine: engines.Engine, array: Any) -> Any:
-    """Return the array, or a copy where it is misaligned or its strides are not whole elements."""
-    size = array.itemsize
-    if any(stride % size for stride in array.strides) or engine.address(array) % size:
-        return engine.array(array.copy())
-    return array
 
 
 def _has_gaps(array: Any) -> bool:
