@@ -17,12 +17,16 @@ from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
+import pytest
 from fake_cudnn import STREAM
 
 from fastgru._cuda import source
 from fastgru._cuda.engine import Engine, _Functions
 
 COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(
+    not COMPILER, reason="needs g++ to compile the emulated kernels"
+)
 FOLDER = Path(__file__).parent / "cuda_shim"
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 

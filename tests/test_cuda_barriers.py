@@ -10,14 +10,15 @@ import re
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, SCHEDULES, Emulator, Kernels, shim
-from test_cuda_shim import assert_agrees, draw
+from cuda_emulator import SCHEDULES, Emulator, Kernels, needs_compiler, shim
+from device_support import assert_agrees, draw
 from test_native import make_spec, make_weights
 
 from fastgru._cuda import source
+from fastgru.backends.cuda import CudaBackend
 from fastgru.errors import BackendError
 
-pytestmark = pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+pytestmark = needs_compiler
 
 WAITS = re.compile(
     r"(__syncthreads\(\)|__threadfence\(\)|atomicAdd\(.*\)|while \(.*counted.*\)\s*"
@@ -54,7 +55,7 @@ def failures(kernel, edit):
         edits = {program: edit}
         emulator = Emulator(schedule, blocks=3, shared_bytes=1300, edits=edits)
         try:
-            assert_agrees(problem, weights, emulator)
+            assert_agrees(CudaBackend(emulator), problem, weights)
         except BackendError as error:
             if ": deadlock:" not in str(error):
                 raise

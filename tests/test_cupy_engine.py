@@ -11,8 +11,8 @@ import cuda_emulator
 import fake_cupy
 import numpy as np
 import pytest
+from device_support import DROPOUTS, assert_agrees, draw
 from fake_cudnn import STREAM, FakeCudnn
-from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
 from test_native import make_spec, make_weights
 
 from fastgru._cuda import engine as engines
@@ -20,9 +20,7 @@ from fastgru._cuda import libcudnn, source
 from fastgru.backends import cuda, cuda_persistent, cudnn
 from fastgru.errors import BackendError
 
-pytestmark = pytest.mark.skipif(
-    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
-)
+pytestmark = cuda_emulator.needs_compiler
 MULTIPROCESSORS, SHARED_BYTES, WITHOUT_ASKING = 4, 227 << 10, 48 << 10
 HANDLE = 9
 made = []
@@ -103,22 +101,6 @@ def cupy(monkeypatch):
         cached.cache_clear()
 
 
-def assert_agrees(cupy, backend, problem, weights, rng):
-    """Move a problem to the device; compare what comes with the reference."""
-    wide = wide_call(problem, weights)
-    expected = REFERENCE.forward(*wide, save=True)
-    problem.x = cupy.asarray(problem.x, order="C")
-    out = backend.forward(problem, weights, save=True)
-    dy, dstate = (rng.standard_normal(a.shape).astype(problem.spec.dtype) for a in expected[:2])
-    got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
-    want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
-    for result, reference in ((out, expected), (got, want)):
-        for name, g, w in zip(result._fields, result, reference, strict=True):
-            if name != "workspace":
-                assert type(g) is fake_cupy.ndarray
-                assert_near(g.get(), w, problem.spec.dtype, name)
-
-
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -130,7 +112,7 @@ def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
     backend = cuda.CudaBackend()
     for dropout, kind in zip(DROPOUTS, ["none", "steps", "lengths", "none", "steps"], strict=True):
         problem = draw(rng, spec, kind, kind == "steps", dropout, (False, True, False))
-        assert_agrees(cupy, backend, problem, weights, rng)
+        assert_agrees(backend, problem, weights, move=cupy.asarray)
     cooperative = {name for name, function in made if function.cooperative}
     when = "after" if reset_after else "before"
     assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
@@ -151,7 +133,7 @@ def test_cudnn(cupy):
         *((False, "lengths", "one"), (True, "lengths", "none")),
     ):
         problem = draw(rng, spec, kind, False, dropout, (reverse, True, False))
-        assert_agrees(cupy, backend, problem, weights, rng)
+        assert_agrees(backend, problem, weights, move=cupy.asarray)
     kernels = {"pack_weights", "gather_x", "spread", "fold_dy", "keep_ended", "scatter_dx"}
     assert {name for name, _ in made} == kernels | {"unpack_weights"}
 

@@ -15,9 +15,7 @@ import fastgru
 import fastgru.backends.cudnn as cudnn_backend
 from fastgru._cuda import engine as engines
 
-pytestmark = pytest.mark.skipif(
-    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
-)
+pytestmark = cuda_emulator.needs_compiler
 B, T, I, H = 4, 6, 3, 5
 
 

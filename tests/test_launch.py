@@ -5,14 +5,14 @@ import itertools
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, Kernels, library, library_path, shim
+from cuda_emulator import Kernels, library, library_path, needs_compiler, shim
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda.engine import Each, Launch, Product, each
 from fastgru._native._launch import Program
 from fastgru.errors import BackendError
 
-pytestmark = pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+pytestmark = needs_compiler
 
 # out += scale * part, and what says that this launch has run
 ADD = """typedef long long Long;
