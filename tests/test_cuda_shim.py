@@ -28,6 +28,7 @@ from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
 
 pytestmark = needs_compiler
+
 # The persistent kernels on three blocks, the last of fewer units; room for all rows at once in
 # float32, for four of the five in float64.
 RESIDENT = {"blocks": 3, "shared_bytes": 1500}

@@ -11,6 +11,7 @@ from fake_cudnn import SMALL, STANDARD, STATIC, Refused, require
 from test_native import make_spec, make_weights
 
 from fastgru import activations
+from fastgru._cuda import engine as engines
 from fastgru._cuda import libcudnn
 from fastgru.backends import cudnn, cudnn_call
 from fastgru.masks import LENGTHS, NO_MASK, MaskPlan, plan_mask, plan_resets
@@ -264,6 +265,14 @@ def test_host_arrays_are_refused_without_a_look_at_the_machine(monkeypatch):
     assert backend.reasons(plain_problem()) == ["cuDNN was not found", cudnn.HOST]
     monkeypatch.setattr(cudnn.CudnnBackend, "missing", None)
     assert backend.supports(plain_problem()) == cudnn.HOST
+
+
+@pytest.mark.parametrize("device", ["CuPy is missing", None])
+@pytest.mark.parametrize("library", ["cuDNN was not found", None])
+def test_what_the_machine_lacks(monkeypatch, device, library):
+    monkeypatch.setattr(engines, "missing", lambda: device)
+    monkeypatch.setattr(libcudnn, "missing", lambda: library)
+    assert cudnn.CudnnBackend().missing() == (device or library)
 
 
 def test_a_function_that_is_called_tanh_is_not_tanh(machine):

@@ -161,7 +161,7 @@ class Call:
             "recurrent_dropout": self._optional(problem.recurrent_dropout),
             "h0": self._optional(problem.h0),
         }
-        self.struct = _struct(
+        self.struct = source.struct(
             source.CALL,
             **{name: getattr(self, name) for name in "BTIH"},
             reset_after=spec.reset_after,
@@ -210,7 +210,7 @@ class Call:
         states = empty((T, B, H), dtype) if save else None
         kept = empty((T, B, 4, H), dtype) if save and keep_gates else None
         addresses = [engine.address(array) for array in (y, states, kept)]
-        results = _struct(
+        results = source.struct(
             source.RESULTS,
             **dict(zip(("y", "states", "kept"), addresses, strict=True)),
             **dict(zip(("y_b", "y_s"), y_strides, strict=True)),
@@ -393,13 +393,6 @@ class Call:
             return db[0]
         db[1] = sums[0, H:]
         return db
-
-
-def _struct(dtype: np.dtype, **members: int) -> np.ndarray:
-    struct = np.zeros(1, dtype)
-    for name, value in members.items():
-        struct[name] = value
-    return struct
 
 
 def _has_gaps(array: Any) -> bool:
