@@ -11,16 +11,22 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import ml_dtypes  # noqa: F401  NumPy knows "bfloat16" once it is imported
 import numpy as np
+import pytest
 from fake_cudnn import STREAM
 
 from fastgru._cuda import source
-from fastgru._cuda.engine import CupyEngine, Launch, _Functions
+from fastgru._cuda.engine import Engine, _Functions
 
 COMPILER = shutil.which("g++")
+needs_compiler = pytest.mark.skipif(
+    not COMPILER, reason="needs g++ to compile the emulated kernels"
+)
 FOLDER = Path(__file__).parent / "cuda_shim"
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 
@@ -54,70 +60,6 @@ def compiled(text, options):
     return ctypes.CDLL(_compile(path, path.with_suffix(".so"), "-O0", scheduler, *options))
 
 
-class _Region(ctypes.Structure):
-    _fields_ = (("memory", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
-
-
-class _Launch(ctypes.Structure):
-    _fields_ = (
-        *(("arguments", ctypes.c_void_p), ("regions", ctypes.POINTER(_Region))),
-        *((name, ctypes.c_uint) for name in ("regions_count", "blocks", "threads")),
-        *(("shared_bytes", ctypes.c_size_t), ("schedule", ctypes.c_int), ("seed", ctypes.c_uint)),
-    )
-
-
-def launch(
-    library,
-    name,
-    blocks,
-    threads,
-    arguments,
-    shared_bytes=0,
-    schedule="forward",
-    seed=0,
-    exchange=False,
-):
-    """Run a kernel; RuntimeError with what the shim says when it cannot come to an end.
-
-    Blocks that exchange numbers see those of others only after fences.
-    """
-    held = [_by_value(argument) for argument in arguments]
-    assert len(held) == getattr(library, f"{name}_arguments")(), name
-    pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(value) for value in held))
-    arrays = [a for a in arguments if exchange and isinstance(a, np.ndarray) and not a.dtype.names]
-    regions = (_Region * len(arrays))(*((a.ctypes.data, a.nbytes) for a in arrays))
-    run = getattr(library, f"{name}_run")
-    run.restype = ctypes.c_char_p
-    sizes = (len(regions), blocks, threads, shared_bytes)
-    how = _Launch(ctypes.addressof(pointers), regions, *sizes, SCHEDULES[schedule], seed)
-    error = run(ctypes.byref(how))
-    if error:
-        raise RuntimeError(f"{name}: {error.decode()}")
-
-
-def _by_value(argument):
-    """What the kernel's parameter is: a pointer, a number, or a struct."""
-    if argument is None:
-        return ctypes.c_void_p()
-    if type(argument) is int:  # of a bool, CuPy makes one byte
-        return ctypes.c_longlong(argument)
-    if argument.dtype.names:
-        return ctypes.create_string_buffer(argument.tobytes(), argument.nbytes)
-    assert argument.flags.c_contiguous
-    return ctypes.c_void_p(argument.ctypes.data)
-
-
-class Function(ctypes.Structure):
-    """A CUfunction of library.cpp; see there."""
-
-    _fields_ = (
-        *(("run", ctypes.c_void_p), ("regions", ctypes.POINTER(_Region))),
-        *(("regions_count", ctypes.c_uint32), ("schedule", ctypes.c_int32)),
-        *(("threads", ctypes.c_uint32), ("blocks_at_once", ctypes.c_uint32)),
-        *(("shared_bytes", ctypes.c_uint32), ("cooperative", ctypes.c_uint32)),
-    )
-
-
 @functools.cache
 def library_path():
     return _compile(FOLDER / "library.cpp", Path(_built.name) / "library.so", "-O2")
@@ -136,6 +78,21 @@ def shim(name, kind=ctypes.c_uint):
     return kind.in_dll(library(), f"shim_{name}")
 
 
+class _Region(ctypes.Structure):
+    _fields_ = (("memory", ctypes.c_void_p), ("bytes", ctypes.c_size_t))
+
+
+class Function(ctypes.Structure):
+    """A CUfunction of library.cpp; see there."""
+
+    _fields_ = (
+        *(("run", ctypes.c_void_p), ("schedule", ctypes.c_int32), ("threads", ctypes.c_uint32)),
+        *(("blocks_at_once", ctypes.c_uint32), ("shared_bytes", ctypes.c_uint32)),
+        *(("cooperative", ctypes.c_uint32), ("regions_count", ctypes.c_uint32)),
+        ("regions", _Region * 24),
+    )
+
+
 def function(program, name, **limits):
     """Return a kernel as a `Function`; who uses its address keeps it."""
     run = ctypes.cast(getattr(program, f"{name}_run"), ctypes.c_void_p)
@@ -144,23 +101,41 @@ def function(program, name, **limits):
     return made
 
 
-class Emulator(CupyEngine):
-    """The engine with NumPy for CuPy, kernels of cuda_shim and the functions of library.cpp."""
+_one_at_a_time = threading.Lock()  # what stands for the driver has one state for all threads
+
+
+class LateEngine(Engine):
+    """The engine, but blocks see what others wrote to arrays only after fences."""
+
+    def launch_resident(self, name, options, blocks, threads, shared_bytes, arguments):
+        with _one_at_a_time:
+            kernel = Function.from_address(self._function(name, options))
+            arrays = [a for a in arguments if hasattr(a, "dtype") and not a.dtype.names]
+            kernel.regions_count = len(arrays)
+            for region, array in zip(kernel.regions, arrays, strict=False):
+                region.memory, region.bytes = self.address(array), array.nbytes
+            super().launch_resident(name, options, blocks, threads, shared_bytes, arguments)
+
+
+HOST = SimpleNamespace(
+    asarray=np.asarray,
+    empty=lambda shape, dtype: np.full(shape, np.nan, dtype),
+    zeros=np.zeros,
+)
+
+
+class Emulator(LateEngine):
+    """The engine with kernels of cuda_shim, the functions of library.cpp, and NumPy for CuPy."""
 
     _THREADS = 32
 
-    def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edits=None):
+    def __init__(self, schedule="forward", blocks=0, shared_bytes=0, edits=None, cupy=HOST):
         self.schedule, self.blocks, self.shared_bytes = schedule, blocks, shared_bytes
         self.edits = edits or {}  # program: what to do to its text first
         self.launched = []
         self._functions = _Functions(library(), library())
         self._made = {}
-
-    array = staticmethod(np.ascontiguousarray)
-    zeros = staticmethod(np.zeros)
-
-    def empty(self, shape, dtype):
-        return np.full(shape, np.nan, dtype)
+        self._cupy = cupy
 
     def synchronize(self):
         self.launched.append("synchronize")
@@ -182,10 +157,8 @@ class Emulator(CupyEngine):
         return 0 if array is None else array.ctypes.data
 
     def repeat(self, steps, calls):
-        launches = [call.name for call in calls if isinstance(call, Launch) and call.size]
-        shim("seed").value = len(self.launched)
-        self.launched += steps * launches
-        super().repeat(steps, calls)
+        with _one_at_a_time:
+            super().repeat(steps, calls)
 
     def residency(self):
         return self.blocks, self.shared_bytes
@@ -193,26 +166,17 @@ class Emulator(CupyEngine):
     def resident_blocks(self, name, options, threads, shared_bytes):
         return self.blocks
 
-    def launch_resident(self, name, options, blocks, threads, shared_bytes, arguments):
-        shim("seed").value = len(self.launched)
-        self.launched.append(name)
-        self._function(name, options)
-        # Blocks see what others wrote there only after fences.
-        arrays = [a for a in arguments if hasattr(a, "dtype") and not a.dtype.names]
-        regions = [_Region(self.address(a), a.nbytes) for a in arrays]
-        kernel = self._made[name, options]
-        kernel.regions, kernel.regions_count = (_Region * len(regions))(*regions), len(regions)
-        super().launch_resident(name, options, blocks, threads, shared_bytes, arguments)
+    def _text(self, name):
+        program = source.RESIDENT.get(name, "steps")
+        return self.edits.get(program, str)(source.text(program))
 
     def _function(self, name, options):
         key = name, options
         if key not in self._made:
-            program = source.RESIDENT.get(name, "steps")
-            text = self.edits.get(program, str)(source.text(program))
             limits = {"blocks_at_once": self.blocks, "shared_bytes": self.shared_bytes}
             limits |= {"schedule": SCHEDULES[self.schedule]}
-            limits |= {"threads": 0 if program == "steps" else 64}  # two warps are enough to see
-            self._made[key] = function(compiled(text, options), name, **limits)
+            limits |= {"threads": 64 if name in source.RESIDENT else 0}  # two warps: enough to see
+            self._made[key] = function(compiled(self._text(name), options), name, **limits)
         return ctypes.addressof(self._made[key])
 
     def _slots(self, name, arguments):
@@ -220,9 +184,25 @@ class Emulator(CupyEngine):
         assert len(arguments) == program.count, name
         return super()._slots(name, arguments)
 
+    def _issue(self, program, steps, names, products):
+        shim("seed").value = len(self.launched)
+        self.launched += steps * [name for name in names if name != "cublasGemmEx"]
+        super()._issue(program, steps, names, products)
+
     def _handle_on(self, stream):
         return 8765
 
     def _failure(self, *what):
         error = super()._failure(*what)
         return type(error)(f"{error}: {library().shim_message().decode()}")
+
+
+class Kernels(Emulator):
+    """The emulator for kernels of a text of one's own."""
+
+    def __init__(self, text, **how):
+        super().__init__(**how)
+        self._own = text
+
+    def _text(self, name):
+        return self._own

@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import scipy.special
-from cuda_emulator import Emulator
+from cuda_emulator import HOST, Emulator
+from fake_cudnn import STREAM
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from fastgru._cuda import engine as engines
@@ -132,36 +133,33 @@ def wrapped(value):
     return value
 
 
+def asarray(values, order="K"):
+    if isinstance(values, ndarray) and (order == "K" or values.flags.c_contiguous):
+        return values
+    return ndarray(np.array(unwrapped(values), order=order))
+
+
 class Engine(Emulator):
     """The emulator on the stand-in's arrays."""
 
-    def array(self, values):
-        if isinstance(values, ndarray) and values.flags.c_contiguous:
-            return values
-        return ndarray(np.array(unwrapped(values), order="C"))
-
-    def empty(self, shape, dtype):
-        return ndarray(super().empty(shape, dtype))
-
-    def zeros(self, shape, dtype):
-        return ndarray(np.zeros(shape, dtype))
-
-    def address(self, array):
-        return 0 if array is None else array.data.ptr
+    address = engines.Engine.address
 
     def describe(self):
         return "an emulated device"
 
 
-def module(engine):
+def module():
     """Return the stand-in for the package ``cupy``."""
     runtime = SimpleNamespace(getDevice=lambda: 0, CUDARuntimeError=CUDARuntimeError)
+    stream = SimpleNamespace(ptr=STREAM, synchronize=lambda: None)
     return SimpleNamespace(
         ndarray=ndarray,
-        asarray=engine.array,
+        asarray=asarray,
         asnumpy=unwrapped,
+        empty=lambda shape, dtype: ndarray(HOST.empty(shape, dtype)),
+        zeros=lambda shape, dtype: ndarray(HOST.zeros(shape, dtype)),
         from_dlpack=lambda value: value.__dlpack__(),
-        cuda=SimpleNamespace(runtime=runtime),
+        cuda=SimpleNamespace(runtime=runtime, get_current_stream=lambda: stream),
     )
 
 
@@ -170,8 +168,9 @@ def install(set_attribute=setattr, set_item=dict.__setitem__, cudnn=None, **how)
 
     ``cudnn`` is a `FakeCudnn` where the machine is to have one.
     """
-    engine = Engine(**how)
-    set_item(sys.modules, "cupy", module(engine))
+    cupy = module()
+    engine = Engine(cupy=cupy, **how)
+    set_item(sys.modules, "cupy", cupy)
     special = SimpleNamespace(erf=lambda x: wrapped(scipy.special.erf(unwrapped(x))))
     set_item(sys.modules, "cupyx.scipy", SimpleNamespace(special=special))
     set_attribute(engines, "current", lambda: engine)

@@ -10,13 +10,15 @@ import re
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, SCHEDULES, Emulator, compiled, launch
-from test_cuda_shim import assert_agrees, draw
+from cuda_emulator import SCHEDULES, Emulator, Kernels, needs_compiler, shim
+from device_support import assert_agrees, draw
 from test_native import make_spec, make_weights
 
 from fastgru._cuda import source
+from fastgru.backends.cuda import CudaBackend
+from fastgru.errors import BackendError
 
-pytestmark = pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+pytestmark = needs_compiler
 
 WAITS = re.compile(
     r"(__syncthreads\(\)|__threadfence\(\)|atomicAdd\(.*\)|while \(.*counted.*\)\s*"
@@ -53,8 +55,10 @@ def failures(kernel, edit):
         edits = {program: edit}
         emulator = Emulator(schedule, blocks=3, shared_bytes=1300, edits=edits)
         try:
-            assert_agrees(problem, weights, emulator)
-        except RuntimeError:
+            assert_agrees(CudaBackend(emulator), problem, weights)
+        except BackendError as error:
+            if ": deadlock:" not in str(error):
+                raise
             wrong[schedule] = "deadlock"
         except AssertionError:
             wrong[schedule] = "wrong numbers"
@@ -81,14 +85,21 @@ def test_a_deleted_barrier_is_seen(kernel, edit):
     assert failures(kernel, edit), "this is not needed"
 
 
+def test_a_launch_that_fails_otherwise_shows_nothing():
+    shim("fail_at").value = 1
+    with pytest.raises(BackendError, match="told to fail"):
+        failures("steps_after", str)
+
+
 # -- the emulation itself --------------------------------------------------------------------------
 
 
-def run(body, threads=32, blocks=1, shared_bytes=0, **how):
+def run(body, threads=32, blocks=1, shared_bytes=0, schedule="forward"):
     """Run a kernel `k(float *out, unsigned *count)` of this body; return out, a float a thread."""
     out, count = np.zeros(threads * blocks, np.float32), np.zeros(1, np.uint32)
     text = f'extern "C" __global__ void k(float *out, unsigned *count) {{ {body} }}'
-    launch(compiled(text, ()), "k", blocks, threads, [out, count], shared_bytes, **how)
+    engine = Kernels(text, schedule=schedule, blocks=blocks, shared_bytes=shared_bytes)
+    engine.launch_resident("k", (), blocks, threads, shared_bytes, (out, count))
     return out
 
 
@@ -122,7 +133,7 @@ def test_blocks_see_each_other_after_fences(told, heard, schedule):
             sum += out[b];
         out[gridDim.x + blockIdx.x] = sum;
     """
-    out = run(body, 2, blocks=3, schedule=schedule, exchange=True)[3:]
+    out = run(body, 2, blocks=3, schedule=schedule)[3:]
     if told and heard:
         np.testing.assert_array_equal(out, 3)
     else:
@@ -147,19 +158,19 @@ KERNEL meet(float *out, unsigned *arrived, long long round) {
     spec = make_spec(1, 1)
     options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
     blocks = 7  # which meet in the middle of 2^32
-    library, out = compiled(text, options), np.zeros(16 * blocks, np.float32)
+    out = np.zeros(16 * blocks, np.float32)
     round_before = (1 << 32) // blocks - 1
     arrived = np.array([blocks * round_before, 0], np.uint32)
-    arguments = [out, arrived, round_before]
-    launch(library, "meet", blocks, 1, arguments, schedule=schedule, exchange=True)
+    engine = Kernels(text, schedule=schedule, blocks=blocks)
+    engine.launch_resident("meet", options, blocks, 1, 0, (out, arrived, round_before))
     np.testing.assert_array_equal(out, 1)
     assert arrived[0] == blocks * (round_before + 2) - (1 << 32)
 
 
 def test_a_deadlock_is_told():
-    with pytest.raises(RuntimeError, match=r"block 0: 31 threads wait at __syncthreads; 1 threads"):
+    with pytest.raises(BackendError, match=r"block 0: 31 threads wait at __syncthreads; 1 threads"):
         run("if (threadIdx.x) __syncthreads();")
-    with pytest.raises(RuntimeError, match=r"block 1: 32 threads wait for a counter"):
+    with pytest.raises(BackendError, match=r"block 1: 32 threads wait for a counter"):
         run("if (blockIdx.x) while (!counted(count));", blocks=2)
 
 

@@ -1,117 +1,33 @@
 """The CUDA backend against the reference, its kernels emulated on the host.
 
-Every kernel, forward and backward, runs the text that a GPU runs. The products are NumPy's.
+Every kernel, forward and backward, runs the text that a GPU runs. The products are the emulator's.
 """
 
 import itertools
-from typing import NamedTuple
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, SCHEDULES, Emulator, compiled, launch
-from test_native import ELEMENTWISE, draw_mask, draw_problem, layouts, make_spec, make_weights
-from test_native import widened as wide_call
+from cuda_emulator import SCHEDULES, Emulator, Kernels, needs_compiler
+from device_support import (
+    DROPOUTS,
+    REFERENCE,
+    TOLERANCE,
+    assert_agrees,
+    assert_expected,
+    assert_near,
+    draw,
+    expect,
+)
+from test_native import ELEMENTWISE, draw_problem, layouts, make_spec, make_weights
 
 from fastgru import activations
 from fastgru._cuda import source
 from fastgru.backends import cuda
-from fastgru.backends.reference import ReferenceBackend
-from fastgru.masks import NO_MASK, plan_resets
-from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUWeights
+from fastgru.backends.cuda import CudaBackend
+from fastgru.masks import NO_MASK
+from fastgru.problem import GRUProblem
 
-pytestmark = pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
-REFERENCE = ReferenceBackend()
-
-# Against the reference in float64: absolute up to size 1, relative above; gradients relative to the
-# largest element. A half keeps 11 bits of every state, and its rounding is passed on; a bfloat16
-# keeps three bits less.
-TOLERANCE = {"bfloat16": 8e-2, "float16": 1e-2, "float32": 1e-5, "float64": 1e-12}
-DROPOUTS = ["none", "one", "three", "recurrent", "both"]
-
-
-def assert_near(got, want, dtype, what):
-    if want is None:
-        assert got is None
-        return
-    assert (got.dtype, got.shape) == (dtype, want.shape), what
-    off = np.abs(np.asarray(got, float) - want).max(initial=0)
-    assert off <= TOLERANCE[dtype.name] * max(1.0, np.abs(want).max(initial=0)), what
-
-
-class Expected(NamedTuple):
-    """A problem with random gradients of its results, and what the reference makes in float64."""
-
-    problem: GRUProblem
-    weights: GRUWeights
-    dy: np.ndarray | None
-    dstate: np.ndarray | None
-    output: GRUOutput
-    grads: GRUGrads
-
-
-def expect(problem, weights, seed=1):
-    dtype = problem.spec.dtype
-    wide = wide_call(problem, weights)
-    output = REFERENCE.forward(*wide, save=True)
-    rng = np.random.default_rng(seed)
-    dy = rng.standard_normal(output.y.shape).astype(dtype) if seed % 5 else None
-    dstate = rng.standard_normal(output.state.shape).astype(dtype) if seed % 3 else None
-    given = (None if array is None else array.astype(float) for array in (dy, dstate))
-    grads = REFERENCE.backward(*wide, output.states, *given)
-    return Expected(problem, weights, dy, dstate, output, grads)
-
-
-def assert_expected(expected, emulator, keep_gates=True):
-    """Compare outputs and gradients of the emulated kernels."""
-    problem, weights, dy, dstate, output, grads = expected
-    backend, dtype = cuda.CudaBackend(emulator), problem.spec.dtype
-    assert backend.supports(problem) is backend.supports_backward(problem) is None
-    out = backend.forward(problem, weights, save=True, keep_gates=keep_gates)
-    for name in ("y", "state", "states"):
-        assert_near(getattr(out, name), getattr(output, name), dtype, name)
-    for array in (problem.x, problem.h0, out.y):
-        assert array is None or not np.shares_memory(out.state, array)
-    got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
-    for name, g, w in zip(got._fields, got, grads, strict=True):
-        assert_near(g, w, dtype, name)
-    return out
-
-
-def assert_agrees(problem, weights, emulator, seed=1, keep_gates=True):
-    return assert_expected(expect(problem, weights, seed), emulator, keep_gates)
-
-
-def draw(rng, spec, kind, resets, dropout, flags, shape=(5, 5)):
-    """Return a problem with a mask of a kind, NaN where it masks."""
-    batch, steps = shape
-    reverse, sequences, zero_masked = flags
-    x = rng.standard_normal((batch, steps, spec.input_dim)).astype(spec.dtype)
-    mask = draw_mask(rng, kind, batch, steps)
-    if kind == "lengths" and mask.lengths is not None and batch > 1:
-        mask.lengths[0] = 0  # as the other kind has a row without any valid step
-    valid = mask.valid(steps)
-    if valid is not None:
-        x[~valid] = np.nan
-
-    def factors(*shape):
-        return ((rng.random(shape) < 0.7) / 0.7).astype(spec.dtype)
-
-    one, three = (batch, spec.input_dim), (3, batch, spec.input_dim)
-    shapes = {"one": one, "three": three, "both": three}
-    recurrent = dropout in ("recurrent", "both")
-    return GRUProblem(
-        spec,
-        x,
-        rng.standard_normal((batch, spec.units)).astype(spec.dtype),
-        mask,
-        plan_resets(rng.random((batch, steps)) < 0.3, batch, steps) if resets else None,
-        factors(*shapes[dropout]) if dropout in shapes else None,
-        factors(3, batch, spec.units) if recurrent else None,
-        reverse=reverse,
-        return_sequences=sequences,
-        zero_output_for_mask=zero_masked,
-    )
-
+pytestmark = needs_compiler
 
 # The persistent kernels on three blocks, the last of fewer units; room for all rows at once in
 # float32, for four of the five in float64.
@@ -133,7 +49,7 @@ def test_grid(dtype, reset_after):
     for case in cases:
         expected = expect(draw(rng, spec, *case), weights)
         for emulator in emulators:
-            assert_expected(expected, emulator)
+            assert_expected(expected, CudaBackend(emulator))
     resident = {name for name in source.RESIDENT if name.endswith("after") == reset_after}
     for emulator in emulators:
         assert resident & set(emulator.launched) == (resident if emulator.blocks else set())
@@ -150,7 +66,7 @@ def test_random_configurations(seeds):
         schedule = list(SCHEDULES)[seed % 3]
         device = {"blocks": 1 + seed % 4, "shared_bytes": 100_000} if seed % 10 == 0 else {}
         emulator = Emulator(schedule, **device)
-        assert_agrees(problem, weights, emulator, seed, keep_gates=bool(seed % 4))
+        assert_agrees(CudaBackend(emulator), problem, weights, seed, keep_gates=bool(seed % 4))
 
 
 # Each activation in one role in float32 and in the other in float64; a pair is one compilation.
@@ -172,7 +88,7 @@ def test_activations(dtype, activation, gate):
         steps = 1 if "exponential" in (activation.name, gate.name) else 3
         x = (0.4 * rng.standard_normal((3, steps, 5))).astype(dtype)
         h0 = (0.1 * rng.standard_normal((3, 19))).astype(dtype)
-        assert_agrees(GRUProblem(spec, x, h0, NO_MASK), weights, Emulator())
+        assert_agrees(CudaBackend(Emulator()), GRUProblem(spec, x, h0, NO_MASK), weights)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (1, 1, 1)], ids=str)
@@ -185,7 +101,7 @@ def test_empty_axes(shape, reset_after):
     h0 = rng.standard_normal((shape[0], 5)).astype("float32")
     for sequences in (True, False):
         problem = GRUProblem(spec, x, h0, NO_MASK, return_sequences=sequences)
-        assert_agrees(problem, weights, Emulator())
+        assert_agrees(CudaBackend(Emulator()), problem, weights)
 
 
 def test_memory_of_inputs_and_outputs():
@@ -194,14 +110,14 @@ def test_memory_of_inputs_and_outputs():
     weights = make_weights(rng, spec)
     x = rng.standard_normal((4, 6, 5)).astype("float32")
     h0 = np.asfortranarray(rng.standard_normal((4, 7)).astype("float32"))
-    y = assert_agrees(GRUProblem(spec, x, h0, NO_MASK), weights, Emulator()).y
+    y = assert_agrees(CudaBackend(Emulator()), GRUProblem(spec, x, h0, NO_MASK), weights).y
     outs = [out for _, out in layouts(np.zeros_like(y)) if out.flags.writeable]
     for sequences in (True, False):
         wanted = y if sequences else y[:, -1]
         for (name, view), out in zip(layouts(x), itertools.cycle(outs), strict=False):
             out = out if sequences else out[:, 2]
             problem = GRUProblem(spec, view, h0, NO_MASK, return_sequences=sequences, out=out)
-            got = cuda.CudaBackend(Emulator()).forward(problem, weights)
+            got = CudaBackend(Emulator()).forward(problem, weights)
             assert got.y is out
             np.testing.assert_array_equal(out, wanted, err_msg=name)
 
@@ -214,7 +130,7 @@ def test_chunks_of_time(monkeypatch):
     monkeypatch.setattr(cuda, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4)  # four steps, the last three
     for device, kernel, count in (({}, "step_after", 11), (RESIDENT, "steps_after", 3)):
         emulator = Emulator(**device)
-        assert_agrees(problem, weights, emulator)
+        assert_agrees(CudaBackend(emulator), problem, weights)
         assert emulator.launched.count("pack_x") == 3 + 1  # forward, and once more to go back
         assert emulator.launched.count(kernel) == count
 
@@ -239,7 +155,7 @@ def test_who_is_resident(shared_bytes, blocks_held, batch, wanted):
     emulator = Emulator(blocks=3, shared_bytes=shared_bytes)
     emulator.resident_blocks = lambda *_: blocks_held
     problem = draw(rng, spec, "steps", True, "none", (True, True, False), (batch, 3))
-    assert_agrees(problem, weights, emulator)
+    assert_agrees(CudaBackend(emulator), problem, weights)
     assert set(source.RESIDENT) & set(emulator.launched) == wanted
 
 
@@ -251,7 +167,7 @@ def test_launches(reset_after):
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "steps", True, "both", (False, True, False), (6, 3))
     emulator = Emulator()
-    backend = cuda.CudaBackend(emulator)
+    backend = CudaBackend(emulator)
     out = backend.forward(problem, weights, save=True)
     step = ["step_after"] if reset_after else ["step_before_zr", "step_before_h"]
     assert emulator.launched == ["synchronize", "start", "pack_x", *(3 * step)]
@@ -272,13 +188,13 @@ def test_tf32(device, reset_after):
         weights = make_weights(rng, spec)
         expected = expect(draw(rng, spec, "steps", True, "both", (True, True, False)), weights)
         if factor == 1:
-            assert_expected(expected, Emulator(**device))
+            assert_expected(expected, CudaBackend(Emulator(**device)))
             continue
         with pytest.raises(AssertionError):
-            assert_expected(expected, Emulator(**device))
+            assert_expected(expected, CudaBackend(Emulator(**device)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(TOLERANCE, dtype, factor * TOLERANCE[dtype])
-            assert_expected(expected, Emulator(**device))
+            assert_expected(expected, CudaBackend(Emulator(**device)))
 
 
 def test_bfloat16_is_rounded_to_nearest():
@@ -295,8 +211,8 @@ KERNEL round_trip(long long n, const float *x, STORE *rounded, float *back) {
     }
 }"""
     rounded, back = np.zeros(values.size, spec.dtype), np.zeros(values.size, np.float32)
-    library = compiled(source.text("steps") + kernel, options)
-    launch(library, "round_trip", 1, 1, [values.size, values, rounded, back])
+    engine = Kernels(source.text("steps") + kernel)
+    engine.launch("round_trip", options, 1, (values.size, values, rounded, back))
     with np.errstate(invalid="ignore"):
         wanted = values.astype(spec.dtype)
     number = ~np.isnan(values)
@@ -313,7 +229,7 @@ def test_states_of_another_backend():
     problem = draw(rng, spec, "lengths", False, "one", (False, True, False))
     out = REFERENCE.forward(problem, weights, save=True)
     want = REFERENCE.backward(problem, weights, out.states, out.y, out.state)
-    got = cuda.CudaBackend(Emulator()).backward(problem, weights, out.states, out.y, out.state)
+    got = CudaBackend(Emulator()).backward(problem, weights, out.states, out.y, out.state)
     for name, g, w in zip(got._fields, got, want, strict=True):
         assert_near(g, w, spec.dtype, name)
 
@@ -325,7 +241,7 @@ def test_weights_are_packed_once():
     problem = GRUProblem(spec, np.ones((2, 3, 4), "float32"), None, NO_MASK)
     emulators = Emulator(), Emulator()  # two devices
     for emulator in 2 * emulators:
-        cuda.CudaBackend(emulator).forward(problem, weights)
+        CudaBackend(emulator).forward(problem, weights)
     assert [emulator.launched.count("synchronize") for emulator in emulators] == [1, 1]
     assert set(weights.packed["cuda"]) == set(emulators)
 
@@ -335,4 +251,4 @@ def test_what_it_cannot_serve():
     for activation, reason in ((activations.softmax, "not elementwise"), (np.tanh, "custom")):
         for role in ("activation", "recurrent_activation"):
             problem = GRUProblem(make_spec(1, 2, **{role: activation}), x, None, NO_MASK)
-            assert reason in cuda.CudaBackend(Emulator()).supports(problem)
+            assert reason in CudaBackend(Emulator()).supports(problem)

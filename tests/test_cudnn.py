@@ -6,10 +6,12 @@ The kernels are emulated as in test_cuda_shim, the library is fake_cudnn's.
 import copy
 import itertools
 
+import device_support
 import numpy as np
 import pytest
-from cudnn_support import FLAGS, B, H, I, Machine, T, needs_compiler
-from test_cuda_shim import REFERENCE, assert_near, draw, wide_call
+from cuda_emulator import needs_compiler
+from cudnn_support import FLAGS, B, H, I, Machine, T
+from device_support import REFERENCE, assert_near, draw, wide_call
 from test_native import layouts, make_spec, make_weights
 
 from fastgru import activations
@@ -27,42 +29,18 @@ def machine():
     return Machine()
 
 
-def gradients_of(rng, expected, dtype):
-    return (rng.standard_normal(array.shape).astype(dtype) for array in expected[:2])
-
-
 def assert_agrees(machine, problem, weights, seed=1, keep_gates=True):
-    """Compare outputs and gradients with the reference in float64."""
-    backend, dtype = machine.backend, problem.spec.dtype
-    assert backend.supports(problem) is backend.supports_backward(problem) is None
-    wide = wide_call(problem, weights)
-    expected = REFERENCE.forward(*wide, save=True)
-    plain = backend.forward(problem, weights)
-    out = backend.forward(problem, weights, save=True, keep_gates=keep_gates)
-    assert plain.states is plain.workspace is None
-    assert (out.workspace is None) != keep_gates
-    for name in ("y", "state", "states"):
-        assert_near(getattr(out, name), getattr(expected, name), dtype, name)
-        if name != "states":
-            np.testing.assert_array_equal(getattr(plain, name), getattr(out, name))
-    for got in (out, plain):
-        for array in (problem.x, problem.h0, got.y):
-            assert array is None or not np.shares_memory(got.state, array)
-    assert not np.shares_memory(out.y, out.states)
-
-    rng = np.random.default_rng(seed)
-    dy, dstate = gradients_of(rng, expected, dtype)
-    dy, dstate = dy if seed % 5 else None, dstate if seed % 3 else None
-    out.y[...] = 7  # the user's, who may do so
-    got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
-    want = REFERENCE.backward(
-        *wide,
-        expected.states,
-        None if dy is None else dy.astype(float),
-        None if dstate is None else dstate.astype(float),
+    """Compare with the reference, with a tape and without."""
+    plain = machine.backend.forward(problem, weights)
+    out = device_support.assert_agrees(
+        machine.backend, problem, weights, seed, keep_gates=keep_gates
     )
-    for name, g, w in zip(got._fields, got, want, strict=True):
-        assert_near(g, w, dtype, name)
+    assert plain.states is plain.workspace is None
+    assert not np.shares_memory(out.y, out.states)
+    for name in ("y", "state"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(out, name))
+    for array in (problem.x, problem.h0, plain.y):
+        assert array is None or not np.shares_memory(plain.state, array)
     assert machine.fake.alive("rnn") == machine.fake.alive("data") == []
     return plain
 

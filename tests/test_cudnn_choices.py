@@ -4,9 +4,10 @@ import threading
 
 import numpy as np
 import pytest
-from cudnn_support import B, H, I, Machine, T, needs_compiler
+from cuda_emulator import needs_compiler
+from cudnn_support import B, H, I, Machine, T
+from device_support import REFERENCE, assert_near, draw, wide_call
 from fake_cudnn import SMALL, STANDARD, STATIC, Refused, require
-from test_cuda_shim import REFERENCE, assert_near, draw, wide_call
 from test_native import make_spec, make_weights
 
 from fastgru import activations

@@ -1,4 +1,4 @@
-"""CupyEngine itself, over as much of CuPy's interface as it uses, on the host.
+"""The engine itself, over as much of CuPy's interface as it uses, on the host.
 
 The names and what they take are those of CuPy 14; the kernels are emulated as in test_cuda_shim.
 """
@@ -8,10 +8,11 @@ import sys
 from types import SimpleNamespace
 
 import cuda_emulator
+import fake_cupy
 import numpy as np
 import pytest
+from device_support import DROPOUTS, assert_agrees, draw
 from fake_cudnn import STREAM, FakeCudnn
-from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
 from test_native import make_spec, make_weights
 
 from fastgru._cuda import engine as engines
@@ -19,21 +20,10 @@ from fastgru._cuda import libcudnn, source
 from fastgru.backends import cuda, cuda_persistent, cudnn
 from fastgru.errors import BackendError
 
-pytestmark = pytest.mark.skipif(
-    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
-)
+pytestmark = cuda_emulator.needs_compiler
 MULTIPROCESSORS, SHARED_BYTES, WITHOUT_ASKING = 4, 227 << 10, 48 << 10
-
-
-class Array(np.ndarray):
-    """A device array: it has an address, and no way to the host but `get`."""
-
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self.ctypes.data)
-
-    def get(self):
-        return np.array(self)
+HANDLE = 9
+made = []
 
 
 class RawModule:
@@ -62,10 +52,6 @@ class RawKernel:
         self.function.shared_bytes = size
 
 
-HANDLE = 9
-made = []
-
-
 class Event:
     """Records when: every one is half a second after the one before."""
 
@@ -81,34 +67,22 @@ class Event:
 
 @pytest.fixture(autouse=True)
 def cupy(monkeypatch):
-    def new(fill):
-        return lambda shape, dtype: np.full(shape, fill, dtype).view(Array)
-
     limits = {
         "CooperativeLaunch": 1,
         "MultiProcessorCount": MULTIPROCESSORS,
         "MaxSharedMemoryPerBlockOptin": SHARED_BYTES,
     }
-    streams, bound = {}, []
-    device = SimpleNamespace(get_cublas_handle=lambda: HANDLE)
-    blas = SimpleNamespace(__file__=cuda_emulator.library_path(), setStream=streams.__setitem__)
+    module = fake_cupy.module()
+    module.streams, module.bound = {}, []
+    module.RawModule = RawModule
+    module.cuda.device = SimpleNamespace(get_cublas_handle=lambda: HANDLE)
+    module.cuda.Device = lambda: SimpleNamespace(attributes=limits)
+    module.cuda.runtime.setDevice = module.bound.append
+    module.cuda.Event = Event
+    module.cuda.get_elapsed_time = lambda start, end: end.at - start.at  # milliseconds
     driver = SimpleNamespace(occupancyMaxActiveBlocksPerMultiprocessor=lambda *_: 1)
-    module = SimpleNamespace(
-        ndarray=Array,
-        asarray=lambda values, order: np.asarray(values, order=order).view(Array),
-        empty=new(np.nan),
-        zeros=new(0),
-        RawModule=RawModule,
-        cuda=SimpleNamespace(
-            device=device,
-            Device=lambda: SimpleNamespace(attributes=limits),
-            runtime=SimpleNamespace(getDevice=lambda: 0, setDevice=bound.append),
-            get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None, ptr=STREAM),
-            Event=Event,
-            get_elapsed_time=lambda start, end: end.at - start.at,  # milliseconds
-        ),
-        streams=streams,
-        bound=bound,
+    blas = SimpleNamespace(
+        __file__=cuda_emulator.library_path(), setStream=module.streams.__setitem__
     )
     for name, value in {
         "cupy": module,
@@ -121,25 +95,10 @@ def cupy(monkeypatch):
         cached.cache_clear()
     made.clear()
     monkeypatch.setattr(engines, "_DRIVER", cuda_emulator.library_path())
+    monkeypatch.setattr(engines, "Engine", cuda_emulator.LateEngine)
     yield module
     for cached in (engines._engine, engines._module, engines._kernel):
         cached.cache_clear()
-
-
-def assert_agrees(cupy, backend, problem, weights, rng):
-    """Move a problem to the device; compare what comes with the reference."""
-    wide = wide_call(problem, weights)
-    expected = REFERENCE.forward(*wide, save=True)
-    problem.x = cupy.asarray(problem.x, order="C")
-    out = backend.forward(problem, weights, save=True)
-    dy, dstate = (rng.standard_normal(a.shape).astype(problem.spec.dtype) for a in expected[:2])
-    got = backend.backward(problem, weights, out.states, dy, dstate, out.workspace)
-    want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
-    for result, reference in ((out, expected), (got, want)):
-        for name, g, w in zip(result._fields, result, reference, strict=True):
-            if name != "workspace":
-                assert type(g) is Array
-                assert_near(g.get(), w, problem.spec.dtype, name)
 
 
 @pytest.mark.parametrize("rows", [0, 32], ids=["steps", "resident"])
@@ -153,7 +112,7 @@ def test_forward_and_backward(cupy, monkeypatch, dtype, reset_after, rows):
     backend = cuda.CudaBackend()
     for dropout, kind in zip(DROPOUTS, ["none", "steps", "lengths", "none", "steps"], strict=True):
         problem = draw(rng, spec, kind, kind == "steps", dropout, (False, True, False))
-        assert_agrees(cupy, backend, problem, weights, rng)
+        assert_agrees(backend, problem, weights, move=cupy.asarray)
     cooperative = {name for name, function in made if function.cooperative}
     when = "after" if reset_after else "before"
     assert cooperative == (set(f"steps_{when} back_{when}".split()) if rows else set())
@@ -174,7 +133,7 @@ def test_cudnn(cupy):
         *((False, "lengths", "one"), (True, "lengths", "none")),
     ):
         problem = draw(rng, spec, kind, False, dropout, (reverse, True, False))
-        assert_agrees(cupy, backend, problem, weights, rng)
+        assert_agrees(backend, problem, weights, move=cupy.asarray)
     kernels = {"pack_weights", "gather_x", "spread", "fold_dy", "keep_ended", "scatter_dx"}
     assert {name for name, _ in made} == kernels | {"unpack_weights"}
 

@@ -15,9 +15,7 @@ import fastgru
 import fastgru.backends.cudnn as cudnn_backend
 from fastgru._cuda import engine as engines
 
-pytestmark = pytest.mark.skipif(
-    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
-)
+pytestmark = cuda_emulator.needs_compiler
 B, T, I, H = 4, 6, 3, 5
 
 
@@ -76,7 +74,8 @@ def test_dlpack_producers_on_the_device(cupy, x, kind):
 
 def test_cuda_array_interface_alone(cupy, x):
     array = SimpleNamespace(__cuda_array_interface__={})
-    cupy.asarray = lambda value: fake_cupy.ndarray(x) if value is array else value
+    inner = cupy.asarray
+    cupy.asarray = lambda value, **how: inner(x if value is array else value, **how)
     np.testing.assert_allclose(gru()(array).get(), gru()(x), atol=1e-6)
 
 
@@ -468,6 +467,18 @@ def test_failures_of_the_libraries_have_their_names(cupy, x, monkeypatch):
     layer.build((B, T, I))
     with pytest.raises(fastgru.BackendError, match="CUBLASError: CUBLAS_STATUS_EXECUTION_FAILED"):
         layer(cupy.asarray(x))
+    np.testing.assert_array_equal(layer.states[0].numpy(), 0)
+
+
+def test_failures_of_a_launch_are_told_once(cupy, x):
+    layer = gru(stateful=True)
+    layer.build((B, T, I))
+    cuda_emulator.shim("fail_at").value = 2  # start, then pack_x
+    with pytest.raises(fastgru.BackendError) as raised:
+        layer(cupy.asarray(x))
+    told = "pack_x: CUDA_ERROR_LAUNCH_FAILED in step 0 of 1: told to fail"
+    assert str(raised.value) == told
+    assert raised.value.__cause__ is None
     np.testing.assert_array_equal(layer.states[0].numpy(), 0)
 
 

@@ -1,10 +1,9 @@
 """The CUDA backend on a real GPU, against the reference on the host."""
 
-import copy
-
+import device_support
 import numpy as np
 import pytest
-from test_cuda_shim import DROPOUTS, REFERENCE, assert_near, draw, wide_call
+from device_support import DROPOUTS, draw
 from test_native import draw_problem, make_spec, make_weights
 
 from fastgru import activations
@@ -18,12 +17,9 @@ cupy = pytest.importorskip("cupy", reason="needs CuPy", exc_type=ImportError)
 
 @pytest.fixture(autouse=True, scope="module")
 def device():
-    try:
-        count = cupy.cuda.runtime.getDeviceCount()
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"needs a CUDA device: {error}")
-    if not count:
-        pytest.skip("needs a CUDA device")
+    reason = cuda.CudaBackend().missing()
+    if reason is not None:
+        pytest.skip(f"needs a CUDA device: {reason}")
 
 
 @pytest.fixture(params=[0, cuda_persistent.MAX_ROWS], ids=["steps", "resident"])
@@ -32,31 +28,8 @@ def path(request, monkeypatch):
     return request.param
 
 
-def on_device(problem):
-    moved = copy.copy(problem)
-    moved.x = cupy.asarray(problem.x)
-    return moved
-
-
 def assert_agrees(problem, weights, seed=1):
-    backend, dtype = cuda.CudaBackend(), problem.spec.dtype
-    wide, wide_weights = wide_call(problem, weights)
-    expected = REFERENCE.forward(wide, wide_weights, save=True)
-    moved = on_device(problem)
-    out = backend.forward(moved, weights, save=True)
-    for name in ("y", "state", "states"):
-        assert_near(getattr(out, name).get(), getattr(expected, name), dtype, name)
-    rng = np.random.default_rng(seed)
-    dy = rng.standard_normal(expected.y.shape).astype(dtype)
-    dstate = rng.standard_normal(expected.state.shape).astype(dtype)
-    got = backend.backward(
-        moved, weights, out.states, cupy.asarray(dy), cupy.asarray(dstate), out.workspace
-    )
-    want = REFERENCE.backward(
-        wide, wide_weights, expected.states, dy.astype(float), dstate.astype(float)
-    )
-    for name, g, w in zip(got._fields, got, want, strict=True):
-        assert_near(None if g is None else g.get(), w, dtype, name)
+    device_support.assert_agrees(cuda.CudaBackend(), problem, weights, seed, move=cupy.asarray)
 
 
 @pytest.mark.parametrize("seeds", [range(k, k + 25) for k in range(0, 500, 25)], ids=str)

@@ -26,9 +26,6 @@ from fastgru._cuda import source
 from fastgru.backends import cuda_persistent
 
 SMALL = Shape(3, 7, 5, 8)
-emulated = pytest.mark.skipif(
-    not cuda_emulator.COMPILER, reason="needs g++ to compile the emulated kernels"
-)
 OPTIONS = (PLAIN, HOLES, BEFORE, DROPOUT)
 
 
@@ -270,13 +267,14 @@ def gpu_has_device():
     return True
 
 
-@emulated
+@cuda_emulator.needs_compiler
 def test_the_kernel_of_barriers_comes_to_an_end():
     dtype = np.dtype("float32")
     options = source.options(dtype, activations.tanh, activations.sigmoid)
-    program = cuda_emulator.compiled(source.text("forward") + gpu_probe.BARRIERS, options)
+    engine = cuda_emulator.Kernels(source.text("forward") + gpu_probe.BARRIERS, blocks=3)
     arrived = np.zeros(1, np.uint32)
-    cuda_emulator.launch(program, "many_barriers", 3, 64, [arrived, 5])
+    engine.launch_resident("many_barriers", options, 3, 64, 0, (arrived, 5))
+    assert arrived[0] == 3 * 5
 
 
 # -- on the emulated device: what is asked of fastgru is there, and answers ------------------------
@@ -285,10 +283,9 @@ def test_the_kernel_of_barriers_comes_to_an_end():
 @pytest.fixture
 def cupy(monkeypatch):
     how = {"blocks": 3, "shared_bytes": 1 << 16}
-    engine = fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, **how)
+    fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem, **how)
     module = sys.modules["cupy"]
     module.__name__, module.__version__ = "cupy", "emulated"
-    module.cuda.get_current_stream = lambda: engine
     module.cuda.runtime.memGetInfo = lambda: (2**30, 3 * 2**30)
     return module
 
@@ -301,7 +298,7 @@ class Probe(gpu_probe.Probe):
         return 100.0
 
 
-@emulated
+@cuda_emulator.needs_compiler
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_our_peer_on_the_device(cupy, option, dtype):
@@ -316,7 +313,7 @@ def test_our_peer_on_the_device(cupy, option, dtype):
         assert np.abs(y - right).max() <= TOLERANCES[dtype]
 
 
-@emulated
+@cuda_emulator.needs_compiler
 def test_the_probe_of_paths(cupy):
     probe, kept = Probe(1), (cuda_persistent.MAX_ROWS, cuda_persistent.MIN_TILE)
     assert probe.paths("float32", 8, 2, 5) == {"steps": 20.0, "resident": 20.0, "tile": 2}
@@ -325,7 +322,7 @@ def test_the_probe_of_paths(cupy):
     assert kept == (cuda_persistent.MAX_ROWS, cuda_persistent.MIN_TILE)
 
 
-@emulated
+@cuda_emulator.needs_compiler
 def test_the_probe_of_memory_and_bits(cupy):
     probe = Probe(1)
     same = {"after 10": 2048.0, "after 12": 2048.0}
@@ -333,7 +330,7 @@ def test_the_probe_of_memory_and_bits(cupy):
     assert probe.repeats("float32", 8, 2) == {"forward": True, "training": True}
 
 
-@emulated
+@cuda_emulator.needs_compiler
 @pytest.mark.parametrize("math", ["float32", "tf32", "float16"])
 def test_the_probe_of_cudnn(cupy, monkeypatch, math):
     fake_cudnn = pytest.importorskip("fake_cudnn", reason="comes with the cuDNN backend")

@@ -1,11 +1,11 @@
 """The cuDNN backend on a real GPU, against the reference on the host."""
 
-import copy
 import itertools
 
+import device_support
 import numpy as np
 import pytest
-from test_cuda_shim import REFERENCE, assert_near, draw, wide_call
+from device_support import REFERENCE, assert_near, draw, moved, wide_call
 from test_native import make_spec, make_weights
 
 from fastgru.backends import cudnn
@@ -20,35 +20,13 @@ ALGORITHMS = {"standard": cudnn.STANDARD, "static": cudnn.STATIC, "small": cudnn
 
 @pytest.fixture(autouse=True, scope="module")
 def device():
-    reason = cudnn.missing()
+    reason = cudnn.CudnnBackend().missing()
     if reason is not None:
         pytest.skip(f"needs a device and cuDNN: {reason}")
 
 
-def on_device(problem):
-    moved = copy.copy(problem)
-    moved.x = cupy.asarray(problem.x)
-    moved.h0 = None if problem.h0 is None else cupy.asarray(problem.h0)
-    return moved
-
-
-def assert_agrees(backend, problem, weights, seed=1):
-    dtype = problem.spec.dtype
-    assert backend.supports(on_device(problem)) is None
-    wide = wide_call(problem, weights)
-    expected = REFERENCE.forward(*wide, save=True)
-    moved = on_device(problem)
-    out = backend.forward(moved, weights, save=True)
-    for name in ("y", "state", "states"):
-        assert_near(getattr(out, name).get(), getattr(expected, name), dtype, name)
-    rng = np.random.default_rng(seed)
-    dy = rng.standard_normal(expected.y.shape).astype(dtype)
-    dstate = rng.standard_normal(expected.state.shape).astype(dtype)
-    given = (cupy.asarray(dy), cupy.asarray(dstate))
-    got = backend.backward(moved, weights, out.states, *given, out.workspace)
-    want = REFERENCE.backward(*wide, expected.states, dy.astype(float), dstate.astype(float))
-    for name, g, w in zip(got._fields, got, want, strict=True):
-        assert_near(None if g is None else g.get(), w, dtype, name)
+def assert_agrees(problem, weights, seed=1):
+    device_support.assert_agrees(cudnn.CudnnBackend(), problem, weights, seed, move=cupy.asarray)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -61,7 +39,7 @@ def test_grid(units, kind, dtype):
     flags = itertools.product([False, True], repeat=3)
     for seed, (dropout, flag) in enumerate(itertools.product(["none", "one"], flags)):
         problem = draw(rng, spec, kind, False, dropout, flag, (17, 9))
-        assert_agrees(cudnn.CudnnBackend(), problem, weights, seed)
+        assert_agrees(problem, weights, seed)
 
 
 @pytest.mark.parametrize("lengths", [[0, 6, 3, 0, 1], [0, 4, 4, 0, 4], [4] * 5], ids=str)
@@ -73,7 +51,7 @@ def test_rows_without_a_step(lengths):
         problem = draw(rng, spec, "none", False, "none", flags, (5, 6))
         problem.mask = plan_mask(None, lengths, 5, 6)
         problem.x[~problem.mask.valid(6)] = np.nan
-        assert_agrees(cudnn.CudnnBackend(), problem, weights)
+        assert_agrees(problem, weights)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -86,7 +64,7 @@ def test_every_algorithm(monkeypatch, algorithm, dtype):
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "none", False, "none", (False, True, False), (8, 20))
     try:
-        assert_agrees(cudnn.CudnnBackend(), problem, weights)
+        assert_agrees(problem, weights)
     except BackendError as error:
         if not error.__cause__.not_supported:
             raise
@@ -97,7 +75,7 @@ def test_long_sequence():
     spec = make_spec(3, 16)
     rng = np.random.default_rng(4)
     x = rng.standard_normal((2, 65537, 3)).astype("float32")
-    assert_agrees(cudnn.CudnnBackend(), GRUProblem(spec, x, None, NO_MASK), make_weights(rng, spec))
+    assert_agrees(GRUProblem(spec, x, None, NO_MASK), make_weights(rng, spec))
 
 
 @pytest.mark.parametrize("kind", ["none", "lengths"])
@@ -109,14 +87,14 @@ def test_both_directions_at_once(kind):
         draw(rng, spec, kind, False, "none", (bool(d), True, False), (6, 7)) for d in range(2)
     )
     other.x, other.mask = one.x, one.mask
-    moved = [on_device(half) for half in (one, other)]
-    moved[1].x = moved[0].x
+    halves = [moved(half, cupy.asarray) for half in (one, other)]
+    halves[1].x = halves[0].x
     backend = cudnn.CudnnBackend()
-    assert backend.supports_both(moved) is None
-    outs = backend.forward_both(moved, weights, save=True)
+    assert backend.supports_both(halves) is None
+    outs = backend.forward_both(halves, weights, save=True)
     dys = [rng.standard_normal(out.y.shape).astype("float32") for out in outs]
     given = [cupy.asarray(dy) for dy in dys]
-    grads = backend.backward_both(moved, weights, given, (None, None), outs[0].workspace)
+    grads = backend.backward_both(halves, weights, given, (None, None), outs[0].workspace)
     dx = 0
     for half, w, out, dy, grad in zip((one, other), weights, outs, dys, grads, strict=True):
         wide = wide_call(half, w)
@@ -149,10 +127,10 @@ def test_products_are_rounded_only_where_that_is_asked_for():
     weights = make_weights(rng, spec)
     x = rng.standard_normal((64, 4, 512)).astype("float32")
     problem = GRUProblem(spec, x, None, NO_MASK)
-    assert_agrees(cudnn.CudnnBackend(), problem, weights)
+    assert_agrees(problem, weights)
     if int(cupy.cuda.Device().compute_capability) < 80:
         pytest.skip("this device has no TF32")
     rounded = GRUProblem(spec._replace(precision="tf32"), x, None, NO_MASK)
-    got = cudnn.CudnnBackend().forward(on_device(rounded), weights).y.get()
+    got = cudnn.CudnnBackend().forward(moved(rounded, cupy.asarray), weights).y.get()
     exact = REFERENCE.forward(*wide_call(problem, weights)).y
     assert 1e-5 < np.abs(got - exact).max() < 1e-2

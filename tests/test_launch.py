@@ -5,14 +5,14 @@ import itertools
 
 import numpy as np
 import pytest
-from cuda_emulator import COMPILER, Emulator, compiled, function, library, library_path, shim
+from cuda_emulator import Kernels, library, library_path, needs_compiler, shim
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda.engine import Each, Launch, Product, each
 from fastgru._native._launch import Program
 from fastgru.errors import BackendError
 
-pytestmark = pytest.mark.skipif(not COMPILER, reason="needs g++ to compile the emulated kernels")
+pytestmark = needs_compiler
 
 # out += scale * part, and what says that this launch has run
 ADD = """typedef long long Long;
@@ -20,23 +20,14 @@ extern "C" __global__ void add(float *out, const float *part, Long scale, Long *
     if (threadIdx.x < 3) out[threadIdx.x] += scale * part[threadIdx.x];
     if (threadIdx.x == 0) *seen = blockIdx.x + 10 * gridDim.x;
 }"""
-TWICE = """struct Pair { long long a, b; };
+TWICE = """
+struct Pair { long long a, b; };
 extern "C" __global__ void twice(Pair pair, long long *out) { *out = 2 * pair.a + pair.b; }"""
-
-
-class Engine(Emulator):
-    """Kernels of this file, by name."""
-
-    def _function(self, name, options):
-        if (name, ()) not in self._made:
-            program = compiled({"add": ADD, "twice": TWICE}[name], ())
-            self._made[name, ()] = function(program, name, blocks_at_once=2, shared_bytes=64)
-        return ctypes.addressof(self._made[name, ()])
 
 
 @pytest.fixture
 def engine():
-    yield Engine()
+    yield Kernels(ADD + TWICE, blocks=2, shared_bytes=64)
     shim("fail_at").value = 0
 
 
@@ -111,14 +102,23 @@ def test_a_failure_is_told(engine, failing):
 
 
 def test_a_grid_that_does_not_fit_is_refused(engine):
+    """And it is told without what an older failure had to say."""
     out, seen = np.zeros(3, "float32"), np.zeros(1, "int64")
     arguments = (out, out + 1, 1, seen)
-    engine.launch_resident("add", (), 1, 32, 64, arguments)
-    with pytest.raises(BackendError, match=r"^add: CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE"):
+    engine.launch_resident("add", (), 2, 32, 64, arguments)
+    assert seen.tolist() == [21]  # block 1 of 2
+    seen[0] = 0
+    shim("fail_at").value = 1
+    with pytest.raises(BackendError, match=r"LAUNCH_FAILED in step 0 of 1: told to fail$"):
+        engine.launch_resident("add", (), 2, 32, 64, arguments)
+    where = "in step 0 of 1: $"
+    with pytest.raises(
+        BackendError, match=f"^add: CUDA_ERROR_COOPERATIVE_LAUNCH_TOO_LARGE {where}"
+    ):
         engine.launch_resident("add", (), 3, 32, 64, arguments)
-    with pytest.raises(BackendError, match=r"^add: CUDA_ERROR_INVALID_VALUE"):
-        engine.launch_resident("add", (), 1, 32, 65, arguments)
-    assert out.tolist() == [1, 1, 1]
+    with pytest.raises(BackendError, match=f"^add: CUDA_ERROR_INVALID_VALUE {where}"):
+        engine.launch_resident("add", (), 2, 32, 65, arguments)
+    assert seen.tolist() == [0]
 
 
 def test_a_status_without_a_name():

@@ -1,7 +1,7 @@
 """What the CUDA backend computes with: CuPy's arrays, cuBLAS, and the kernels of `source`.
 
-`Engine` is the protocol; `CupyEngine` keeps it on a device, and the tests' emulator on the host, so
-that the same backend code runs on both. CuPy is imported by the first call of `current`.
+CuPy is imported by the first call of `current`. The tests' emulator is an `Engine` as well, with
+NumPy's arrays and the same kernels compiled for the host, so that the same backend code runs there.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import copy
 import ctypes
 import functools
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -72,75 +72,11 @@ class Product(NamedTuple):
     out: Any
 
 
-class Engine(Protocol):
-    """Arrays, products and kernels of one device; all work is on the caller's current stream."""
+class Engine:
+    """Arrays, products and kernels of the CUDA device that is current, now and at every use.
 
-    def array(self, values: Any) -> Any:
-        """Return ``values`` as a C-contiguous array of this device, itself if it is one."""
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """Return a new C-contiguous array with any contents."""
-
-    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        """Return a new C-contiguous array of zeros."""
-
-    def address(self, array: Any) -> int:
-        """Return where an array's first element is; 0 for None."""
-
-    def synchronize(self) -> None:
-        """Wait until what was asked for is done, so that other streams may read it."""
-
-    def stream(self) -> int:
-        """Return the caller's current stream, as libraries take it."""
-
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long the device takes for what ``work`` asks of it, and wait for it."""
-
-    def with_tf32(self) -> Engine:
-        """Return the same engine, but its products of float32 may round operands to TF32."""
-
-    def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
-        """Do what ``calls`` says, in order, ``steps`` times.
-
-        Raises
-        ------
-        BackendError
-            Names the function that failed, its status, and the step.
-        """
-
-    def gemm(self, a: Any, b: Any, out: Any) -> None:
-        """Do one `Product`, of matrices that may be empty; zeros where k is 0."""
-
-    def launch(
-        self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
-    ) -> None:
-        """Do one `Launch`."""
-
-    def residency(self) -> tuple[int, int]:
-        """Return the multiprocessors, and the bytes of shared memory that a block can have.
-
-        No multiprocessors where the device cannot launch blocks that wait for each other.
-        """
-
-    def resident_blocks(
-        self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
-    ) -> int:
-        """Return how many blocks of one of `source.RESIDENT` the device holds at a time."""
-
-    def launch_resident(
-        self,
-        name: str,
-        options: tuple[str, ...],
-        blocks: int,
-        threads: int,
-        shared_bytes: int,
-        arguments: Sequence[Any],
-    ) -> None:
-        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
-
-
-class CupyEngine:
-    """The engine of the CUDA device that is current when it is made, and whenever it is used."""
+    All work is on the caller's current stream.
+    """
 
     _THREADS = 128
     _compute_type = _COMPUTE_TYPE
@@ -161,10 +97,9 @@ class CupyEngine:
         self._cupy, self._cublas = cupy, cublas
         self._occupancy = driver.occupancyMaxActiveBlocksPerMultiprocessor
         self._handle = device.get_cublas_handle
-        # CuPy's cuBLAS is the one that its extension is
-        # linked with, where dlsym looks too: whatever its version is, and wherever it lies.
+        # CuPy's cuBLAS is the one that its extension is linked with, where dlsym looks too:
+        # whatever its version is, and wherever it lies.
         self._functions = _Functions(ctypes.CDLL(_DRIVER), ctypes.CDLL(cublas.__file__))
-        self.empty, self.zeros = cupy.empty, cupy.zeros
         limits = cupy.cuda.Device().attributes
         self._residency: tuple[int, int] = (0, 0)
         if limits["CooperativeLaunch"]:
@@ -181,6 +116,14 @@ class CupyEngine:
     def array(self, values: Any) -> Any:
         """Return ``values`` as a C-contiguous array of this device, itself if it is one."""
         return self._cupy.asarray(values, order="C")
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Return a new C-contiguous array with any contents."""
+        return self._cupy.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: np.dtype) -> Any:
+        """Return a new C-contiguous array of zeros."""
+        return self._cupy.zeros(shape, dtype)
 
     def address(self, array: Any) -> int:
         """Return where an array's first element is; 0 for None."""
@@ -203,14 +146,20 @@ class CupyEngine:
         end.synchronize()
         return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1000  # CuPy has milliseconds
 
-    def with_tf32(self) -> CupyEngine:
+    def with_tf32(self) -> Engine:
         """Return the same engine, but its products of float32 may round operands to TF32."""
         engine = copy.copy(self)
         engine._compute_type = _TF32
         return engine
 
     def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
-        """Do what ``calls`` says, in order, ``steps`` times."""
+        """Do what ``calls`` says, in order, ``steps`` times.
+
+        Raises
+        ------
+        BackendError
+            Names the function that failed, its status, and the step.
+        """
         program = Program(*self._functions.addresses)
         names, products = [], False
         for call in calls:
@@ -240,7 +189,10 @@ class CupyEngine:
         self.repeat(1, [Launch(name, options, size, arguments)])
 
     def residency(self) -> tuple[int, int]:
-        """Return the multiprocessors, and the bytes of shared memory that a block can have."""
+        """Return the multiprocessors, and the bytes of shared memory that a block can have.
+
+        No multiprocessors where the device cannot launch blocks that wait for each other.
+        """
         return self._residency
 
     def launch_resident(
@@ -350,7 +302,7 @@ class _Functions:
         return name.decode() if name else f"status {status}"
 
 
-def current() -> CupyEngine:
+def current() -> Engine:
     """Return the engine of CuPy's current device, to which it binds the calling thread."""
     import cupy
 
@@ -392,8 +344,8 @@ def reported() -> Iterator[None]:
 
 
 @functools.cache
-def _engine(device: int) -> CupyEngine:
-    return CupyEngine()
+def _engine(device: int) -> Engine:
+    return Engine()
 
 
 @functools.cache

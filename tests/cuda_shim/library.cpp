@@ -11,13 +11,13 @@
 
 struct Function {
     const char *(*run)(const shim::Launch *launch); /* NAME_run of a kernel */
-    shim::Region *regions;   /* what blocks share and see late; may be NULL */
+    int32_t schedule;          /* as in shim::Launch */
+    uint32_t threads;          /* in a block, instead of those asked for; 0: those */
+    uint32_t blocks_at_once;   /* that a cooperative launch may have */
+    uint32_t shared_bytes;     /* that a block may have */
+    uint32_t cooperative;      /* how often it was launched like that */
     uint32_t regions_count;
-    int32_t schedule;        /* as in shim::Launch */
-    uint32_t threads;        /* in a block, instead of those asked for; 0: those */
-    uint32_t blocks_at_once; /* that a cooperative launch may have */
-    uint32_t shared_bytes;   /* that a block may have */
-    uint32_t cooperative;    /* how often it was launched like that */
+    shim::Region regions[24];  /* what blocks share and see late */
 };
 
 enum { INVALID_VALUE = 1, LAUNCH_FAILED = 719, COOPERATIVE_LAUNCH_TOO_LARGE = 720 };
@@ -38,19 +38,22 @@ extern "C" const char *shim_message() { return message.c_str(); }
 
 static bool to_fail() { return shim_fail_at && --shim_fail_at == 0; }
 
-static int launch(const Function *f, unsigned blocks, unsigned threads, unsigned shared_bytes,
-                  void *stream, void **arguments) {
+static int launch(Function *f, dim3 grid, dim3 block, unsigned shared_bytes, void *stream,
+                  void **arguments, bool cooperative) {
     shim_launches++;
     shim_stream = stream;
     message = to_fail() ? "told to fail" : "";
     if (!message.empty())
         return LAUNCH_FAILED;
-    if (!blocks || !threads || shared_bytes > f->shared_bytes)
+    if (cooperative && grid.x > f->blocks_at_once)
+        return COOPERATIVE_LAUNCH_TOO_LARGE;
+    if (!grid.x || grid.y != 1 || grid.z != 1 || !block.x || block.y != 1 || block.z != 1 ||
+        shared_bytes > f->shared_bytes)
         return INVALID_VALUE;
-    const shim::Launch launch = {arguments, f->regions, f->regions_count, blocks,
-                                 f->threads ? f->threads : threads, shared_bytes, f->schedule,
-                                 shim_seed++};
-    const char *error = f->run(&launch);
+    const shim::Launch how = {arguments, f->regions, f->regions_count, grid.x,
+                              f->threads ? f->threads : block.x, shared_bytes, f->schedule,
+                              shim_seed++};
+    const char *error = f->run(&how);
     message = error ? error : "";
     return error ? LAUNCH_FAILED : 0;
 }
@@ -58,9 +61,9 @@ static int launch(const Function *f, unsigned blocks, unsigned threads, unsigned
 extern "C" int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z,
                               unsigned block_x, unsigned block_y, unsigned block_z,
                               unsigned shared_bytes, void *stream, void **arguments, void **extra) {
-    if (grid_y != 1 || grid_z != 1 || block_y != 1 || block_z != 1 || extra)
-        return INVALID_VALUE;
-    return launch((const Function *)function, grid_x, block_x, shared_bytes, stream, arguments);
+    return extra ? INVALID_VALUE
+                 : launch((Function *)function, {grid_x, grid_y, grid_z},
+                          {block_x, block_y, block_z}, shared_bytes, stream, arguments, false);
 }
 
 extern "C" int cuLaunchCooperativeKernel(void *function, unsigned grid_x, unsigned grid_y,
@@ -69,10 +72,8 @@ extern "C" int cuLaunchCooperativeKernel(void *function, unsigned grid_x, unsign
                                          void **arguments) {
     Function *f = (Function *)function;
     f->cooperative++;
-    if (grid_x > f->blocks_at_once)
-        return COOPERATIVE_LAUNCH_TOO_LARGE;
-    return cuLaunchKernel(function, grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes,
-                          stream, arguments, nullptr);
+    return launch(f, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, stream,
+                  arguments, true);
 }
 
 extern "C" int cuGetErrorName(int status, const char **name) {
