@@ -13,7 +13,7 @@ def show_config() -> None:
 
     import fastgru
     from fastgru import dispatch
-    from fastgru._cuda import engine
+    from fastgru._cuda import engine, libcudnn
     from fastgru.backends import cpu
 
     rows = {
@@ -26,6 +26,7 @@ def show_config() -> None:
         "threads": str(fastgru.get_num_threads()),
         "backends": ", ".join(dispatch.available()),
         "gpu": engine.missing() or engine.current().describe(),
+        "cudnn": libcudnn.missing() or f"version {libcudnn.load().getVersion()}",
     }
     width = max(map(len, rows))
     for key, value in rows.items():

@@ -115,3 +115,26 @@ def test_nothing_is_brought_along(first_call):
     cythons_own = re.compile(r"_cython_\w+|cython_runtime|Cython|cython|_cyutility")
     added = {name for name in ours - below if not cythons_own.fullmatch(name)}
     assert {name for name in added if name.partition(".")[0] != "fastgru"} == set()
+
+
+def test_without_the_extensions():
+    """NumPy alone computes, and what is missing is said."""
+    said = subprocesses.run_python("""
+        import sys
+
+        class NotBuilt:
+            def find_spec(self, name, path=None, target=None):
+                if name.startswith("fastgru._native."):
+                    raise ImportError(f"{name} is not built")
+
+        sys.meta_path.insert(0, NotBuilt())
+        import fastgru, numpy
+
+        layer = fastgru.GRU(3)
+        print(layer(numpy.ones((2, 3, 4), "float32")).shape)
+        print(layer.explain(numpy.ones((2, 3, 4), "float32")))
+        fastgru.show_config()
+    """)
+    assert said.startswith("(2, 3)")
+    assert "served by: reference" in said
+    assert "is not built" in said

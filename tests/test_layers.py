@@ -448,7 +448,7 @@ def test_show_config_prints(capsys):
     assert np.__version__ in table["numpy"]
     assert str(fastgru.get_num_threads()) in table["threads"]
     assert "reference" in table["backends"]
-    assert {"scipy", "python", "machine", "gpu"} <= set(table)
+    assert {"scipy", "python", "machine", "gpu", "cudnn"} <= set(table)
 
 
 @pytest.mark.parametrize("stateful", [False, True])

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru._cuda import source
-from fastgru._native._launch import Program
 from fastgru.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+    from fastgru._native._launch import Program
 
 # cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
 _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
@@ -160,7 +161,7 @@ class Engine:
         BackendError
             Names the function that failed, its status, and the step.
         """
-        program = Program(*self._functions.addresses)
+        program = self._functions.program()
         names, products = [], False
         for call in calls:
             if isinstance(call, Product):
@@ -206,7 +207,7 @@ class Engine:
     ) -> None:
         """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
         function = self._function(name, options)
-        program, slots = Program(*self._functions.addresses), self._slots(name, arguments)
+        program, slots = self._functions.program(), self._slots(name, arguments)
         program.add_kernel(function, blocks, threads, shared_bytes, True, slots)
         self._issue(program, 1, [name], False)
 
@@ -291,6 +292,13 @@ class _Functions:
             ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions
         ]
 
+    def program(self) -> Program:
+        """Return an empty program of these functions."""
+        # Here, so that fastgru can be imported where its extensions are not built.
+        from fastgru._native._launch import Program
+
+        return Program(*self.addresses)
+
     def status_name(self, caller: str, status: int) -> str:
         """Return the name of a status that cublasGemmEx, or the launch of a kernel, returned."""
         if caller == "cublasGemmEx":
@@ -321,8 +329,10 @@ def missing() -> str | None:
             import cupy
 
             cupy.cuda.runtime.getDevice()
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         return f"CuPy is missing ({error}); pip install 'fastgru[cuda12]' or 'fastgru[cuda13]'"
+    except ImportError as error:  # of a library of CUDA's, of which CuPy says much
+        return f"CuPy cannot be imported: {str(error).strip().partition(chr(10))[0]}"
     except BackendError as error:
         return str(error)
     return None
