@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 
 import fastgru
-from fastgru.io import from_keras, load_keras_weights
+from fastgru.io import from_keras, load_keras_weights, to_keras_weights
 
 DATA = Path(__file__).parent / "data" / "keras"
 SOURCES = ["before.h5", "before.keras", "nested.h5", "cudnn.h5", "cudnn.keras", "cudnn_weights.h5"]
+OWN = "own.weights.h5"  # written at the start, with a layer called "two" as in cudnn_weights.h5
+SOURCES.append(OWN)
 SECONDS, BYTES = 2, 500 << 20
 HOSTILE = [
     *(
@@ -152,7 +154,7 @@ def case(seed, folder):
     rng = random.Random(seed)
     source = rng.choice(SOURCES)
     path = folder / f"case_{seed}{Path(source).suffix}"
-    data = (DATA / source).read_bytes()
+    data = ((folder if source == OWN else DATA) / source).read_bytes()
     if source.endswith(".h5") or rng.random() < 0.3:
         path.write_bytes(altered(data, rng))
         return path, source
@@ -166,10 +168,14 @@ def case(seed, folder):
     return path, source
 
 
+def two():
+    return fastgru.Bidirectional(fastgru.GRU(3, return_sequences=True), name="two")
+
+
 def read(path, source):
     """Read a case; the layers that come out must work."""
     if "weights" in source:
-        layer = fastgru.Bidirectional(fastgru.GRU(3, return_sequences=True), name="two")
+        layer = two()
         load_keras_weights(layer, path)
         layers = {"two": layer}
     else:
@@ -210,8 +216,11 @@ def run(first, count, folder):
     global allowed
     importlib.import_module("difflib")  # what error messages and dtypes import when first needed
     importlib.import_module("ml_dtypes")
-    for source in SOURCES:
-        read(DATA / source, source)  # BLAS, threads, and all the modules
+    model = fastgru.Sequential([fastgru.GRU(2, return_sequences=True), two()])
+    model.build((None, None, 4))
+    to_keras_weights(model, folder / OWN)
+    for source in SOURCES:  # BLAS, threads, and all the modules
+        read((folder if source == OWN else DATA) / source, source)
     sys.addaudithook(watch)
     signal.signal(signal.SIGALRM, ring)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
@@ -235,6 +244,7 @@ def run(first, count, folder):
             allowed = None
         slowest = max(slowest, time.perf_counter() - start)
         os.unlink(path)
+    os.unlink(folder / OWN)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     refused = count + len(BOMBS) - loaded
     print(json.dumps({"loaded": loaded, "refused": refused, "s": slowest, "MB": most}))

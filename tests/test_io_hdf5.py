@@ -94,6 +94,10 @@ def never_written(file):
     file.create_dataset("x", (1 << 20, 1 << 20), "f4")
 
 
+def empty_but_huge(file):
+    file.create_dataset("x", (0, 1 << 62), "f4")
+
+
 def external(file):
     file.create_dataset("x", (4,), "f4", external=[("/etc/passwd", 0, 16)])
 
@@ -138,6 +142,7 @@ def committed_type(file):
         (compressed, "expected an array in one piece"),
         (bomb, "expected an array in one piece"),
         (never_written, "it would end beyond the file's"),
+        (empty_but_huge, "expected the 0 bytes of shape (0, 4611686018427387904)"),
         (external, "expected an array in one piece in the file"),
         (virtual, "expected an array in one piece in the file"),
         (integers, "expected IEEE floats or strings, came type 0 of 8 bytes"),

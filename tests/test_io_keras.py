@@ -112,7 +112,7 @@ def nested():
     )
     x = keras.Input((T, I))
     first = gru(H, return_sequences=True, name="first")(x)
-    second = L.LSTM(2, use_cudnn=False)(first)
+    second = L.RNN([L.LSTMCell(2), L.GRUCell(2)])(L.LSTM(2, return_sequences=True)(first))
     lines = L.TimeDistributed(gru(2), name="rows")(L.Reshape((T, H, 1))(first))
     outputs = [first, middle(first), second, gru(2, name="last")(lines)]
     return randomised(keras.Model(x, outputs, name="outer"))
@@ -151,6 +151,39 @@ def test_frozen_parts(form, tmp_path):
     np.testing.assert_allclose(ours["both"](y), np.asarray(theirs(X)), rtol=0, atol=1e-5)
 
 
+def test_frozen_models(tmp_path):
+    """Where a model is not trainable nothing in it is, and the order is again that of places."""
+    both = L.Bidirectional(gru(), backward_layer=gru(go_backwards=True), name="both")
+    part = keras.Sequential([keras.Input((T, I)), both], name="part")
+    theirs = model_of(part)
+    part.trainable = False
+    both.trainable, both.forward_layer.trainable = True, False
+    ours = fastgru.io.from_keras(saved(theirs, tmp_path, ".h5"), "part/both")
+    np.testing.assert_allclose(ours(X), np.asarray(theirs(X)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_layers_of_one_name_in_different_models(form, tmp_path):
+    def part(name):
+        return keras.Sequential([keras.Input((T, I)), gru(name="it")], name=name)
+
+    x = keras.Input((T, I))
+    whole = keras.Model(x, [part("a")(x), part("b")(x)], name="whole")
+    theirs = randomised(keras.Model(x, whole(x)))
+    ours = fastgru.io.from_keras(saved(theirs, tmp_path, form))
+    assert list(ours) == ["whole/a/it", "whole/b/it"]
+    for layer, y in zip(ours.values(), theirs(X), strict=True):
+        np.testing.assert_allclose(layer(X), np.asarray(y), rtol=0, atol=1e-5)
+
+
+def without_numbers(config):
+    """Leave out the numbers by which Keras knows objects that it writes twice."""
+    if isinstance(config, dict):
+        items = config.items()
+        return {k: without_numbers(v) for k, v in items if k != "shared_object_id"}
+    return [without_numbers(v) for v in config] if isinstance(config, list) else config
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_layer_that_models_share(form, tmp_path):
     """Keras 3 writes it once, for the model that comes first."""
@@ -164,6 +197,23 @@ def test_a_layer_that_models_share(form, tmp_path):
     assert list(ours) == ["other/shared", "part/shared", "shared"]
     for layer, y in zip(ours.values(), theirs(X), strict=True):
         np.testing.assert_allclose(layer(X), np.asarray(y), rtol=0, atol=1e-5)
+
+
+def test_nobody_guesses_which_layer_is_shared(tmp_path):
+    shared = gru(name="shared")
+    x = keras.Input((T, I))
+    other = keras.Model(x, gru(name="shared")(x), name="other")
+    part = keras.Model(x, shared(x), name="part")
+    theirs = randomised(keras.Model(x, [other(x), part(x), shared(x)]))
+
+    def edit(layers):
+        layers[:] = without_numbers(layers)
+
+    path = changed(saved(theirs, tmp_path, ".keras"), tmp_path / "new.keras", edit)
+    ours = fastgru.io.from_keras(path, "part/shared")
+    np.testing.assert_allclose(ours(X), np.asarray(theirs(X)[1]), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="shared: expected weights at layers/gru/cell/vars"):
+        fastgru.io.from_keras(path, "shared")
 
 
 def test_a_lambda_is_passed_over(tmp_path):

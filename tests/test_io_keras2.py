@@ -170,7 +170,7 @@ def test_keras_1(nine, tmp_path):
     assert np.array_equal(ours(X), judge(X))
 
 
-def test_tf_keras_2_12_called_the_groups_otherwise(tmp_path):
+def test_early_tf_keras_called_the_groups_otherwise(tmp_path):
     with zipfile.ZipFile(DATA / "before.keras") as archive:
         (tmp_path / "weights.h5").write_bytes(archive.read("model.weights.h5"))
         config = archive.read("config.json")

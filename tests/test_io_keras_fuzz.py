@@ -12,7 +12,7 @@ from pathlib import Path
 import keras_fuzz
 import subprocesses
 
-COUNT = 60_000 if os.environ.get("FASTGRU_EXHAUSTIVE") == "1" else 1_200
+COUNT = 70_000 if os.environ.get("FASTGRU_EXHAUSTIVE") == "1" else 1_200
 
 
 def test_altered_files(tmp_path):

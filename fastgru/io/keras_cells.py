@@ -31,7 +31,6 @@ _SNAKES = (
     (StackedRNNCells, "stacked_rnn_cells"),
 )
 
-
 # What constructors raise for values that make no sense: RecursionError for a thousand brackets,
 # BackendError for bfloat16 without ml_dtypes.
 _REFUSALS = (
@@ -103,9 +102,9 @@ def sequential_groups(model: Sequential) -> list[str]:
 
 
 def keras3_arrays(root: Group, group: str) -> list[np.ndarray]:
-    """Read one cell's arrays from a weights file of Keras 3, or of tf.keras from 2.12 on.
+    """Read one cell's arrays from a weights file of Keras 3, or of tf.keras' ``.keras`` files.
 
-    tf.keras 2.12 called ``layers`` otherwise, and CuDNNGRU has no cell.
+    Early ones, which Keras 3 reads too, call ``layers`` otherwise; CuDNNGRU has no cell.
     """
     old = group.replace("layers/", "_layer_checkpoint_dependencies/")
     for place in (group, group.removesuffix("cell/"), old, old.removesuffix("cell/")):
@@ -245,8 +244,15 @@ def _build(layer: Any, cells: list[GRUCell], weights: list[list[np.ndarray]]) ->
             cell.adopt(*(as_array(array, dtype, cell.name) for array in arrays))
         layer.build((None, None, weights[0][0].shape[0]))
     except (TypeError, ValueError):
-        for cell in cells:
-            cell.forget()
-        for part in (layer, *getattr(layer, "layers", ()), *getattr(layer, "halves", ())):
-            part.built = False
+        _forget(layer)
         raise
+
+
+def _forget(layer: Any) -> None:
+    """Take a layer, and all that is in it, back to before it was built."""
+    layer.built = False
+    if isinstance(layer, GRUCell):
+        layer.forget()
+    parts = [part for name in ("layers", "halves", "cells") for part in getattr(layer, name, ())]
+    for part in [*parts, layer.cell] if isinstance(layer, RNN) else parts:
+        _forget(part)

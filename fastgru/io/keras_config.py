@@ -163,7 +163,7 @@ def ours(layer: Any) -> Any:
     if "output_dim" in config:
         old = {key: config[key] for key in _KERAS_1_KEPT if key in config}
         old.update((new, config[key]) for key, new in _KERAS_1.items() if key in config)
-        config = {**old, "implementation": 1, "reset_after": False}
+        config = {**old, "implementation": 1}  # so it is no Keras 3; one dropout mask for each gate
     if class_name == "CuDNNGRU":
         class_name, config = "GRU", {**config, **_CUDNN}
     config.pop("num_constants", None)  # tf.keras' RNN: how many inputs are no sequences
