@@ -129,7 +129,7 @@ ATTACKS = {
     "BUILD on a tensor": tensor("0", 60, (12, 5), (5, 1)) + b"}b",
     "OrderedDict of pairs": b"ccollections\nOrderedDict\n](K\1K\2\x86eq\x05\x85R",
     "a tuple as key": b"}" + nested_tuples(1) + b"Ns",
-    "tuples too deep to hash": b"}" + nested_tuples(1_000_000) + b"Ns",
+    "tuples too deep to hash": b"}" + nested_tuples(300_000) + b"Ns",
     "tuples too many to hash": b"}" + doubled_tuples(60) + b"Ns",
     "a dict as key": b"}}Ns",
     "a number as container": b"K\1K\2K\3s",
@@ -178,7 +178,7 @@ def test_pickles_that_are_no_state_dict(tmp_path, name, monkeypatch):
     finally:
         tracemalloc.stop()
     assert most < 200 << 20
-    assert time.perf_counter() - start < 30  # the file of a megabyte takes 5 under tracemalloc
+    assert time.perf_counter() - start < 20  # tracemalloc makes it ten times slower
 
 
 def test_the_good_weights_of_that_test_are_read(tmp_path):
@@ -345,7 +345,7 @@ def test_overlapping_members(tmp_path):
     for offset in (second, second + 5, 0):
         struct.pack_into("<I", data, starts[2] + 42, offset)
         path.write_bytes(data)
-        refused(path, "overlaps|cannot be unpacked|damaged")
+        refused(path, "overlaps another member")
 
 
 def test_sizes_that_the_directory_makes_up(tmp_path):

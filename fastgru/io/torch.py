@@ -237,8 +237,8 @@ def _sizes(where: str, group: _Group) -> _Sizes:
     if len(shapes) != 2 or any(len(shape) != 2 for shape in shapes) or shapes[1][1] < 1:
         raise ValueError(
             f"{where}: expected {group.key((0, 0), 'weight_ih')} (3H, I) and "
-            f"{group.key((0, 0), 'weight_hh')} (3H, H), came shapes {shapes} of {sorted(first)}; take "
-            "weight_norm and the like out before saving"
+            f"{group.key((0, 0), 'weight_hh')} (3H, H), came shapes {shapes} of {sorted(first)}; "
+            "take weight_norm and the like out before saving"
         )
     inputs, units = shapes[0][1], shapes[1][1]
     dtypes = set()
