@@ -89,7 +89,7 @@ def load_pickle(data: bytes, where: str) -> Any:
     try:
         return machine.run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: damaged at byte {machine.at} ({error})") from None
+        raise ValueError(f"{where}: damaged or cut short at byte {machine.at} ({error})") from None
 
 
 class _Machine:
