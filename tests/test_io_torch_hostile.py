@@ -129,13 +129,14 @@ ATTACKS = {
     "BUILD on a tensor": tensor("0", 60, (12, 5), (5, 1)) + b"}b",
     "OrderedDict of pairs": b"ccollections\nOrderedDict\n](K\1K\2\x86eq\x05\x85R",
     "a tuple as key": b"}" + nested_tuples(1) + b"Ns",
-    "tuples too deep to hash": b"}" + nested_tuples(1_000_000) + b"Ns",
+    "tuples too deep to hash": b"}" + nested_tuples(300_000) + b"Ns",
     "tuples too many to hash": b"}" + doubled_tuples(60) + b"Ns",
     "a dict as key": b"}}Ns",
     "a number as container": b"K\1K\2K\3s",
     "a list appended to a dict": b"}]a",
     "too few on the stack": b"a",
     "tuple under a mark": b"K\1(\x85",
+    "an append under a mark": b"]K\1(a",
     "no mark": b"t",
     "a key without value": b"}(K\1u",
     "not in the memo": b"h\x05",
@@ -172,13 +173,16 @@ def test_pickles_that_are_no_state_dict(tmp_path, name, monkeypatch):
     tracemalloc.start()
     start = time.perf_counter()
     try:
-        for data in (b"\x80\x02" + ATTACKS[name] + b".", beside):
+        alone = b"\x80\x02" + ATTACKS[name] + b"."
+        with pytest.raises(ValueError, match="here: "):
+            load_pickle(alone, "here")
+        for data in (alone, beside):
             refused(write(tmp_path / "a.pt", data, members), "expected|damaged")
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert most < 200 << 20
-    assert time.perf_counter() - start < 30  # the file of a megabyte takes 5 under tracemalloc
+    assert time.perf_counter() - start < 20  # tracemalloc makes it ten times slower
 
 
 def test_the_good_weights_of_that_test_are_read(tmp_path):
@@ -314,6 +318,18 @@ def test_a_member_twice(tmp_path):
     refused(path, "plain unique member names, came 'archive/data/0'")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="lists open files in /proc")
+def test_a_refused_file_is_closed(tmp_path):
+    path = torch_files.write_state_dict(tmp_path / "a.pt", weights())
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo("../evil"), b"x")
+    with pytest.raises(ValueError, match="plain unique") as raised:
+        io.from_torch(path)
+    opened = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert str(path.resolve()) not in opened
+    del raised  # until here its traceback kept everything alive
+
+
 def test_compressed_members(tmp_path):
     """Torch compresses nothing, so a file is never larger unpacked than it is."""
     how = {"compression": zipfile.ZIP_DEFLATED}
@@ -345,7 +361,7 @@ def test_overlapping_members(tmp_path):
     for offset in (second, second + 5, 0):
         struct.pack_into("<I", data, starts[2] + 42, offset)
         path.write_bytes(data)
-        refused(path, "overlaps|cannot be unpacked|damaged")
+        refused(path, "overlaps another member")
 
 
 def test_sizes_that_the_directory_makes_up(tmp_path):
@@ -354,7 +370,7 @@ def test_sizes_that_the_directory_makes_up(tmp_path):
         starts, data = central_directory(path)
         struct.pack_into("<II", data, starts[3] + 20, size, size)
         (tmp_path / "b.pt").write_bytes(data)
-        refused(tmp_path / "b.pt", "expected|overlaps|unpack|beyond|bytes it should be")
+        refused(tmp_path / "b.pt", "expected|overlaps|unpack|bytes it should be")
 
 
 def test_a_storage_cut_short(tmp_path):
@@ -367,7 +383,7 @@ def test_files_cut_at_every_byte(tmp_path):
     whole = (DATA / "bfloat16.pt").read_bytes()
     for length in range(0, len(whole), 7):
         (tmp_path / "a.pt").write_bytes(whole[:length])
-        refused(tmp_path / "a.pt", "expected|beyond")
+        refused(tmp_path / "a.pt", "expected")
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,6 @@ class Archive:
             if member.header_offset < end:
                 raise ValueError(f"{self.path}: {member.filename!r} overlaps another member")
             end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
-        if end > size:
-            raise ValueError(f"{self.path}: its members reach beyond its end; it is cut short")
 
     @property
     def names(self) -> list[str]:

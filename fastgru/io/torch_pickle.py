@@ -89,7 +89,7 @@ def load_pickle(data: bytes, where: str) -> Any:
     try:
         return machine.run()
     except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: damaged at byte {machine.at} ({error})") from None
+        raise ValueError(f"{where}: damaged or cut short at byte {machine.at} ({error})") from None
 
 
 class _Machine:
@@ -127,9 +127,7 @@ class _Machine:
     # -- what instructions are made of -----------------------------------------------------
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes."""
-        if count > len(self.data) - self.at:
-            raise IndexError(f"{count} bytes expected, {len(self.data) - self.at} left")
+        """Return the next bytes; if fewer are left, there is no next instruction either."""
         self.at += count
         return self.data[self.at - count : self.at]
 
