@@ -4,7 +4,6 @@ With FASTGRU_EXHAUSTIVE=1 the file has 4 GB and the process may have 1 GB of pri
 both are smaller. ``pytest -s`` prints the figures.
 """
 
-import os
 import subprocess
 import sys
 
@@ -16,7 +15,7 @@ import subprocesses
 import fastgru
 
 I, H, T = 256, 64, 64
-if os.environ.get("FASTGRU_EXHAUSTIVE") == "1":
+if EVERYTHING:
     ROWS, LIMIT, MORE, GROWTH = 65_536, 1 << 30, [], 300_000
 else:
     ROWS, LIMIT, MORE, GROWTH = 2_048, 400 << 20, ["--batch-size", "32"], 33_000
@@ -27,6 +26,7 @@ CHILD = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))
 from fastgru.cli import main, run
+from exhaustive import EVERYTHING
 
 def status(key):
     with open("/proc/self/status") as file:

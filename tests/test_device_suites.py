@@ -4,7 +4,6 @@ Without a GPU the device is the stand-in of `fake_cupy` and runs a part of them;
 FASTGRU_EXHAUSTIVE=1, or on a GPU, all. What they compare with, Keras included, is on the host.
 """
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +11,9 @@ from pathlib import Path
 import pytest
 import subprocesses
 from cuda_emulator import needs_compiler
+from exhaustive import EVERYTHING
 
 HERE = Path(__file__).parent
-EVERYTHING = os.environ.get("FASTGRU_EXHAUSTIVE", "0") not in ("", "0")
 
 # The fewest calls that run on the device, and the tests that cannot be about one, with the reason.
 SUITES = {

@@ -4,15 +4,15 @@ FASTGRU_EXHAUSTIVE=1 runs 10,000 cases of each kind of source instead of some hu
 """
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import keras_fuzz
 import subprocesses
+from exhaustive import EVERYTHING
 
-COUNT = 70_000 if os.environ.get("FASTGRU_EXHAUSTIVE") == "1" else 1_200
+COUNT = 70_000 if EVERYTHING else 1_200
 
 
 def test_altered_files(tmp_path):

@@ -17,6 +17,7 @@ from fastgru.io import from_onnx
 onnx = pytest.importorskip(
     "onnx", reason="the package that reads models; pip install fastgru[onnx]"
 )
+from exhaustive import EVERYTHING  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx_support import gru_node, make_model, one_node_model, random_weights  # noqa: E402
 
@@ -471,7 +472,7 @@ def test_altered_files(tmp_path):
     node = nested.graph.node.add()
     node.CopyFrom(helper.make_node("If", ["W"], ["Z"], then_branch=nested.graph))
     (tmp_path / "nested.onnx").write_bytes(nested.SerializeToString())
-    count = 10_000 if os.environ.get("FASTGRU_EXHAUSTIVE") else 600
+    count = 10_000 if EVERYTHING else 600
     script = Path(__file__).with_name("onnx_mutations.py")
     files = sorted([*DATA.glob("*.onnx"), *tmp_path.iterdir()])
     result = subprocess.run(

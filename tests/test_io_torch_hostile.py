@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import subprocesses
 import torch_files
+from exhaustive import EVERYTHING
 from torch_files import integer, pickled_dict, plain_tensor, state_dict, tensor, text, write
 
 import fastgru
@@ -24,7 +25,6 @@ from fastgru.io.torch_pickle import load_pickle
 
 DATA = Path(__file__).parent / "data" / "torch"
 I, H = 5, 4
-EVERYTHING = os.environ.get("FASTGRU_EXHAUSTIVE", "0") not in ("", "0")
 
 
 def weights():

@@ -5,18 +5,18 @@ The reader is Python over bytes of files, so that all of it can run in one proce
 """
 
 import contextlib
-import os
 import resource
 import time
 
 import numpy as np
 import pytest
 import savedmodel_support as support
+from exhaustive import EVERYTHING
 
 from fastgru.io.bundle import Bundle
 from fastgru.io.savedmodel import find
 
-COUNT = 10_000 if os.environ.get("FASTGRU_EXHAUSTIVE") == "1" else 300
+COUNT = 10_000 if EVERYTHING else 300
 SECONDS, KILOBYTES = 2, 500_000
 MODELS = ("nested", "subclassed", "before_2_5", "module", "exported")
 INDEX, DATA = "variables/variables.index", "variables/variables.data-00000-of-00001"
