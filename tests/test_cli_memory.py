@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import savedmodel_support as support
 import subprocesses
+from exhaustive import EVERYTHING
 
 import fastgru
 
