@@ -19,6 +19,8 @@ _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 def on_device(array: Any) -> bool:
     """Say whether an array is CuPy's."""
+    if type(array) is np.ndarray or array is None:
+        return False
     cupy = sys.modules.get("cupy")  # there are none before it is imported
     return cupy is not None and isinstance(array, cupy.ndarray)
 
@@ -29,10 +31,12 @@ def place(value: Any) -> str | None:
         return "host"
     if value is None or isinstance(value, (bool, int, float, complex, list, tuple)):
         return None
-    if on_device(value) or hasattr(value, "__cuda_array_interface__"):
+    if on_device(value):
         return "device"
     if hasattr(value, "__dlpack_device__"):
         return "device" if int(value.__dlpack_device__()[0]) in _CUDA_KINDS else "host"
+    if hasattr(value, "__cuda_array_interface__"):
+        return "device"
     return "host" if hasattr(value, "__array__") or isinstance(value, memoryview) else None
 
 
@@ -75,10 +79,9 @@ def device_array(value: Any, what: str) -> Any:
     return value
 
 
-def check_place(value: Any, like: Any, what: str) -> None:
-    """Raise TypeError where ``value`` is an array that is not where ``like`` is."""
+def check_place(came: str | None, value: Any, like: Any, what: str) -> None:
+    """Raise TypeError where ``value``, which is at ``came``, is not where ``like`` is."""
     expected = "device" if on_device(like) else "host"
-    came = place(value)
     if came not in (None, expected):
         kinds = {"host": "an array in host memory", "device": "an array on a CUDA device"}
         move = "cupy.asarray" if expected == "device" else "cupy.asnumpy"

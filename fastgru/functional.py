@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastgru import activations, dispatch
-from fastgru.device import device_array, on_device, overlap, place, plain
+from fastgru.device import device_array, overlap, place
 from fastgru.masks import plan_mask, plan_resets
 from fastgru.problem import (
     FLOATS,
@@ -182,10 +182,10 @@ def _operands(
     reset_after: bool,
 ) -> tuple[GRUSpec, GRUWeights]:
     """Validate the weights; their dtype is the computation's."""
-    if place(kernel) == "device":
-        kernel = device_array(kernel, "kernel")
-    name = plain(kernel).dtype.name
-    expected = (*FLOATS, "bfloat16") if on_device(kernel) else HOST_FLOATS
+    on_a_device = place(kernel) == "device"
+    kernel = device_array(kernel, "kernel") if on_a_device else np.asarray(kernel)
+    name = kernel.dtype.name
+    expected = (*FLOATS, "bfloat16") if on_a_device else HOST_FLOATS
     if name not in expected:
         raise TypeError(f"kernel: expected {' or '.join(expected)}, came {name}")
     dtype = float_dtype(name)

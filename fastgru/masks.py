@@ -107,17 +107,14 @@ def plan_mask(
         raise ValueError("expected mask or lengths, not both; drop one of them")
     steps, binary = _as_steps(mask, batch, timesteps, time_major, like, "mask")
     counts = np.count_nonzero(steps, axis=1)
-    padded = steps == (np.arange(timesteps, like=steps) < counts[:, None])
-    # One array, so that a device is waited for once.
-    facts = _on_host(np.concatenate([counts, padded.all()[None], binary[None]]))
-    counts, is_padded = facts[:-2], facts[-2]
-    if not facts[-1]:
+    padded = (steps == (np.arange(timesteps, like=steps) < counts[:, None])).all()
+    counts, (is_padded, *is_binary) = _on_host(counts, padded, *binary)
+    if not all(is_binary):
         raise _not_binary("mask")
     if is_padded:
-        return _plan_lengths(counts.astype(np.intp), timesteps)
-    return MaskPlan(
-        STEPS, steps=np.ascontiguousarray(steps, like=steps), any_empty=bool((counts == 0).any())
-    )
+        return _plan_lengths(counts, timesteps)
+    steps = np.ascontiguousarray(steps, like=steps)
+    return MaskPlan(STEPS, steps=steps, any_empty=bool((counts == 0).any()))
 
 
 def plan_resets(
@@ -127,16 +124,19 @@ def plan_resets(
     if reset_mask is None:
         return None
     resets, binary = _as_steps(reset_mask, batch, timesteps, time_major, like, "reset_mask")
-    any_reset, is_binary = _on_host(np.stack([resets.any(), binary]))
-    if not is_binary:
+    _, (any_reset, *is_binary) = _on_host(resets[:0, 0], resets.any(), *binary)
+    if not all(is_binary):
         raise _not_binary("reset_mask")
     return np.ascontiguousarray(resets, like=resets) if any_reset else None
 
 
 def _as_steps(
     values: Any, batch: int, timesteps: int, time_major: bool, like: Any, what: str
-) -> tuple[Any, Any]:
-    """Return a mask-like argument as a (B, T) bool array, and whether it held 0 and 1 only."""
+) -> tuple[Any, list[Any]]:
+    """Return a mask-like argument as a (B, T) bool array.
+
+    And for those that are not bool, whether they hold 0 and 1 only.
+    """
     array = _plain_array(values, like, what)
     if array.dtype.kind not in "biuf":
         raise TypeError(
@@ -149,8 +149,10 @@ def _as_steps(
         raise ValueError(
             f"{what}: expected shape {order} = {expected} like the sequences, came {array.shape}"
         )
-    steps = array if array.dtype.kind == "b" else array != 0
-    binary = (steps == array).all()
+    steps, binary = array, []
+    if array.dtype.kind != "b":
+        steps = array != 0
+        binary = [(steps == array).all()]
     return (steps.T if time_major else steps), binary
 
 
@@ -161,18 +163,24 @@ def _not_binary(what: str) -> ValueError:
     )
 
 
-def _on_host(array: Any) -> np.ndarray:
-    return array.get() if on_device(array) else array
+def _on_host(counts: Any, *flags: Any) -> tuple[np.ndarray, Any]:
+    """Return integers (n,) and flags in host memory; a device is waited for once, for all."""
+    if not on_device(counts):
+        return counts, flags
+    facts: Any = np.concatenate([counts, *(flag[None] for flag in flags)])
+    facts = facts.get()
+    return facts[: len(counts)].astype(np.intp), facts[len(counts) :]
 
 
 def _plain_array(values: Any, like: Any, what: str) -> Any:
     """Return an argument as an array where ``like`` is."""
-    check_place(values, like, what)
+    where = place(values)
+    check_place(where, values, like, what)
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(
             f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .filled(0)"
         )
-    if place(values) == "device":
+    if where == "device":
         return device_array(values, what)
     try:
         array = np.asarray(values)
@@ -184,7 +192,9 @@ def _plain_array(values: Any, like: Any, what: str) -> Any:
 def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.ndarray:
     if place(lengths) is None:  # a list need not go to a device and back
         like = None
-    array = _on_host(_plain_array(lengths, like, "lengths"))
+    array: Any = _plain_array(lengths, like, "lengths")
+    if on_device(array):
+        array = array.get()
     if array.dtype.kind not in "iu" and not (array.size == 0 and array.ndim == 1):
         raise TypeError(
             f"lengths: expected integers, came dtype {array.dtype}; "

@@ -242,15 +242,16 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     """
     if type(value) is np.ndarray and value.dtype == dtype and not on_device(like):
         return value
+    where = place(value)
     if like is not None:
-        check_place(value, like, what)
+        check_place(where, value, like, what)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
             f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .data, and "
             "what to skip as mask=... (True = use the step)"
         )
     array: Any
-    if place(value) == "device":
+    if where == "device":
         array = device_array(value, what)
     elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         array = np.from_dlpack(value)
@@ -261,7 +262,7 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
             raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
         except TypeError as error:  # what it is made of does not become an array
             raise TypeError(f"{what}: expected an array, came {error}") from None
-    array = _cast_up(array, dtype, what, python_data=place(value) is None and _is_numbers(value))
+    array = _cast_up(array, dtype, what, python_data=where is None and _is_numbers(value))
     return np.asarray(array, like=like) if on_device(like) else array
 
 
@@ -312,12 +313,16 @@ def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hin
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str, like: Any) -> Any:
     """Validate an ``out=`` argument, which is where ``like`` is, and return it."""
-    check_place(out, like, "out")
-    name, right = "NumPy", isinstance(out, np.ndarray) and not isinstance(out, np.ma.MaskedArray)
-    if on_device(like):
-        name, right = "CuPy", on_device(out)
-    if not right:
-        raise TypeError(f"out: expected a {name} array, came {type(out).__name__}")
+    if type(out) is not np.ndarray or on_device(like):
+        check_place(place(out), out, like, "out")
+        name, right = (
+            "NumPy",
+            isinstance(out, np.ndarray) and not isinstance(out, np.ma.MaskedArray),
+        )
+        if on_device(like):
+            name, right = "CuPy", on_device(out)
+        if not right:
+            raise TypeError(f"out: expected a {name} array, came {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"out: expected dtype {dtype.name}, came {out.dtype}")
     if out.shape != shape:

@@ -20,7 +20,8 @@ def run_both(
 
     None where each half has to run by itself.
     """
-    if any(len(part.problems) != 1 for part in parts):
+    first, second = (part.problems for part in parts)
+    if len(first) != 1 or len(second) != 1 or not first[0][1].on_device:
         return None
     cells, problems, _ = zip(*(part.problems[0] for part in parts), strict=True)
     for part, problem in zip(parts, problems, strict=True):
