@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_no_steps_and_no_calls(engine):
     full = out + 5
     engine.gemm(out[:, :0], out[:0], full)
     assert not full.any()
+
+
+def test_threads_launch_one_after_another(engine):
+    """The library of the tests has one state, and the native loop runs without the GIL."""
+
+    def count(thread):
+        out, seen = np.zeros(3, "float32"), np.zeros(1, "int64")
+        engine.repeat(5000, [Launch("add", (), 3, (out, np.full(3, thread, "f"), 1, seen))])
+        return out.tolist()
+
+    with ThreadPoolExecutor(8) as threads:
+        sums = list(threads.map(count, range(1, 9)))
+    assert sums == [3 * [5000.0 * thread] for thread in range(1, 9)]
 
 
 @pytest.mark.parametrize("failing", range(1, 10))
