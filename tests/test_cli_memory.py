@@ -27,7 +27,6 @@ CHILD = f"""
 import resource, sys
 resource.setrlimit(resource.RLIMIT_DATA, ({LIMIT}, {LIMIT}))
 from fastgru.cli import main, run
-from exhaustive import EVERYTHING
 
 def status(key):
     with open("/proc/self/status") as file:
