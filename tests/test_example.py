@@ -1,4 +1,4 @@
-"""The code in README.md and in docstrings; examples/pronounce.py on small weights and on the real."""
+"""The code in README.md and docstrings; examples/pronounce.py on small weights and on the real ones."""
 
 import doctest
 import importlib
