@@ -1,6 +1,8 @@
 """Builds the extensions of fastgru._native; everything else is in pyproject.toml.
 
-FASTGRU_NO_OPENMP=1 builds without OpenMP, as does a compiler that has none.
+FASTGRU_NO_OPENMP=1 builds without OpenMP, as does a compiler that has none. FASTGRU_NO_VECTORS=1
+builds without the fused kernels, as does a compiler without GNU's vector types (MSVC): what serves
+there can be tested here.
 """
 
 import os
@@ -25,11 +27,18 @@ OPENMP = {
 PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
+def asked_for(name):
+    """Return whether an environment variable is set to anything but 0."""
+    return os.environ.get(name, "0") not in ("", "0")
+
+
 class BuildExt(build_ext):
     """Adds the flags of the compiler at hand."""
 
     def build_extensions(self):
         msvc = self.compiler.compiler_type == "msvc"
+        if asked_for("FASTGRU_NO_VECTORS"):
+            self.compiler.define_macro("FASTGRU_NO_VECTORS")
         compile_flags, link_flags = self.openmp_flags()
         for extension in self.extensions:
             extension.extra_compile_args += (["/O2"] if msvc else FLAGS) + compile_flags
@@ -38,7 +47,7 @@ class BuildExt(build_ext):
 
     def openmp_flags(self):
         """Return (compile, link) flags with which a small OpenMP program builds, or none."""
-        if os.environ.get("FASTGRU_NO_OPENMP", "0") not in ("", "0"):
+        if asked_for("FASTGRU_NO_OPENMP"):
             return [], []
         for compile_flags, link_flags in OPENMP.get(self.compiler.compiler_type, []):
             with tempfile.TemporaryDirectory() as folder:

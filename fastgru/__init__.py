@@ -55,10 +55,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import `fastgru.io` when it is first used: most processes read one file, or none."""
-    if name == "io":
-        return importlib.import_module("fastgru.io")
-    if name in ("load", "save"):
-        return getattr(importlib.import_module("fastgru.io.safetensors"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Import `fastgru.io` when it is first used: most processes read one file, or none."""
+        if name == "io":
+            return importlib.import_module("fastgru.io")
+        if name in ("load", "save"):
+            return getattr(importlib.import_module("fastgru.io.safetensors"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

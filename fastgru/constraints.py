@@ -65,7 +65,14 @@ class MinMaxNorm(Constraint):
 
 
 class MaxNorm(MinMaxNorm):
-    """Norms above `max_value` become `max_value`."""
+    """Norms above a value become that value.
+
+    Parameters
+    ----------
+    max_value : float
+    axis : int or sequence of int
+        Along which the norms are taken.
+    """
 
     _arguments = ("max_value", "axis")
 
@@ -74,7 +81,13 @@ class MaxNorm(MinMaxNorm):
 
 
 class UnitNorm(Constraint):
-    """Norms become 1."""
+    """Norms become 1.
+
+    Parameters
+    ----------
+    axis : int or sequence of int
+        Along which the norms are taken.
+    """
 
     _arguments = ("axis",)
 

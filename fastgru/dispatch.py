@@ -183,6 +183,11 @@ def _no_step(x: Any, rows: Any = None) -> None:
 class Explanation:
     """Which backend serves a call, and why the ones before it do not.
 
+    Parameters
+    ----------
+    problem : GRUProblem
+        The call, validated.
+
     Attributes
     ----------
     backend : str

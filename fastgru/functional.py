@@ -57,10 +57,14 @@ def gru(
     activation, recurrent_activation : str, Activation or callable
     reset_after : bool
         Whether the reset gate works after the recurrent product or before it.
-    mask, lengths, reset_mask, go_backwards, time_major, zero_output_for_mask, out, num_threads
-        As for `fastgru.GRU`.
-    return_sequences : bool
-        Return every output instead of the last.
+    mask, lengths, reset_mask : array_like, optional
+        As in a call of `fastgru.GRU`.
+    go_backwards, time_major, return_sequences, zero_output_for_mask : bool
+        As for `fastgru.RNN`; here return_sequences is True by default.
+    out : ndarray, optional
+        Where y is written; its shape and dtype.
+    num_threads : int, optional
+        Upper bound for this call.
 
     Returns
     -------
@@ -137,7 +141,10 @@ def gru_cell(
     x : array_like, shape (B, I)
     h : array_like, shape (B, H)
         The state before the step.
-    kernel, recurrent_kernel, bias, activation, recurrent_activation, reset_after, num_threads
+    kernel, recurrent_kernel, bias : array_like
+    activation, recurrent_activation : str, Activation or callable
+    reset_after : bool
+    num_threads : int, optional
         As for `gru`.
 
     Returns

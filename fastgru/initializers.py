@@ -84,7 +84,12 @@ class Constant(Initializer):
 
 
 class Identity(Initializer):
-    """The identity matrix times `gain`; 2-D shapes only."""
+    """The identity matrix times a factor; 2-D shapes only.
+
+    Parameters
+    ----------
+    gain : float
+    """
 
     _arguments = ("gain",)
 
@@ -141,7 +146,14 @@ def _generator(seed: Any) -> "Generator":
 
 
 class RandomNormal(RandomInitializer):
-    """Normal with `mean` and `stddev`."""
+    """Normal.
+
+    Parameters
+    ----------
+    mean, stddev : float
+    seed : int, numpy.random.Generator or None
+        See `RandomInitializer`.
+    """
 
     _arguments = ("mean", "stddev")
 
@@ -155,7 +167,15 @@ class RandomNormal(RandomInitializer):
 
 
 class TruncatedNormal(RandomNormal):
-    """Normal with `mean` and `stddev`, where values beyond two `stddev` are drawn again."""
+    """Normal, where values beyond two standard deviations are drawn again.
+
+    Parameters
+    ----------
+    mean, stddev : float
+        Before it is cut.
+    seed : int, numpy.random.Generator or None
+        See `RandomInitializer`.
+    """
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
         """Draw an array of `shape` and `dtype`."""
@@ -163,7 +183,14 @@ class TruncatedNormal(RandomNormal):
 
 
 class RandomUniform(RandomInitializer):
-    """Uniform on ``[minval, maxval)``."""
+    """Uniform on ``[minval, maxval)``.
+
+    Parameters
+    ----------
+    minval, maxval : float
+    seed : int, numpy.random.Generator or None
+        See `RandomInitializer`.
+    """
 
     _arguments = ("minval", "maxval")
 
@@ -257,46 +284,82 @@ class _FixedScaling(VarianceScaling):
 
 
 class GlorotUniform(_FixedScaling):
-    """Uniform on +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
+    """Uniform on +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010).
+
+    Parameters
+    ----------
+    seed, input_axes, output_axes : as for `VarianceScaling`
+    """
 
     _fixed = (1.0, "fan_avg", "uniform")
 
 
 class GlorotNormal(_FixedScaling):
-    """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
+    """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010).
+
+    Parameters
+    ----------
+    seed, input_axes, output_axes : as for `VarianceScaling`
+    """
 
     _fixed = (1.0, "fan_avg", "truncated_normal")
 
 
 class HeUniform(_FixedScaling):
-    """Uniform on +-sqrt(6 / fan_in) (He et al. 2015)."""
+    """Uniform on +-sqrt(6 / fan_in) (He et al. 2015).
+
+    Parameters
+    ----------
+    seed, input_axes, output_axes : as for `VarianceScaling`
+    """
 
     _fixed = (2.0, "fan_in", "uniform")
 
 
 class HeNormal(_FixedScaling):
-    """Truncated normal of variance 2 / fan_in (He et al. 2015)."""
+    """Truncated normal of variance 2 / fan_in (He et al. 2015).
+
+    Parameters
+    ----------
+    seed, input_axes, output_axes : as for `VarianceScaling`
+    """
 
     _fixed = (2.0, "fan_in", "truncated_normal")
 
 
 class LecunUniform(_FixedScaling):
-    """Uniform on +-sqrt(3 / fan_in) (LeCun et al. 1998)."""
+    """Uniform on +-sqrt(3 / fan_in) (LeCun et al. 1998).
+
+    Parameters
+    ----------
+    seed, input_axes, output_axes : as for `VarianceScaling`
+    """
 
     _fixed = (1.0, "fan_in", "uniform")
 
 
 class LecunNormal(_FixedScaling):
-    """Truncated normal of variance 1 / fan_in (LeCun et al. 1998)."""
+    """Truncated normal of variance 1 / fan_in (LeCun et al. 1998).
+
+    Parameters
+    ----------
+    seed, input_axes, output_axes : as for `VarianceScaling`
+    """
 
     _fixed = (1.0, "fan_in", "truncated_normal")
 
 
 class Orthogonal(RandomInitializer):
-    """An orthogonal matrix, uniformly drawn, times `gain` (Saxe et al. 2014).
+    """An orthogonal matrix, uniformly drawn, times a factor (Saxe et al. 2014).
 
     All axes but the last are rows; with fewer rows than columns the rows are orthonormal, else the
     columns are.
+
+    Parameters
+    ----------
+    gain : float
+    seed : int, numpy.random.Generator or None
+        See `RandomInitializer`.
     """
 
     _arguments = ("gain",)

@@ -47,13 +47,25 @@ class L1L2(Regularizer):
         return penalty
 
     def gradient(self, x: Any) -> Any:
-        """Give the penalty's gradient, shape and dtype of `x`; 0 where ``abs(x)`` has its kink."""
+        """Give the penalty's gradient, 0 where ``abs(x)`` has its kink.
+
+        Parameters
+        ----------
+        x : ndarray
+            Of any shape; the gradient has its shape and dtype.
+        """
         x = plain(x)
         return self.l1 * np.sign(x) + (2 * self.l2) * x
 
 
 class L1(L1L2):
-    """The penalty ``l1 * sum(abs(x))``; None is 0.01."""
+    """The penalty ``l1 * sum(abs(x))``.
+
+    Parameters
+    ----------
+    l1 : float or None
+        Finite and not negative, else ValueError; None is 0.01.
+    """
 
     _arguments = ("l1",)
 
@@ -62,7 +74,13 @@ class L1(L1L2):
 
 
 class L2(L1L2):
-    """The penalty ``l2 * sum(x**2)``; None is 0.01."""
+    """The penalty ``l2 * sum(x**2)``.
+
+    Parameters
+    ----------
+    l2 : float or None
+        Finite and not negative, else ValueError; None is 0.01.
+    """
 
     _arguments = ("l2",)
 
@@ -104,7 +122,13 @@ class OrthogonalRegularizer(Regularizer):
         return scale * np.sum(np.abs(product))
 
     def gradient(self, x: Any) -> Any:
-        """Give the penalty's gradient, shape and dtype of `x`."""
+        """Give the penalty's gradient.
+
+        Parameters
+        ----------
+        x : ndarray
+            A matrix; the gradient has its shape and dtype.
+        """
         unit, norm, scale = self._normalized(x)
         sign = np.sign(unit @ unit.T)
         np.fill_diagonal(sign, 0)

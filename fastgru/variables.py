@@ -88,7 +88,17 @@ class Variable(NDArrayOperatorsMixin):
         return self._value.size
 
     def assign(self, value: Any) -> np.ndarray:
-        """Replace the value by a copy of ``value``, of the same shape; return the new value.
+        """Replace the value by a copy of another.
+
+        Parameters
+        ----------
+        value : array_like
+            Of the same shape.
+
+        Returns
+        -------
+        ndarray
+            The new value, read-only.
 
         Raises
         ------
@@ -103,12 +113,34 @@ class Variable(NDArrayOperatorsMixin):
         return self._value
 
     def assign_add(self, value: Any) -> np.ndarray:
-        """Add ``value``; return the new value."""
+        """Add to the value.
+
+        Parameters
+        ----------
+        value : array_like
+            Of a shape that broadcasts to the weight's.
+
+        Returns
+        -------
+        ndarray
+            The new value, read-only.
+        """
         operand = self._operand(value)
         return self.assign(follow(self._value, operand) + operand)
 
     def assign_sub(self, value: Any) -> np.ndarray:
-        """Subtract ``value``; return the new value."""
+        """Subtract from the value.
+
+        Parameters
+        ----------
+        value : array_like
+            Of a shape that broadcasts to the weight's.
+
+        Returns
+        -------
+        ndarray
+            The new value, read-only.
+        """
         operand = self._operand(value)
         return self.assign(follow(self._value, operand) - operand)
 

@@ -1,5 +1,7 @@
-"""The code in README.md, and examples/pronounce.py on small random weights and on the real ones."""
+"""The code in README.md and docstrings; examples/pronounce.py on small weights and on the real ones."""
 
+import doctest
+import importlib
 import importlib.util
 import os
 import re
@@ -157,3 +159,15 @@ def test_the_code_in_the_readme_runs():
     exec(code, names)
     assert names["y"].shape == (4, 32)
     assert len(names["grads"].weights) == 6
+
+
+def test_the_examples_in_docstrings_run():
+    package = Path(fastgru.__file__).parent
+    ran = 0
+    for path in sorted(package.rglob("*.py")):
+        if ">>>" in path.read_text(encoding="utf-8"):
+            parts = path.relative_to(package.parent).with_suffix("").parts
+            result = doctest.testmod(importlib.import_module(".".join(parts)))
+            assert not result.failed, f"{path}: see what doctest printed"
+            ran += result.attempted
+    assert ran

@@ -1,6 +1,7 @@
 """Thread counts (SPEC section 3), and that the calls of a process share them."""
 
 import ctypes
+import functools
 import os
 import shutil
 import subprocess
@@ -180,8 +181,16 @@ def test_callers_share_the_limit(native):
     native.give_back_threads(6)
 
 
+@pytest.fixture
+def assert_same(native):
+    """Compare what one and several threads computed: the same bits from the fused kernel alone."""
+    if cpu_backend.build_info()["kernel"] == "fused":
+        return np.testing.assert_array_equal
+    return functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["rows split", "panels split"])
-def test_concurrent_calls_stay_within_the_limit(native, shared):
+def test_concurrent_calls_stay_within_the_limit(native, assert_same, shared):
     """Each call wants four threads; beside the callers' own there are three in all."""
     from fastgru._native import _cut
 
@@ -194,9 +203,9 @@ def test_concurrent_calls_stay_within_the_limit(native, shared):
     running = []
 
     def call(_):
-        np.testing.assert_array_equal(layer(x), alone)
+        assert_same(layer(x), alone)
         y, tape = layer.forward(x)
-        np.testing.assert_array_equal(layer.backward(tape, np.ones_like(y)).inputs, dx)
+        assert_same(layer.backward(tape, np.ones_like(y)).inputs, dx)
         with pytest.raises(ValueError, match="expected three axes"):
             layer(x[0])
 
@@ -246,14 +255,15 @@ def test_threads_sleep_soon_after_a_call(native):
     assert ours < users / 4
 
 
-def test_all_threads_taken(native):
+def test_all_threads_taken(native, assert_same):
     layer = fastgru.GRU(150)
     x = np.random.default_rng(0).standard_normal((12, 40, 20)).astype("float32")
     free = layer(x)
     granted = native.lease_threads(threads.get_num_threads())
     try:
-        np.testing.assert_array_equal(layer(x), free)
-        assert "1 thread" in str(layer.explain(x))
+        assert_same(layer(x), free)
+        if assert_same is np.testing.assert_array_equal:  # the other kernel's explain names a limit
+            assert "1 thread" in str(layer.explain(x))
     finally:
         native.give_back_threads(granted)
 

@@ -27,8 +27,10 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
     "hard_sigmoid_keras2", "hard_silu", "sparse_plus", "sparse_sigmoid",
 };
 
-/* The fused loop wants vectors of a known width and unrolled tiles: gcc and clang have them. */
-#if defined(__clang__)
+/* The fused loop wants vectors of a known width and unrolled tiles: gcc and clang have them.
+ * FASTGRU_NO_VECTORS builds what a compiler without them would. */
+#ifdef FASTGRU_NO_VECTORS
+#elif defined(__clang__)
 #    define UNROLL _Pragma("clang loop unroll(full)")
 #    define VECTOR_BYTES 16
 #elif defined(__GNUC__)
@@ -51,7 +53,7 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
 #include "gates_template.h"
 #undef ISA
 
-#if (defined(__x86_64__) || defined(__i386__)) && (defined(__GNUC__) || defined(__clang__))
+#if (defined(__x86_64__) || defined(__i386__)) && defined(VECTOR_BYTES)
 #    define HAVE_X86_ISA 1
 
 #    ifdef __clang__

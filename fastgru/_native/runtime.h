@@ -75,7 +75,7 @@ typedef struct {
     char apart_too[124];
 } team_barrier;
 
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(FASTGRU_NO_VECTORS)
 #    define FASTGRU_TEAM_BARRIER 1
 static inline void barrier_wait(team_barrier *b, int size) {
     if (size == 1)

@@ -51,8 +51,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Import the module of a public function when the function is first used."""
-    if name in _PLACES:
-        return getattr(importlib.import_module(f"fastgru.io.{_PLACES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Import the module of a public function when the function is first used."""
+        if name in _PLACES:
+            return getattr(importlib.import_module(f"fastgru.io.{_PLACES[name]}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

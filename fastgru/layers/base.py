@@ -271,10 +271,12 @@ class SequenceLayer(Layer, abstract=True):
     ) -> tuple[Any, Tape]:
         """Run the layer and keep what `backward` needs.
 
-        Takes what the call takes; ``training`` is True by default.
-
         Parameters
         ----------
+        sequences, initial_state, mask : as in the call
+        training : bool
+            As in the call, but True by default.
+        lengths, reset_mask, out, num_threads : as in the call
         save : {"gates", "states"}
             What the tape keeps of every row and step: the gates too, 4 H numbers, or only the
             state, H numbers; then `backward` computes the gates again, which costs it about as
@@ -296,6 +298,11 @@ class SequenceLayer(Layer, abstract=True):
 
     def stream(self, n: int = 1) -> Any:
         """Return a `Stream`: n rows of state that advance a time step at a time.
+
+        Parameters
+        ----------
+        n : int
+            At least 1.
 
         Raises
         ------

@@ -42,8 +42,10 @@ class Bidirectional(SequenceLayer):
         Initial weights, the forward layer's first.
     backward_layer : GRU or RNN, optional
         Used as it is instead of the twin.
-    dtype, name, trainable
-        As for every layer; the dtype is the pattern's.
+    dtype : str, optional
+        The pattern's, and no other.
+    name : str, optional
+    trainable : bool
 
     Notes
     -----
@@ -182,7 +184,12 @@ class Bidirectional(SequenceLayer):
         self.reset_states()
 
     def reset_states(self, states: Any = None) -> None:
-        """Set the states of both halves; see `RNN.reset_states`."""
+        """Set the states of both halves; see `RNN.reset_states`.
+
+        Parameters
+        ----------
+        states : list of array_like, the forward layer's first; None means zeros
+        """
         first, second = self.halves
         if states is None:
             first.reset_states()
@@ -321,7 +328,12 @@ class Bidirectional(SequenceLayer):
         return ((merged, *states) if states else merged), (y, y_rev)
 
     def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> dispatch.Explanation:
-        """Say which backend would serve the forward half; the backward half is like it."""
+        """Return which backend would serve the forward half; the backward half is like it.
+
+        Parameters
+        ----------
+        sequences, *args, **kwargs : as for `RNN.explain`
+        """
         return self.forward_layer.explain(sequences, *args, **kwargs)
 
     # -- backward --------------------------------------------------------------------------
@@ -331,6 +343,8 @@ class Bidirectional(SequenceLayer):
 
         Parameters
         ----------
+        tape : Tape
+            From `forward`.
         output_gradients : array_like in the outputs' shape, or two with merge_mode=None
         state_gradients : list as the states, or None
         """

@@ -36,9 +36,9 @@ class GRUCell(Layer):
     activation, recurrent_activation : str, Activation or callable, default "tanh", "sigmoid"
         Of the candidate, and of the two gates. None means linear.
     use_bias : bool
-    kernel_initializer, recurrent_initializer, bias_initializer
-    kernel_regularizer, recurrent_regularizer, bias_regularizer
-    kernel_constraint, recurrent_constraint, bias_constraint
+    kernel_initializer, recurrent_initializer, bias_initializer : str, dict, object or callable
+    kernel_regularizer, recurrent_regularizer, bias_regularizer : likewise
+    kernel_constraint, recurrent_constraint, bias_constraint : likewise
         Names, configs, objects or callables, as in Keras.
     dropout, recurrent_dropout : float in [0, 1]
         Fraction of the inputs, and of the state, dropped in training.
@@ -366,9 +366,17 @@ class GRUCell(Layer):
         return self.seed_generator.draw(stream, shape, rate, self._dtype, count)
 
     def get_dropout_mask(self, step_input: Any) -> Any:
-        """Return the input mask of this call, drawn at the first asking; None without dropout.
+        """Return the input mask of this call, drawn at the first asking.
 
-        An array (B, I) with implementation 2, a list of three with implementation 1.
+        Parameters
+        ----------
+        step_input : array_like, shape (B, I)
+            Only its shape counts, and where it is.
+
+        Returns
+        -------
+        None, ndarray or list of ndarray
+            None without dropout, a list of three with implementation 1.
         """
         if self._dropout_mask is None and self.dropout:
             masks = self._draw(INPUT, np.shape(step_input))
@@ -376,7 +384,18 @@ class GRUCell(Layer):
         return _follow_all(self._dropout_mask, step_input)
 
     def get_recurrent_dropout_mask(self, step_input: Any) -> Any:
-        """Return the three masks (B, H) of the state; None without recurrent_dropout."""
+        """Return the masks of the state, drawn at the first asking.
+
+        Parameters
+        ----------
+        step_input : array_like, shape (B, H)
+            The state; only its shape counts, and where it is.
+
+        Returns
+        -------
+        None or list of three ndarray, shape (B, H)
+            None without recurrent_dropout.
+        """
         if self._recurrent_dropout_mask is None and self.recurrent_dropout:
             self._recurrent_dropout_mask = list(self._draw(RECURRENT, np.shape(step_input)))
         return _follow_all(self._recurrent_dropout_mask, step_input)

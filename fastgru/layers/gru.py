@@ -24,9 +24,9 @@ class GRU(RNN):
         H, the size of the state and of the output.
     activation, recurrent_activation : str, Activation or callable, default "tanh", "sigmoid"
     use_bias : bool
-    kernel_initializer, recurrent_initializer, bias_initializer
-    kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer
-    kernel_constraint, recurrent_constraint, bias_constraint
+    kernel_initializer, recurrent_initializer, bias_initializer : str, dict, object or callable
+    kernel_regularizer, recurrent_regularizer, bias_regularizer, activity_regularizer : likewise
+    kernel_constraint, recurrent_constraint, bias_constraint : likewise
         Names, configs, objects or callables, as in Keras.
     dropout, recurrent_dropout : float in [0, 1]
     seed : int, optional
@@ -149,17 +149,32 @@ class GRU(RNN):
     def get_dropout_mask_for_cell(self, inputs: Any, training: Any, count: int = 1) -> Any:
         """Return dropout masks in the shape of ``inputs``, as TF 2.x's layers do.
 
+        Parameters
+        ----------
+        inputs : array_like
+            Only its shape counts, and where it is.
+        training : bool
+            False: the masks are ones.
+        count : int
+            How many.
+
         Returns
         -------
-        None without dropout; else an array, or with ``count`` > 1 a list of them: ones when not
-        ``training``. They stay the same until the cell's masks are reset.
+        None, ndarray or list of ndarray
+            None without dropout, a list for ``count`` > 1. Masks stay the same until the cell's are
+            reset.
         """
         return self._masks_for_cell(INPUT, self.cell.dropout, inputs, training, count)
 
     def get_recurrent_dropout_mask_for_cell(
         self, inputs: Any, training: Any, count: int = 1
     ) -> Any:
-        """Return recurrent dropout masks in the shape of ``inputs``, as TF 2.x's layers do."""
+        """Return recurrent dropout masks in the shape of ``inputs``, as TF 2.x's layers do.
+
+        Parameters
+        ----------
+        inputs, training, count : as for `get_dropout_mask_for_cell`
+        """
         return self._masks_for_cell(RECURRENT, self.cell.recurrent_dropout, inputs, training, count)
 
     def _masks_for_cell(

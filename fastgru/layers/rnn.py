@@ -66,8 +66,10 @@ class RNN(SequenceLayer):
         Sequences, masks and returned sequences are (T, B, ...).
     activity_regularizer : regularizer, optional
         Of the outputs; its loss is divided by the batch size.
-    dtype, name, trainable
-        As for every layer.
+    dtype : str, optional
+        By default the cell's.
+    name : str, optional
+    trainable : bool
     """
 
     def __init__(
@@ -360,9 +362,12 @@ class RNN(SequenceLayer):
         lengths: Any = None,
         reset_mask: Any = None,
     ) -> dispatch.Explanation:
-        """Say which backend would serve the call, and why not the ones before it.
+        """Return an `Explanation`: which backend would serve the call, and why not another.
 
-        Takes what the call takes; nothing is run, built or drawn.
+        Parameters
+        ----------
+        sequences, initial_state, mask, training, lengths, reset_mask : as in the call
+            Nothing is run, built or drawn.
         """
         call = self.prepare(
             sequences, initial_state, mask, training, lengths, reset_mask, None, None

@@ -22,8 +22,8 @@ class Sequential(SequenceLayer):
     layers : list of GRU, RNN or Bidirectional
         All but the last with return_sequences=True and return_state=False; all of one dtype and
         one ``time_major``.
-    name, trainable
-        As for every layer.
+    name : str, optional
+    trainable : bool
 
     Notes
     -----
@@ -175,7 +175,12 @@ class Sequential(SequenceLayer):
         return x, Tape(self, tapes=tapes)
 
     def backward(self, tape: Tape, output_gradients: Any, state_gradients: Any = None) -> Gradients:
-        """Return the gradients; ``initial_state`` has one entry per layer. See `RNN.backward`."""
+        """Return the gradients; ``initial_state`` has one entry per layer.
+
+        Parameters
+        ----------
+        tape, output_gradients, state_gradients : as for `RNN.backward`, the last layer's
+        """
         check_tape(tape, self)
         tapes = tape.kept["tapes"]
         for layer, part in zip(self.layers, tapes, strict=True):
@@ -193,7 +198,12 @@ class Sequential(SequenceLayer):
         return Gradients(d, states, weights if self.trainable else [])
 
     def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        """Say which backend would serve the first layer; see `RNN.explain`."""
+        """Return which backend would serve the first layer.
+
+        Parameters
+        ----------
+        sequences, *args, **kwargs : as for `RNN.explain`
+        """
         return self.layers[0].explain(sequences, *args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:

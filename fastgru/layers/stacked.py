@@ -20,6 +20,10 @@ class StackedRNNCells(Layer):
     cells : list of cells
         GRUCell, StackedRNNCells, or any object with ``state_size`` and
         ``__call__(inputs, states, training=False) -> (output, new_states)``.
+    name : str, optional
+    dtype : str, optional
+        By default the cells'.
+    trainable : bool
     """
 
     def __init__(
@@ -94,7 +98,22 @@ class StackedRNNCells(Layer):
     def __call__(
         self, inputs: Any, states: Any, training: bool = False
     ) -> tuple[np.ndarray, list[Any]]:
-        """Run one step of each cell in order; ``states`` has one entry per cell."""
+        """Run one step of each cell in order.
+
+        Parameters
+        ----------
+        inputs : array_like, shape (B, I)
+        states : list
+            One entry per cell, as it takes it.
+        training : bool
+            Whether dropout is applied.
+
+        Returns
+        -------
+        output : ndarray, shape (B, H)
+            The last cell's.
+        new_states : list
+        """
         if len(states) != len(self.cells):
             raise ValueError(
                 f"states: expected one per cell ({len(self.cells)}), came {len(states)}"

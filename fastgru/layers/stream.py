@@ -21,7 +21,7 @@ class Stream:
     cells : list of GRUCell
         Built; the first reads x, each other one what the one before it gave.
     rows : int
-        n, how many rows of state are kept.
+        How many rows of state are kept, n.
 
     Notes
     -----
@@ -140,7 +140,12 @@ class Stream:
             state[...] = array
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state of all rows, or of some, to zero."""
+        """Set the state of all rows, or of some, to zero.
+
+        Parameters
+        ----------
+        rows : array_like of int, optional
+        """
         chosen: Any = slice(None)
         if rows is not None:
             like = self._states[0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Gradients(NamedTuple):
     """What ``layer.backward`` returns.
 
-    Attributes
+    Parameters
     ----------
     inputs : ndarray
         In the shape of the sequences.
