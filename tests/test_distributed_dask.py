@@ -5,7 +5,6 @@ The bits are those of one call on the whole batch; `tests/test_fused.py` says wh
 
 import os
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -135,7 +134,9 @@ def test_both_processes_work(client):
     x = da.random.normal(size=(40, T, I), chunks=(2, T, I)).astype("float32")
     y = client.persist(apply(layer, x))
     distributed.wait(y)
-    assert [len(keys) > 0 for keys in client.has_what(y).values()] == [True, True]
+    held = [sum("getitem" in str(key) for key in keys) for keys in client.has_what().values()]
+    assert min(held) > 0
+    assert sum(held) == 20
 
 
 class CountedCell:
@@ -164,7 +165,6 @@ def test_the_layer_travels_once_to_each_worker(client, tmp_path):
     expected = layer(x)
     path.write_text("")
     assert_same_bits(lazy.compute(), expected)
-    workers = [str(worker["pid"]) for worker in client.run(os.getpid).items()] if False else None
     pids = path.read_text().split()
     workers = {str(pid) for pid in client.run(os.getpid).values()}
     assert {pid: pids.count(pid) for pid in workers} == dict.fromkeys(workers, 1)
@@ -210,6 +210,8 @@ def here():
 
 def unreadable(x):
     """A Dask array of x's shape, dtype and chunks whose blocks cannot be had."""
+    if isinstance(x, list):
+        return [unreadable(part) for part in x]
 
     def fail(block):
         raise AssertionError("a block was computed")
@@ -283,7 +285,9 @@ def test_chunks_of_unknown_size(here):
     mask = chosen[:, :, 1] > -0.5
     came = dask.compute(apply(layer, chosen, mask=mask))[0]
     assert_same_bits(came, layer(x[some], mask=x[some][:, :, 1] > -0.5))
-    with pytest.raises(ValueError, match=r"mask.*compute_chunk_sizes"):
+    with pytest.raises(
+        ValueError, match=r"mask: expected a Dask array in 5 blocks.*compute_chunk_sizes"
+    ):
         apply(layer, chosen, mask=x[some][:, :, 1] > -0.5)
 
 
@@ -294,12 +298,6 @@ def test_no_rows_and_no_steps(here):
         h0 = np.ones((shape[0], H), "float32")
         lazy = apply(layer, da.from_array(x, chunks=(2, -1, -1)), h0)
         assert_same_bits(dask.compute(lazy)[0], layer(x, h0))
-
-
-def wrong_calls():
-    x = da.zeros((B, T, I), chunks=(CHUNKS, T, I), dtype="float32")
-    yield "x: expected a Dask array, came ndarray", ValueError, np.zeros((B, T, I), "float32"), {}
-    return x
 
 
 X = da.zeros((B, T, I), chunks=(CHUNKS, T, I), dtype="float32")
@@ -367,7 +365,7 @@ def test_a_length_too_long_is_the_tasks_error(here):
 # ---- blocks on a device --------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(COMPILER is None, reason="the emulated device needs g++")
+@pytest.mark.skipif(not COMPILER, reason="the emulated device needs g++")
 def test_blocks_of_cupy_stay_on_the_device(here, monkeypatch):
     fake_cupy.install(monkeypatch.setattr, monkeypatch.setitem)
     layer = drawn(LAYERS["states"]())
@@ -376,7 +374,8 @@ def test_blocks_of_cupy_stay_on_the_device(here, monkeypatch):
     cut = cut.map_blocks(fake_cupy.wrapped, dtype=x.dtype, meta=fake_cupy.ndarray(x[:0]))
     h0 = da.from_array(calls["lengths"]["initial_state"][0], chunks=(CHUNKS, H))
     h0 = h0.map_blocks(fake_cupy.wrapped, dtype=x.dtype, meta=fake_cupy.ndarray(x[:0, 0]))
-    y, state = apply(layer, cut, h0, lengths=calls["lengths"]["lengths"])
+    lengths = calls["lengths"]["lengths"].tolist()
+    y, state = apply(layer, cut, h0, lengths=lengths)
     for lazy in (y, state):
         assert type(lazy._meta) is fake_cupy.ndarray
     blocks = [block.compute() for block in y.blocks]
@@ -386,7 +385,3 @@ def test_blocks_of_cupy_stay_on_the_device(here, monkeypatch):
     np.testing.assert_allclose(came, expected, rtol=0, atol=4e-6)
     with pytest.raises(TypeError, match="initial_state: expected an array on a CUDA device"):
         apply(layer, cut, calls["lengths"]["initial_state"])
-
-
-def test_the_example_runs(client):
-    assert Path(__file__)

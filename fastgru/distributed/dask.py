@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import operator
 from typing import Any
 
 import numpy as np
@@ -101,28 +103,44 @@ def apply(
     layer = copy.deepcopy(layer)
     result = layer.complete(layer.prepare(*_arguments(places, *none)))
 
-    outputs = flatten(result)
-    signature, sizes = _signature([x, *rows], outputs)
-    arrays = da.apply_gufunc(
+    axes = itertools.count(1)
+    cut = [(array, (0, *itertools.islice(axes, array.ndim - 1))) for array in (x, *rows)]
+    blocks = da.blockwise(
         call_layer,
-        signature,
-        x,
-        *rows,
-        meta=tuple(outputs) if len(outputs) > 1 else outputs[0],
-        output_sizes=sizes,
-        layer=delayed(layer, name=key, traverse=False),
+        (0,),
+        *itertools.chain(*cut),
         places=places,
+        layer=delayed(layer, name=key, traverse=False),
+        align_arrays=False,
+        meta=np.empty(0, object),
     )
-    if len(outputs) == 1:
-        return arrays
-    left = iter(arrays)
-    return tuple(map_nested(lambda _: next(left), part) for part in result)
+    arrays = iter(
+        [
+            da.blockwise(
+                operator.getitem,
+                tuple(range(output.ndim)),
+                blocks,
+                (0,),
+                number,
+                None,
+                new_axes=dict(enumerate(output.shape[1:], 1)),
+                meta=output,
+            )
+            for number, output in enumerate(flatten(result))
+        ]
+    )
+    result = map_nested(lambda _: next(arrays), result)
+    return tuple(result) if isinstance(result, list) else result
 
 
-def call_layer(x: Any, *rows: Any, layer: Any, places: dict[str, Any]) -> Any:
-    """Run the task of one block: the layer's outputs, a flat tuple where there are several."""
-    outputs = flatten(layer.complete(layer.prepare(*_arguments(places, x, *rows))))
-    return tuple(outputs) if len(outputs) > 1 else outputs[0]
+def call_layer(*blocks: Any, layer: Any, places: dict[str, Any]) -> list[Any]:
+    """Run the task of one block of rows: the layer's outputs, one after another."""
+    arrays = []
+    for block in blocks:
+        while isinstance(block, list):  # of one, for each axis that is not cut
+            (block,) = block
+        arrays.append(block)
+    return flatten(layer.complete(layer.prepare(*_arguments(places, *arrays))))
 
 
 def _arguments(places: dict[str, Any], x: Any, *rows: Any) -> list[Any]:
@@ -148,44 +166,22 @@ def _cut_like(x: Any, value: Any, what: str, da: Any) -> Any:
     if isinstance(value, (bool, int, float)):
         raise TypeError(f"{what}: expected arrays with one row for each of x, came {value!r}")
     if not hasattr(value, "shape"):
-        value = np.asarray(value)
-    rows = x.shape[0]
-    if not isinstance(value, da.Array):
-        if np.isnan(rows):
-            raise ValueError(
-                f"{what}: expected a Dask array beside x, whose chunks along B are not known, came "
-                f"{type(value).__name__}; call x.compute_chunk_sizes() first"
-            )
-        if value.shape[:1] == (rows,):
-            return da.from_array(value, chunks=(x.chunks[0], *value.shape[1:]))
-    elif value.chunks[:1] == x.chunks[:1]:
-        return value.rechunk(dict.fromkeys(range(1, value.ndim), -1))
-    elif value.shape[:1] == (rows,):
-        return value.rechunk({0: x.chunks[0], **dict.fromkeys(range(1, value.ndim), -1)})
-    raise ValueError(
-        f"{what}: expected B = {rows} rows in the chunks of x, came shape {value.shape}"
-    )
-
-
-def _signature(arguments: list[Any], outputs: list[Any]) -> tuple[str, dict[str, int]]:
-    """Return the signature of a generalised ufunc over B, and its outputs' sizes by name.
-
-    Every axis but B has a name of its own: the layer itself has compared their sizes.
-    """
-
-    def names(letter: str, arrays: list[Any]) -> list[list[str]]:
-        return [[f"{letter}{n}_{k}" for k in range(1, a.ndim)] for n, a in enumerate(arrays)]
-
-    def written(names: list[list[str]]) -> str:
-        return ",".join(f"({','.join(axes)})" for axes in names)
-
-    into, out = names("i", arguments), names("o", outputs)
-    sizes = {
-        name: size
-        for axes, array in zip(out, outputs, strict=True)
-        for name, size in zip(axes, array.shape[1:], strict=True)
-    }
-    return f"{written(into)}->{written(out)}", sizes
+        value = np.asarray(value, like=x._meta)
+    if np.isnan(x.shape[0]):
+        # Only Dask's own arrays can be cut alike without a look at the numbers; a block with too
+        # many rows or too few is an error of its task.
+        if isinstance(value, da.Array) and value.numblocks[:1] == x.numblocks[:1]:
+            return value.rechunk(dict.fromkeys(range(1, value.ndim), -1))
+        raise ValueError(
+            f"{what}: expected a Dask array in {x.numblocks[0]} blocks of rows, since the sizes of "
+            "x's are not known; call x.compute_chunk_sizes() for anything else"
+        )
+    if value.shape[:1] != x.shape[:1]:
+        raise ValueError(f"{what}: expected B = {x.shape[0]} rows, came shape {value.shape}")
+    chunks = (x.chunks[0], *value.shape[1:])
+    if isinstance(value, da.Array):
+        return value.rechunk(chunks)
+    return da.from_array(value, chunks=chunks)
 
 
 def _package() -> tuple[Any, Any, Any]:
