@@ -6,11 +6,11 @@ The bits are those of one call on the whole batch; `tests/test_fused.py` says wh
 import os
 import signal
 
+import fake_cupy
 import numpy as np
 import pytest
 from cuda_emulator import COMPILER
 
-import fake_cupy
 import fastgru
 from fastgru import dispatch
 from fastgru.layers.call import flatten
