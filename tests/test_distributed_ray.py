@@ -9,6 +9,7 @@ import pytest
 import subprocesses
 
 import fastgru
+from fastgru import dispatch
 
 pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
 
@@ -106,6 +107,17 @@ def cupy_without_a_gpu(monkeypatch):
     return fake_cupy
 
 
+def test_a_batch_is_computed_on_one_thread_unless_said(layer, monkeypatch):
+    asked = []
+    chosen = dispatch.choose
+    monkeypatch.setattr(
+        dispatch, "choose", lambda problem: asked.append(problem.num_threads) or chosen(problem)
+    )
+    Predictor(layer, **NAMES)(columns())
+    Predictor(layer, num_threads=3, **NAMES)(columns())
+    assert asked == [1, 3]
+
+
 @pytest.mark.parametrize(
     ("layer", "error", "message"),
     [
@@ -136,7 +148,8 @@ def test_wrong_columns(layer):
 
 # ---- on Ray --------------------------------------------------------------------------------------
 
-ENGINES_OWN = pytest.mark.filterwarnings(r"default:::ray\.")  # it uses what it has deprecated
+ENGINES_OWN = pytest.mark.filterwarnings(r"ignore:::ray\.")  # it uses what it has deprecated
+
 
 @pytest.fixture(scope="module")
 def data():
@@ -151,12 +164,16 @@ def data():
         ray.shutdown()
 
 
+LOADED = []
+
+
 class Told(Predictor):
-    """A predictor that says which process it is, with how many threads, and dies once if told."""
+    """A predictor that says in which process it is and how often it was made, and dies if told."""
 
     def __init__(self, path, marker=None):
         super().__init__(path, **NAMES)
         self.marker = marker
+        LOADED.append(path)
 
     def __call__(self, batch):
         if self.marker and (batch["id"] == 200).any():
@@ -166,8 +183,8 @@ class Told(Predictor):
                 pass
             else:
                 os.kill(os.getpid(), signal.SIGKILL)
-        told = np.full(len(batch["id"]), os.getpid())
-        return {**super().__call__(batch), "process": told}
+        told = np.broadcast_to([os.getpid(), len(LOADED)], (len(batch["id"]), 2))
+        return {**super().__call__(batch), "told": told}
 
 
 def on_ray(data, table, *arguments):
@@ -184,15 +201,16 @@ def on_ray(data, table, *arguments):
     ).take_all()
     done.sort(key=lambda row: row["id"])
     came = {name: np.stack([row[name] for row in done]) for name in done[0]}
-    return came, came.pop("process")
+    return came, {tuple(told) for told in came.pop("told").tolist()}
 
 
 @ENGINES_OWN
 def test_two_actors_give_the_result_of_one_call(data, layer, path):
     table = columns()
-    came, processes = on_ray(data, table, path)
-    assert len(set(processes)) == 2
-    assert os.getpid() not in processes
+    came, told = on_ray(data, table, path)
+    processes = {process for process, _ in told}
+    assert len(processes - {os.getpid()}) == 2
+    assert {loaded for _, loaded in told} == {1}
     assert_same_bits(came, expected(layer, table))
 
 

@@ -1,4 +1,4 @@
-"""`fastgru.distributed.spark` on Spark itself, with two Python workers in processes of their own."""
+"""`fastgru.distributed.spark` on Spark itself, with Python workers in processes of their own."""
 
 import os
 import shutil
@@ -11,12 +11,14 @@ import pytest
 import subprocesses
 
 import fastgru
+from fastgru import dispatch
+from fastgru.distributed import spark
 
 pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
 pytest.importorskip("pyspark", reason="pip install 'fastgru[spark]', and Java")
 
 HERE = Path(__file__).parent
-predict_udf = fastgru.distributed.spark.predict_udf
+predict_udf = spark.predict_udf
 B, T, I, H = 37, 9, 5, 6
 
 
@@ -72,23 +74,19 @@ def columns(dtype):
 
 def frame(session, table):
     """Return the rows as a data frame in five partitions, arrays flat."""
-    number = "float" if table["x"].dtype == np.float32 else "double"
-    kinds = {
-        **{"id": "long", "x": f"array<{number}>", "n": "long"},
-        **{"mask": "array<boolean>", "resets": "array<boolean>"},
-        **{"a": f"array<{number}>", "b": f"array<{number}>"},
-    }
-    flat = [column.reshape(B, -1).tolist() for column in table.values()]
-    flat = [[row[0] for row in c] if k == "long" else c for c, k in zip(flat, kinds.values())]
-    schema = ", ".join(f"{name} {kind}" for name, kind in kinds.items())
-    return session.createDataFrame(list(zip(*flat)), schema).repartition(5)
+    number = {"float32": "float", "float64": "double"}[table["x"].dtype.name]
+    kinds = {"id": "long", "n": "long", "mask": "array<boolean>", "resets": "array<boolean>"}
+    names = ", ".join(f"{name} {kinds.get(name, f'array<{number}>')}" for name in table)
+    flat = [c.tolist() if c.ndim == 1 else c.reshape(B, -1).tolist() for c in table.values()]
+    return session.createDataFrame([*zip(*flat, strict=True)], names).repartition(5)
 
 
-def collected(rows, name, shape, dtype):
-    """Return a column of results in the order of the rows' numbers."""
-    found = sorted(rows.select("id", name).collect())
-    assert [row[0] for row in found] == list(range(B))
-    return np.array([row[1] for row in found], dtype).reshape(B, *shape)
+def collected(rows):
+    """Return the results of column "out", a list of columns, in the order of the rows' numbers."""
+    found = sorted(rows.select("id", "out").collect(), key=lambda row: row["id"])
+    assert [row["id"] for row in found] == [*range(B)]
+    results = [row["out"] if isinstance(row["out"], tuple) else (row["out"],) for row in found]
+    return [np.array(column) for column in zip(*results, strict=True)]
 
 
 CASES = {
@@ -120,19 +118,19 @@ def test_the_result_is_that_of_one_call(session, tmp_path, case):
     outputs = ["y", "first", "second"][: len(results)]
     predict = predict_udf(path, T, arguments=arguments, outputs=outputs, batch_size=4)
     rows = frame(session, table).withColumn("out", predict("x", *names))
-    for name, expected in zip(outputs, results, strict=True):
-        column = "out" if len(outputs) == 1 else f"out.{name}"
-        kind = dict(rows.select(column).dtypes).popitem()[1]
-        assert kind == {"float32": "array<float>", "float64": "array<double>"}[layer.dtype]
-        came = collected(rows, column, expected.shape[1:], expected.dtype)
-        assert came.tobytes() == expected.tobytes(), name
+    kind = {"float32": "array<float>", "float64": "array<double>"}[layer.dtype]
+    if len(outputs) > 1:
+        kind = f"struct<{','.join(f'{name}:{kind}' for name in outputs)}>"
+    assert dict(rows.dtypes)["out"] == kind
+    for came, expected in zip(collected(rows), results, strict=True):
+        assert came.reshape(expected.shape).astype(expected.dtype).tobytes() == expected.tobytes()
 
 
-def killed_once(marker):
-    """Return a function of a column of numbers that kills its process at row 20, the first time."""
+def killing(marker):
+    """Return a function of numbers that kills its process at number 20, the first time."""
     from pyspark.sql.functions import udf
 
-    def pass_on(number):
+    def passed_on(number):
         if number == 20:
             try:
                 os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
@@ -141,4 +139,56 @@ def killed_once(marker):
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    return udf(pass_on, "long")
+    return udf(passed_on, "long")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX")
+def test_a_killed_worker_changes_nothing(session, tmp_path):
+    layer = fastgru.GRU(H)
+    path = saved(layer, tmp_path)
+    table = columns("float32")
+    marker = tmp_path / "killed"
+    predict = predict_udf(path, T, arguments=["lengths"], batch_size=4)
+    rows = frame(session, table).withColumn("out", predict("x", "n"))
+    (came,) = collected(rows.withColumn("id", killing(str(marker))("id")))
+    assert marker.exists(), "nobody was killed"
+    expected = layer(table["x"], lengths=table["n"])
+    assert came.astype("float32").tobytes() == expected.tobytes()
+
+
+def test_a_worker_computes_on_one_thread(tmp_path, monkeypatch):
+    layer = fastgru.GRU(H)
+    path = saved(layer, tmp_path)
+    asked = []
+    chosen = dispatch.choose
+    monkeypatch.setattr(
+        dispatch, "choose", lambda problem: asked.append(problem.num_threads) or chosen(problem)
+    )
+    table = columns("float32")
+    predict = spark._load_predict(str(path), ("lengths",), ("y",), 2)
+    assert predict(table["x"], table["n"]).shape == (B, H)
+    assert asked == [1]
+
+
+def test_wrong_arguments(tmp_path):
+    path = saved(fastgru.GRU(H, return_state=True), tmp_path)
+    two = ["y", "state"]
+    for error, message, how in [
+        (ValueError, r"outputs: expected 2 names.*came \['y'\]", {}),
+        (
+            ValueError,
+            "arguments: expected some of mask, lengths, .*came 'length'",
+            {"outputs": two, "arguments": ["length"]},
+        ),
+        (TypeError, "expected lists of names", {"outputs": two, "arguments": "lengths"}),
+        (ValueError, "timesteps: expected an integer >= 1, came 0", {"timesteps": 0}),
+    ]:
+        with pytest.raises(error, match=message):
+            predict_udf(path, **{"timesteps": T, **how})
+    for layer, message in [
+        (fastgru.GRU(H, stateful=True), "expected stateful=False"),
+        (fastgru.GRU(H, time_major=True), "expected time_major=False"),
+        (fastgru.GRU(H, dtype="float16"), "expected a layer of float32 or float64, came float16"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            predict_udf(saved(layer, tmp_path), T)
