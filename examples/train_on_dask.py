@@ -99,9 +99,8 @@ def main():
         losses = train(layer, shards, rows, options.steps, options.rate)
     for step in range(0, options.steps, max(1, options.steps // 5)):
         print(f"step {step:4}: loss {losses[step]:.6f}")
-    print(
-        f"step {options.steps - 1:4}: loss {losses[-1]:.6f}, {rows} rows on {options.workers} workers"
-    )
+    end = f"{rows} rows on {options.workers} workers"
+    print(f"step {options.steps - 1:4}: loss {losses[-1]:.6f}, {end}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The bits are those of one call on the whole batch; `tests/test_fused.py` says wh
 import os
 import signal
 
+import docs_support
 import fake_cupy
 import numpy as np
 import pytest
@@ -196,6 +197,10 @@ def test_a_killed_worker_changes_nothing(client, tmp_path):
     client.wait_for_workers(2, timeout=60)
     assert set(client.run(os.getpid).values()) != before
     assert_same_bits(came, layer(x, **calls["lengths"]))
+
+
+def test_the_documentation(client, tmp_path):
+    docs_support.run("distributed.md", "Dask", tmp_path)
 
 
 # ---- what is settled before anything runs --------------------------------------------------------

@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import docs_support
 import numpy as np
 import pytest
 import subprocesses
@@ -222,3 +223,8 @@ def test_a_killed_actor_changes_nothing(data, layer, path, tmp_path):
     came, _ = on_ray(data, table, path, str(marker))
     assert marker.exists(), "nobody was killed"
     assert_same_bits(came, expected(layer, table))
+
+
+@ENGINES_OWN
+def test_the_documentation(data, tmp_path):
+    docs_support.run("distributed.md", "Ray Data", tmp_path)

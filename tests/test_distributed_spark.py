@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 
+import docs_support
 import numpy as np
 import pytest
 import subprocesses
@@ -192,3 +193,7 @@ def test_wrong_arguments(tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             predict_udf(saved(layer, tmp_path), T)
+
+
+def test_the_documentation(session, tmp_path):
+    docs_support.run("distributed.md", "Spark", tmp_path)

@@ -23,7 +23,8 @@ STOREYS = [
 ]
 OPTIONAL = {
     *("cupy", "cuda", "keras", "tensorflow", "torch", "jax", "onnx", "onnxruntime", "openvino"),
-    *("h5py", "safetensors", "dask", "ray", "pyspark", "joblib", "pandas", "matplotlib", "tqdm"),
+    *("h5py", "safetensors", "dask", "distributed", "ray", "pyspark", "joblib", "pandas"),
+    *("matplotlib", "tqdm"),
 }
 
 
@@ -115,3 +116,10 @@ def test_nothing_is_brought_along(first_call):
     cythons_own = re.compile(r"_cython_\w+|cython_runtime|Cython|cython|_cyutility")
     added = {name for name in ours - below if not cythons_own.fullmatch(name)}
     assert {name for name in added if name.partition(".")[0] != "fastgru"} == set()
+
+
+def test_an_engine_comes_when_it_is_used():
+    ours = loaded_by("import fastgru", "fastgru.distributed.ray.Predictor")
+    assert {f"fastgru.distributed.{name}" for name in ("dask", "ray", "spark")} < ours
+    assert not {name.partition(".")[0] for name in ours} & OPTIONAL
+    assert "fastgru.distributed" not in loaded_by("import fastgru")

@@ -188,8 +188,9 @@ def _package() -> tuple[Any, Any, Any]:
     try:
         import dask.array
         from dask.base import tokenize
+        from dask.delayed import delayed
     except ImportError as error:
         raise ImportError(
             f"fastgru.distributed.dask needs Dask ({error}); pip install 'fastgru[dask]'"
         ) from None
-    return dask.array, dask.delayed, tokenize
+    return dask.array, delayed, tokenize

@@ -52,7 +52,9 @@ class Predictor:
     Examples
     --------
     >>> import numpy as np, fastgru
-    >>> predict = fastgru.distributed.ray.Predictor(built_layer, lengths="n", keep=["id"])
+    >>> layer = fastgru.GRU(4)
+    >>> layer.build((None, None, 5))
+    >>> predict = fastgru.distributed.ray.Predictor(layer, lengths="n", keep=["id"])
     >>> batch = {"id": np.arange(3), "x": np.zeros((3, 6, 5), "float32"), "n": np.array([6, 0, 4])}
     >>> {name: column.shape for name, column in predict(batch).items()}
     {'id': (3,), 'y': (3, 4)}

@@ -97,7 +97,7 @@ def predict_udf(
     numbers = types.ArrayType(number, containsNull=False)
     several = types.StructType([types.StructField(name, numbers) for name in outputs])
     make = functools.partial(
-        _load_predict, os.fspath(path), tuple(arguments), tuple(outputs), len(shapes)
+        _load_predict, os.path.abspath(path), tuple(arguments), tuple(outputs), len(shapes)
     )
     return predict_batch_udf(
         make,
