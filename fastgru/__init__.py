@@ -25,7 +25,7 @@ from fastgru.variables import Variable
 from fastgru.version import __version__
 
 if TYPE_CHECKING:
-    from fastgru import io
+    from fastgru import distributed, io
     from fastgru.io.safetensors import load, save
 
 __all__ = [
@@ -40,6 +40,7 @@ __all__ = [
     "__version__",
     "activations",
     "constraints",
+    "distributed",
     "get_num_threads",
     "gru",
     "gru_cell",
@@ -58,9 +59,9 @@ __all__ = [
 if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
 
     def __getattr__(name: str) -> Any:
-        """Import `fastgru.io` when it is first used: most processes read one file, or none."""
-        if name == "io":
-            return importlib.import_module("fastgru.io")
+        """Import `fastgru.io` and `fastgru.distributed` when they are first used: few do."""
+        if name in ("distributed", "io"):
+            return importlib.import_module(f"fastgru.{name}")
         if name in ("load", "save"):
             return getattr(importlib.import_module("fastgru.io.safetensors"), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,7 +25,8 @@ STOREYS = [
 ]
 OPTIONAL = {
     *("cupy", "cuda", "keras", "tensorflow", "torch", "jax", "onnx", "onnxruntime", "openvino"),
-    *("h5py", "safetensors", "dask", "ray", "pyspark", "joblib", "pandas", "matplotlib", "tqdm"),
+    *("h5py", "safetensors", "dask", "distributed", "ray", "pyspark", "joblib", "pandas"),
+    *("matplotlib", "tqdm"),
 }
 
 
@@ -140,3 +141,10 @@ def test_without_the_extensions():
     assert said.startswith("(2, 3)")
     assert "served by: reference" in said
     assert "is not built" in said
+
+
+def test_an_engine_comes_when_it_is_used():
+    ours = loaded_by("import fastgru", "fastgru.distributed.ray.Predictor")
+    assert {f"fastgru.distributed.{name}" for name in ("dask", "ray", "spark")} < ours
+    assert not {name.partition(".")[0] for name in ours} & OPTIONAL
+    assert "fastgru.distributed" not in loaded_by("import fastgru")

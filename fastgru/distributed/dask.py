@@ -1,0 +1,196 @@
+"""Layers on Dask arrays that are cut along the batch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import operator
+from typing import Any
+
+import numpy as np
+
+from fastgru.distributed.rows import check_rows_alone
+from fastgru.layers.call import flatten, map_nested
+
+
+def apply(
+    layer: Any,
+    x: Any,
+    initial_state: Any = None,
+    mask: Any = None,
+    training: bool | None = False,
+    *,
+    lengths: Any = None,
+    reset_mask: Any = None,
+) -> Any:
+    """Call a layer on a Dask array; nothing runs until Dask computes the result.
+
+    Each block of rows is a task on one thread. The layer is copied now, with the weights that it
+    has now, and is one constant of the graph, which Dask brings to each worker once.
+
+    Parameters
+    ----------
+    layer : GRU, RNN, Bidirectional or Sequential
+        Not stateful and not time_major. One that has no weights yet gets them here.
+    x : dask.array.Array, shape (B, T, I)
+        Blocks of NumPy or CuPy. Any chunks along B, also of unknown sizes; T and I in one chunk.
+    initial_state : array (B, H), or lists of them as the layer takes them, optional
+    mask, reset_mask : array_like (B, T), optional
+    lengths : array_like (B,), optional
+        As the layer takes them: each a Dask array, whatever its chunks, or an array in memory.
+    training : bool
+        Must be False.
+
+    Returns
+    -------
+    dask.array.Array, or a tuple of them
+        What the layer returns for the whole of x, cut along B like x. Compute the arrays of a
+        tuple together, ``dask.compute(y, state)``: they come out of the same tasks.
+
+    Raises
+    ------
+    ValueError, TypeError
+        Layers, chunks, shapes and dtypes that cannot be; nothing has run. What only the numbers
+        tell, such as a length > T, is raised when it is computed.
+    ImportError
+        Dask is not installed.
+
+    Examples
+    --------
+    >>> import dask.array as da, fastgru
+    >>> x = da.zeros((1000, 20, 8), chunks=(250, 20, 8), dtype="float32")
+    >>> fastgru.distributed.dask.apply(fastgru.GRU(4), x).chunks
+    ((250, 250, 250, 250), (4,))
+    """
+    da, delayed, tokenize = _package()
+    check_rows_alone(layer)
+    if training:
+        raise ValueError(
+            "training: expected False, since what dropout draws depends on the calls before; "
+            "examples/train_on_dask.py trains with forward and backward on shards"
+        )
+    if not isinstance(x, da.Array):
+        raise TypeError(
+            f"x: expected a Dask array, came {type(x).__name__}; call the layer itself, or use "
+            "dask.array.from_array"
+        )
+    if x.ndim != 3 or x.numblocks[1:] != (1, 1):
+        raise ValueError(
+            "x: expected (B, T, I) with T and I in one chunk each, since a row is computed whole, "
+            f"came chunks {x.chunks}; call x.rechunk({{1: -1, 2: -1}})"
+        )
+
+    rows: list[Any] = []  # what goes with x, one array after another, by whose numbers ...
+
+    def place(what: str, value: Any) -> Any:
+        def one(value: Any) -> int | None:
+            if value is None:
+                return None
+            rows.append(_cut_like(x, value, what, da))
+            return len(rows) - 1
+
+        return map_nested(one, value) if what == "initial_state" else one(value)
+
+    given = {"initial_state": initial_state, "mask": mask}
+    given |= {"lengths": lengths, "reset_mask": reset_mask}
+    places = {what: place(what, value) for what, value in given.items()}  # ... the call is written
+
+    # A call on no rows validates, builds, and shows what comes out; the layer's own state, such as
+    # its activity losses, is left alone.
+    none = [np.empty_like(a._meta, shape=(0, *a.shape[1:])) for a in (x, *rows)]
+    layer.start(layer.prepare(*_arguments(places, *none)))
+    key = f"layer-{tokenize(layer)}"
+    layer = copy.deepcopy(layer)
+    result = layer.complete(layer.prepare(*_arguments(places, *none)))
+
+    axes = itertools.count(1)
+    cut = [(array, (0, *itertools.islice(axes, array.ndim - 1))) for array in (x, *rows)]
+    blocks = da.blockwise(
+        call_layer,
+        (0,),
+        *itertools.chain(*cut),
+        places=places,
+        layer=delayed(layer, name=key, traverse=False),
+        align_arrays=False,
+        meta=np.empty(0, object),
+    )
+    arrays = iter(
+        [
+            da.blockwise(
+                operator.getitem,
+                tuple(range(output.ndim)),
+                blocks,
+                (0,),
+                number,
+                None,
+                new_axes=dict(enumerate(output.shape[1:], 1)),
+                meta=output,
+            )
+            for number, output in enumerate(flatten(result))
+        ]
+    )
+    result = map_nested(lambda _: next(arrays), result)
+    return tuple(result) if isinstance(result, list) else result
+
+
+def call_layer(*blocks: Any, layer: Any, places: dict[str, Any]) -> list[Any]:
+    """Run the task of one block of rows: the layer's outputs, one after another."""
+    arrays = []
+    for block in blocks:
+        while isinstance(block, list):  # of one, for each axis that is not cut
+            (block,) = block
+        arrays.append(block)
+    return flatten(layer.complete(layer.prepare(*_arguments(places, *arrays))))
+
+
+def _arguments(places: dict[str, Any], x: Any, *rows: Any) -> list[Any]:
+    """Return what `SequenceLayer.prepare` takes: no training, no out, one thread."""
+    given = {
+        what: map_nested(lambda i: None if i is None else rows[i], place)
+        for what, place in places.items()
+    }
+    return [
+        x,
+        given["initial_state"],
+        given["mask"],
+        False,
+        given["lengths"],
+        given["reset_mask"],
+        None,
+        1,
+    ]
+
+
+def _cut_like(x: Any, value: Any, what: str, da: Any) -> Any:
+    """Return an argument that has one entry per row as a Dask array with x's chunks along B."""
+    if isinstance(value, (bool, int, float)):
+        raise TypeError(f"{what}: expected arrays with one row for each of x, came {value!r}")
+    if not hasattr(value, "shape"):
+        value = np.asarray(value, like=x._meta)
+    if np.isnan(x.shape[0]):
+        # Only Dask's own arrays can be cut alike without a look at the numbers; a block with too
+        # many rows or too few is an error of its task.
+        if isinstance(value, da.Array) and value.numblocks[:1] == x.numblocks[:1]:
+            return value.rechunk(dict.fromkeys(range(1, value.ndim), -1))
+        raise ValueError(
+            f"{what}: expected a Dask array in {x.numblocks[0]} blocks of rows, since the sizes of "
+            "x's are not known; call x.compute_chunk_sizes() for anything else"
+        )
+    if value.shape[:1] != x.shape[:1]:
+        raise ValueError(f"{what}: expected B = {x.shape[0]} rows, came shape {value.shape}")
+    chunks = (x.chunks[0], *value.shape[1:])
+    if isinstance(value, da.Array):
+        return value.rechunk(chunks)
+    return da.from_array(value, chunks=chunks)
+
+
+def _package() -> tuple[Any, Any, Any]:
+    try:
+        import dask.array
+        from dask.base import tokenize
+        from dask.delayed import delayed
+    except ImportError as error:
+        raise ImportError(
+            f"fastgru.distributed.dask needs Dask ({error}); pip install 'fastgru[dask]'"
+        ) from None
+    return dask.array, delayed, tokenize
