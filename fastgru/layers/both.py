@@ -22,13 +22,13 @@ def run_both(
     """
     if any(len(part.problems) != 1 for part in parts):
         return None
-    cells, problems, _ = zip(*(part.problems[0] for part in parts), strict=True)
+    _, problems, _ = zip(*(part.problems[0] for part in parts), strict=True)
     for part, problem in zip(parts, problems, strict=True):
         problem.x = part.x
     backend = dispatch.choose_both(problems)
     if backend is None:
         return None
-    weights = [cell.snapshot() for cell in cells]
+    weights = [part.weights[0] for part in parts]
     outputs = backend.forward_both(problems, weights, save, keep_gates)
     return [
         (o.y, [o.state], [record_of(problem, w, o, backend.name, both=True)] if save else [])
