@@ -104,7 +104,9 @@ assert not wrong, wrong
 check()
 """
 
+
 def run(code, timeout=120, **variables):
+    # Python 3.12 and later warn of every fork of a process with threads.
     environment = subprocesses.environment(**{"PYTHONWARNINGS": "ignore", **variables})
     return subprocesses.run_python(SETUP + code, environment, timeout=timeout)
 
@@ -128,7 +130,8 @@ for worker in workers:
 
 
 def test_a_child_may_start_threads_again():
-    run("""
+    run(
+        """
 from fastgru.backends import cpu
 
 def shared():
@@ -140,7 +143,9 @@ def shared():
         assert _cut.plan(layer.cell.spec, cpu._fused.lanes(4), (4800, 200), False, 2)[0] == 2
 shared()
 finish(fork(shared))
-""", OMP_NUM_THREADS="2")
+""",
+        OMP_NUM_THREADS="2",
+    )
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["before", "inside a region"])
@@ -173,14 +178,15 @@ def call():
 
 region(call)
 """
-    run(f"""
+    code = f"""
 import ctypes
-fastgru.set_num_threads(3)
 region = ctypes.CDLL({str(library)!r}).region
 region(None)
+fastgru.set_num_threads(3)  # the first of ours that may start any
 {inside_code if inside else "finish(fork())"}
 check()
-""")
+"""
+    run(code, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
@@ -188,7 +194,7 @@ def test_processes_of_multiprocessing(tmp_path, method):
     script = tmp_path / "work.py"
     script.write_text(
         """
-import multiprocessing, sys, threading
+import multiprocessing, sys, threading, warnings
 import numpy as np
 import fastgru
 
@@ -196,6 +202,7 @@ def answer(layer, x):
     return layer(x)
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # Python 3.12's, of forks of a process with threads
     layer = fastgru.GRU(96, bias_initializer="random_normal")
     x = np.random.default_rng(0).standard_normal((48, 20, 40)).astype("float32")
     expected = layer(x)
@@ -214,17 +221,7 @@ if __name__ == "__main__":
     done.set()
 """
     )
-    code = f"import runpy, sys\nsys.argv[1:] = [{method!r}]\nrunpy.run_path({str(script)!r}, run_name='__main__')"
-    del code
-    done = subprocess.run(
-        [os.sys.executable, "-W", "ignore", str(script), method],
-        env=subprocesses.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    subprocesses.run_script(script, method)
 
 
 def test_inputs_and_weights_in_files_that_are_mapped_read_only(tmp_path):
@@ -250,7 +247,7 @@ for child in [fork(work) for _ in range(3)]:
 """)
 
 
-def test_joblib(tmp_path):
+def test_workers_of_joblib_map_large_inputs_read_only(tmp_path):
     pytest.importorskip("joblib", reason="needs joblib")
     script = tmp_path / "work.py"
     script.write_text(
@@ -266,19 +263,11 @@ def part(layer, x, i):
 if __name__ == "__main__":
     layer = fastgru.GRU(96, bias_initializer="random_normal")
     x = np.random.default_rng(0).standard_normal((48, 20, 40)).astype("float32")
+    expected = layer(x)
     work = (joblib.delayed(part)(layer, x, i) for i in range(4))
     parts = joblib.Parallel(n_jobs=2, max_nbytes=1000)(work)
-    expected = layer(x)
     for i, y in enumerate(parts):
         np.testing.assert_array_equal(y, expected[i::4])
 """
     )
-    done = subprocess.run(
-        [os.sys.executable, str(script)],
-        env=subprocesses.environment(),
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    subprocesses.run_script(script)
