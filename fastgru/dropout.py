@@ -6,10 +6,9 @@ before, and on nothing else: neither dtype, backend nor threads (SPEC 5.7).
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 import numpy as np
+
+from fastgru import locks
 
 INPUT = 0
 RECURRENT = 1
@@ -34,7 +33,6 @@ class DropoutGenerator:
         else:
             self.entropy = int(seed.__index__())
         self._counts = [0, 0]
-        self._lock = threading.Lock()
 
     def draw(
         self, stream: int, shape: tuple[int, ...], rate: float, dtype: np.dtype, count: int = 1
@@ -50,7 +48,7 @@ class DropoutGenerator:
         -------
         ndarray, shape (count, *shape)
         """
-        with self._lock:
+        with locks.counting:
             call = self._counts[stream]
             self._counts[stream] += 1
         if rate >= 1.0:
@@ -58,10 +56,3 @@ class DropoutGenerator:
         key = np.random.SeedSequence(self.entropy, spawn_key=(stream, call))
         uniform = np.random.Generator(np.random.Philox(key)).random((count, *shape), np.float32)
         return (uniform >= np.float32(rate)).astype(dtype) * dtype.type(1.0 / (1.0 - rate))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"entropy": self.entropy, "_counts": list(self._counts)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._lock = threading.Lock()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from fastgru import locks
 from fastgru.device import follow, on_device, plain
 from fastgru.problem import as_array
 
@@ -107,10 +108,12 @@ class Variable(NDArrayOperatorsMixin):
         TypeError
             A dtype that would be cast down.
         """
-        self._store(self.checked(value))
-        if self._on_write is not None:
-            self._on_write()
-        return self._value
+        copy = self.kept(self.checked(value))
+        with locks.writing:
+            self.put(copy)
+            if self._on_write is not None:
+                self._on_write()
+        return copy
 
     def assign_add(self, value: Any) -> np.ndarray:
         """Add to the value.
@@ -161,8 +164,13 @@ class Variable(NDArrayOperatorsMixin):
     def _operand(self, value: Any) -> Any:
         return as_array(value, self._value.dtype, self.name)
 
-    def _store(self, value: Any) -> None:
-        self._value = _frozen_copy(value if self.roams or not on_device(value) else value.get())
+    def kept(self, value: Any) -> Any:
+        """Return a copy of a checked value, as it is kept."""
+        return _frozen_copy(value if self.roams or not on_device(value) else value.get())
+
+    def put(self, copy: Any) -> None:
+        """Make a copy from `kept` the value; who calls it holds `locks.writing`, and tells."""
+        self._value = copy
 
     def __dlpack__(self, **how: Any) -> Any:
         return self.value.__dlpack__(**how)

@@ -17,7 +17,7 @@ def environment(*places, **variables):
     return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in path if p), **variables}
 
 
-def run_python(code, env=None, **variables):
+def run_python(code, env=None, timeout=120, **variables):
     """Run code that must succeed and return what it printed.
 
     -P: the current folder is not on the path, where a checkout without its extensions may lie.
@@ -27,7 +27,21 @@ def run_python(code, env=None, **variables):
         env={**(environment() if env is None else env), **variables},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def run_script(script, *arguments, timeout=120):
+    """Run a file, as programs that start processes of their own must be; return its output."""
+    result = subprocess.run(
+        [sys.executable, "-P", str(script), *map(str, arguments)],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
         check=False,
     )
     assert result.returncode == 0, result.stderr

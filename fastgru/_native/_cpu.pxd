@@ -17,4 +17,4 @@ cdef const kernels_f64 *_kernels_f64() noexcept
 cdef int _lease(int wanted) noexcept nogil
 cdef void _give_back(int granted) noexcept nogil
 cdef int _available(int threads) noexcept nogil
-cdef bint _start_pool() noexcept
+cdef bint _may_start_threads() noexcept

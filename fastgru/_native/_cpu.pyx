@@ -19,6 +19,7 @@ from fastgru._native.gates cimport (
     FASTGRU_OPENMP,
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
+    end_idle_threads,
     fastgru_activation_names,
     fastgru_isa_names,
     fastgru_isa_supported,
@@ -64,8 +65,7 @@ cdef enum:
     SPLIT_ROWS = 4            # rows a thread needs before h.U is about as fast as with all rows
 
 cdef int _isa = 0
-cdef bint _pool_started = False  # OpenMP's threads are there
-cdef bint _pool_lost = False  # ... but in the process that forked this one
+cdef bint _pool_lost = False  # OpenMP waits for threads of the process that forked this one
 cdef int _used = 0            # threads that run calls now, the callers' own among them
 cdef int _limit = 1           # how many there may be, but for callers' own
 
@@ -221,29 +221,38 @@ def threads_in_use():
     return _used
 
 
-def _forget_threads():
-    # In a child of fork no call runs, and libgomp would wait for threads that are not there.
+# The child of a fork has the forking thread and none of those that libgomp keeps for it, be they
+# from our calls or from another library's; a region would wait for them for ever. So they are ended
+# before; the next region starts others, in the parent as in the child. That cannot be done inside a
+# region: then the child's calls run on one thread.
+
+cdef bint _pool_kept = False
+
+
+def _before_fork():
+    global _pool_kept
+    _pool_kept = _pool_lost or not end_idle_threads()
+
+
+def _after_fork():
+    # In the child no call runs.
     global _used, _pool_lost
-    _used = 0
-    _pool_lost = _pool_started
+    _used, _pool_lost = 0, _pool_kept
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
-cdef bint _start_pool() noexcept:
-    # Whether a call may start threads; asked for when it is about to.
-    global _pool_started
-    if not FASTGRU_OPENMP or _pool_lost:
-        return False
-    _pool_started = True
-    return True
+cdef bint _may_start_threads() noexcept:
+    return FASTGRU_OPENMP and not _pool_lost
 
 
 cdef int _team_limit(int threads, double flops) noexcept:
     # How many threads a call of so much work may start.
-    return _available(threads) if threads > 1 and flops >= REGION_FLOPS and _start_pool() else 1
+    if threads == 1 or flops < REGION_FLOPS or not _may_start_threads():
+        return 1
+    return _available(threads)
 
 
 cdef const kernels_f32 *_kernels_f32() noexcept:

@@ -11,7 +11,7 @@ region and a meeting cost is measured at the first call that could use more than
 from cython.parallel cimport parallel
 from libc.string cimport memset
 
-from fastgru._native._cpu cimport _available, _kernels_f32, _padded, _start_pool
+from fastgru._native._cpu cimport _available, _kernels_f32, _may_start_threads, _padded
 from fastgru._native.gates cimport (
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
@@ -183,7 +183,7 @@ cdef Cut _cut(int threads, const Work *work) noexcept:
     if (
         threads == 1
         or 6.0 * B * units * (work.inputs * work.T + work.H * work.products) < LEAST_FLOPS
-        or not _start_pool()
+        or not _may_start_threads()
     ):
         return cut
     most = _available(threads)

@@ -33,6 +33,7 @@ cnp.import_array()
 
 cdef enum:
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
+    BLOCK = 1024              # rows at a time: scratch is for these, however many rows there are
 
 
 cdef class _Cell:
@@ -47,14 +48,16 @@ cdef class _Cell:
     cdef run_type run
     cdef run_scratch_type run_scratch
     cdef char *scratch
+    cdef char *states
+    cdef char *y
     cdef Py_ssize_t capacity, per_thread
 
     def __cinit__(self, cell, state, output):
         self.cell, self.spec, self.state, self.output = cell, cell.spec, state, output
         self.inputs = self.spec.input_dim
         self.job.T, self.job.H = 1, shape_of(state)[1]
-        self.job.h0 = self.job.state = bytes_of(state)
-        self.job.y, self.job.y_b = bytes_of(output), self.job.H * output.itemsize
+        self.states = self.job.h0 = self.job.state = bytes_of(state)
+        self.y, self.job.y_b = bytes_of(output), self.job.H * output.itemsize
         self.job.sequences = True
         self.job.barrier = &self.barrier
 
@@ -80,17 +83,17 @@ cdef class _Cell:
         self.packed, self.weights, self.kernels = packed, weights, kernels
         return True
 
-    cdef bint prepare(self, Py_ssize_t m, pack, get_num_threads) except -1:
-        # All that may fail before a step of m rows; False: another backend must serve it.
+    cdef bint prepare(self, weights, Py_ssize_t m, pack, get_num_threads) except -1:
+        # All that may fail before a step of at most m rows; False: another backend must serve it.
         cdef Py_ssize_t H = self.job.H, size = self.job.y_b // H, need
         cdef const void *kernels = _kernels_f32() if size == 4 else <const void *> _kernels_f64()
         cdef double flops = 6.0 * m * H * (H + self.inputs)
-        weights = self.cell._weights
         if weights is None or weights is not self.weights or kernels != self.kernels:
             if not self.bind(weights, kernels, pack):
                 return False
-        self.job.B, self.job.chunk_rows = m, max(m, 1)
+        self.job.B = m
         self.cut = _cut_job(&self.job, self.packed, _threads_for(get_num_threads, flops))
+        self.job.chunk_rows = max(self.cut.rows, 1)
         self.per_thread = _padded(self.run_scratch(&self.job, self.cut.rows, self.packed.panels))
         need = self.cut.threads * self.per_thread
         if not self.job.reset_after:
@@ -105,8 +108,16 @@ cdef class _Cell:
         self.job.reset_state = self.scratch + self.cut.threads * self.per_thread
         return True
 
-    cdef void step(self, const char *x, const Py_ssize_t *rows) noexcept:
-        self.job.x, self.job.rows = x, rows
+    cdef const char *step(
+        self, const char *x, const Py_ssize_t *rows, Py_ssize_t b0, Py_ssize_t m
+    ) noexcept:
+        # Rows b0..b0+m of x, or of those named, no more than were prepared; returns their outputs.
+        # Without names they are the stream's own, whose states begin there.
+        cdef Py_ssize_t row = self.job.H * self.packed.size
+        self.job.B, self.job.x = m, x
+        self.job.y = self.y + b0 * row
+        self.job.rows = NULL if rows == NULL else rows + b0
+        self.job.h0 = self.job.state = self.states + (0 if rows != NULL else b0 * row)
         if self.cut.threads == 1 and 6.0 * self.job.B * self.job.H * (
             self.job.H + self.inputs
         ) < GIL_FLOPS:
@@ -119,6 +130,7 @@ cdef class _Cell:
                     &self.job, &self.cut, self.packed.panels, self.run, self.scratch,
                     self.per_thread,
                 )
+        return self.job.y
 
 
 cdef class Stepper:
@@ -136,24 +148,28 @@ cdef class Stepper:
         ``pack(spec, weights)`` returns their `Fused`, or None where the kernels cannot serve them.
     get_num_threads : callable
         Asked only where the work is enough for two.
+    writing : context manager
+        Held while the weights of several cells are taken.
     """
 
     cdef list cells
-    cdef object forced, pack, get_num_threads, served
+    cdef object forced, pack, get_num_threads, writing, served
     cdef Py_ssize_t rows, inputs, itemsize, out_bytes
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads):
+    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads, writing):
         cdef _Cell last
         self.cells = [
             _Cell(cell, state, output)
             for cell, state, output in zip(cells, states, outputs, strict=True)
         ]
         self.forced, self.pack, self.get_num_threads = forced, pack, get_num_threads
+        self.writing = writing
         self.rows = shape_of(states[0])[0]
         self.inputs = cells[0].spec.input_dim
-        self.type = float_type(states[0].itemsize)
+        self.itemsize = states[0].itemsize
+        self.type = float_type(self.itemsize)
         last = self.cells[len(self.cells) - 1]
         self.out_bytes = self.rows * last.job.y_b
         self.served = last.output[:]  # a view, whose memory nobody can resize
@@ -177,7 +193,7 @@ cdef class Stepper:
         """
         cdef _Cell cell
         cdef const Py_ssize_t *numbers = NULL
-        cdef Py_ssize_t m
+        cdef Py_ssize_t m, b0
         cdef const char *data
         forced = get_value(self.forced)
         if forced is not None and forced != "cpu":
@@ -194,18 +210,20 @@ cdef class Stepper:
             numbers = <const Py_ssize_t *> bytes_of(rows)
             if not self.distinct(numbers, m):
                 return None
-        for cell in self.cells:
-            if not cell.prepare(m, self.pack, self.get_num_threads):
-                return None
+        if not self.prepare(min(m, <Py_ssize_t> BLOCK)):
+            return None
         data = bytes_of(x)
         # What a step gave is the next one's x where a model feeds on itself, and one thread would
         # write there what another has yet to read.
-        if cell.job.y <= data < cell.job.y + self.out_bytes:
+        cell = self.cells[len(self.cells) - 1]
+        if cell.y <= data < cell.y + self.out_bytes:
             x = x.copy()
-            data = bytes_of(x)
-        for cell in self.cells:
-            cell.step(data, numbers)
-            data = cell.job.y
+        b0 = 0
+        while b0 < m:
+            data = bytes_of(x) + b0 * self.inputs * self.itemsize
+            for cell in self.cells:
+                data = cell.step(data, numbers, b0, min(m - b0, <Py_ssize_t> BLOCK))
+            b0 += BLOCK
         # The same array as the last time, unless its owner has given it another shape since.
         if (
             not is_plain(self.served, self.type, 2)
@@ -214,6 +232,22 @@ cdef class Stepper:
         ):
             self.served = cell.output[:m]
         return self.served
+
+    cdef bint prepare(self, Py_ssize_t m) except -1:
+        # All that may fail before a step of at most m rows at a time.
+        cdef _Cell cell
+        cdef Py_ssize_t i
+        cdef list weights
+        if len(self.cells) == 1:
+            cell = self.cells[0]
+            return cell.prepare(cell.cell._weights, m, self.pack, self.get_num_threads)
+        with self.writing:
+            weights = [cell.cell._weights for cell in self.cells]
+        for i in range(len(weights)):
+            cell = self.cells[i]
+            if not cell.prepare(weights[i], m, self.pack, self.get_num_threads):
+                return False
+        return True
 
     cdef bint distinct(self, const Py_ssize_t *numbers, Py_ssize_t m) noexcept:
         # Whether the numbers are rows, none of them twice.

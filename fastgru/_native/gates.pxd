@@ -14,6 +14,7 @@ cdef extern from "runtime.h" nogil:
     ctypedef struct team_barrier:
         pass
     int openmp_threads()
+    bint end_idle_threads()
     int team_rank()
     int team_size()
     double microseconds()

@@ -1,6 +1,7 @@
 /* What a loop over threads needs from the compiler and the machine; every piece has a fallback.
  *
  * openmp_threads         how many a region has unless it says; 0 without OpenMP
+ * end_idle_threads       ends the threads that OpenMP keeps for this one; false: they may be there
  * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
  * microseconds           a clock; without OpenMP nothing is timed
  * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
@@ -24,12 +25,19 @@ static inline int openmp_threads(void) { return omp_get_max_threads(); }
 static inline int team_rank(void) { return omp_get_thread_num(); }
 static inline int team_size(void) { return omp_get_num_threads(); }
 static inline double microseconds(void) { return 1e6 * omp_get_wtime(); }
+/* gcc has it since version 9, and the _OPENMP of before. */
+#    if _OPENMP >= 201811 || (__GNUC__ >= 9 && !defined(__clang__))
+static inline int end_idle_threads(void) { return omp_pause_resource_all(omp_pause_soft) == 0; }
+#    else
+static inline int end_idle_threads(void) { return 0; }
+#    endif
 #else
 #    define FASTGRU_OPENMP 0
 static inline int openmp_threads(void) { return 0; }
 static inline int team_rank(void) { return 0; }
 static inline int team_size(void) { return 1; }
 static inline double microseconds(void) { return 0; }
+static inline int end_idle_threads(void) { return 1; }
 #endif
 
 #ifndef _WIN32

@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastgru import locks
 from fastgru.activations import Activation
 from fastgru.problem import (
     BackendError,
@@ -247,7 +248,9 @@ class CPUBackend:
             return None
         from fastgru._native._stream import Stepper
 
-        return Stepper(cells, states, outputs, forced, _panels_if_served, get_num_threads).step
+        return Stepper(
+            cells, states, outputs, forced, _panels_if_served, get_num_threads, locks.writing
+        ).step
 
 
 def _reason(spec: GRUSpec) -> str | None:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgru import locks
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.version import __version__
@@ -61,12 +62,14 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
     from_numpy = _package().numpy
     config = _config(layer)
     weights: dict[str, np.ndarray] = {}
-    for place, cell in _cells(layer):
-        if not cell.built:
-            raise ValueError(
-                f"{layer.name}: it has no weights yet; call build(input_shape) or the layer first"
-            )
-        weights.update((place + v.name, v.value) for v in cell.weights)
+    with locks.writing:  # weights that belong together
+        for place, cell in _cells(layer):
+            if not cell.built:
+                raise ValueError(
+                    f"{layer.name}: it has no weights yet; call build(input_shape) or the layer "
+                    "first"
+                )
+            weights.update((place + v.name, v.value) for v in cell.weights)
     about = {"format_version": FORMAT_VERSION, "fastgru_version": __version__, "layer": config}
     _replace(Path(path), from_numpy.save(weights, {"fastgru": json.dumps(about)}))
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import threading
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastgru import serialization
+from fastgru import locks, serialization
 from fastgru.problem import float_dtype
 
 if TYPE_CHECKING:
@@ -19,13 +18,11 @@ if TYPE_CHECKING:
 
 LAYERS: dict[str, Any] = {}
 _name_counts: dict[str, int] = {}
-_name_lock = threading.Lock()
-build_lock = threading.RLock()
 
 
 def unique_name(stem: str) -> str:
     """Return ``stem``, ``stem_1``, ``stem_2``, ... as Keras names its layers."""
-    with _name_lock:
+    with locks.counting:
         count = _name_counts.get(stem, 0)
         _name_counts[stem] = count + 1
     return stem if count == 0 else f"{stem}_{count}"
@@ -95,7 +92,10 @@ class Layer:
 
     def get_weights(self) -> list[np.ndarray]:
         """Return copies of all weights, in the order of ``weights``."""
-        return [v.numpy() for v in self.weights]
+        variables = self.weights
+        with locks.writing:  # all old or all new
+            values = [v.value for v in variables]
+        return [value.copy() for value in values]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Replace all weights; either all are written or, after an error, none.
@@ -189,8 +189,8 @@ class SequenceLayer(Layer, abstract=True):
     """What is called on sequences: a call is validated whole, then run.
 
     Subclasses give ``prepare`` (all validation, no other work), ``start`` (building, drawing of
-    dropout masks), ``complete`` and ``forward_prepared`` (the work), and ``feed``, by which
-    `Sequential` puts what one layer returned into the next one's prepared call.
+    dropout masks), ``take_weights``, ``complete`` and ``forward_prepared`` (the work), and
+    ``feed``, by which `Sequential` puts what one layer returned into the next one's prepared call.
     """
 
     def __call__(
@@ -254,6 +254,8 @@ class SequenceLayer(Layer, abstract=True):
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
         self.start(call)
+        with locks.writing:
+            self.take_weights(call)
         return self.complete(call)
 
     def forward(
@@ -294,6 +296,8 @@ class SequenceLayer(Layer, abstract=True):
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
         self.start(call)
+        with locks.writing:
+            self.take_weights(call)
         return self.forward_prepared(call, save == "gates")
 
     def stream(self, n: int = 1) -> Any:
@@ -324,6 +328,10 @@ class SequenceLayer(Layer, abstract=True):
     def start(self, call: Any) -> None:
         """Build what is not built, and draw the dropout masks of a prepared call."""
         raise TypeError(f"{type(self).__name__} does not say how a call is started")
+
+    def take_weights(self, call: Any) -> None:
+        """Take the weights that a started call runs with, of all cells at one moment."""
+        raise TypeError(f"{type(self).__name__} does not say what weights a call takes")
 
     def complete(self, call: Any) -> Any:
         """Run a prepared call and return what the user gets."""
@@ -384,7 +392,9 @@ def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None)
 
 def write_together(variables: Sequence[Variable], values: Sequence[np.ndarray]) -> None:
     """Write checked values, telling each owner once, after all are in place."""
-    for variable, value in zip(variables, values, strict=True):
-        variable._store(value)
-    for notify in dict.fromkeys(v._on_write for v in variables if v._on_write is not None):
-        notify()
+    copies = [variable.kept(value) for variable, value in zip(variables, values, strict=True)]
+    with locks.writing:
+        for variable, copy in zip(variables, copies, strict=True):
+            variable.put(copy)
+        for notify in dict.fromkeys(v._on_write for v in variables if v._on_write is not None):
+            notify()

@@ -293,6 +293,11 @@ class Bidirectional(SequenceLayer):
             half.start(part)
         self.built = True
 
+    def take_weights(self, call: BothCalls) -> None:
+        """Take the weights that a started call runs with, of both halves."""
+        for half, part in zip(self.halves, call.parts, strict=True):
+            half.take_weights(part)
+
     def _check_out(self, call: Call, out: Any) -> Any:
         if out is None:
             return None

@@ -23,13 +23,13 @@ def run_both(
     first, second = (part.problems for part in parts)
     if len(first) != 1 or len(second) != 1 or not first[0][1].on_device:
         return None
-    cells, problems, _ = zip(*(part.problems[0] for part in parts), strict=True)
+    _, problems, _ = zip(*(part.problems[0] for part in parts), strict=True)
     for part, problem in zip(parts, problems, strict=True):
         problem.x = part.x
     backend = dispatch.choose_both(problems)
     if backend is None:
         return None
-    weights = [cell.snapshot() for cell in cells]
+    weights = [part.weights[0] for part in parts]
     outputs = backend.forward_both(problems, weights, save, keep_gates)
     return [
         (o.y, [o.state], [record_of(problem, w, o, backend.name, both=True)] if save else [])

@@ -12,13 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru import dispatch
+from fastgru import dispatch, locks
 from fastgru.device import follow, overlap
-from fastgru.layers.base import build_lock
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.stacked import cell_output_size
 from fastgru.masks import MaskPlan, plan_mask, plan_resets
-from fastgru.problem import GRUProblem, as_array, check_num_threads, check_out, check_shape
+from fastgru.problem import (
+    GRUProblem,
+    GRUWeights,
+    as_array,
+    check_num_threads,
+    check_out,
+    check_shape,
+)
 
 if TYPE_CHECKING:
     from fastgru.backends.base import Backend
@@ -45,7 +51,11 @@ class Call:
     problems : list of (GRUCell, GRUProblem, Backend)
         One per GRU cell, in order; all but the first still lack their x, and none has its
         dropout masks yet. Empty for custom cells.
+    weights : list of GRUWeights
+        One per problem, once the call has started.
     """
+
+    weights: list[GRUWeights]
 
     __slots__ = (
         "mask",
@@ -57,6 +67,7 @@ class Call:
         "shape",
         "states",
         "training",
+        "weights",
         "x",
     )
 
@@ -112,7 +123,7 @@ class Call:
     def start(self, layer: RNN) -> None:
         """Build what is not built, and draw the dropout masks."""
         if not layer.built or (layer.stateful and layer.states is None):
-            with build_lock:  # two first calls at once must not make two sets of weights
+            with locks.building:
                 layer.build(self.shape)
             for cell, problem, _ in self.problems:
                 assert cell.spec is not None

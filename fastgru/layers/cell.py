@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any, ClassVar
 
 import numpy as np
 
-from fastgru import activations, constraints, dispatch, initializers, regularizers
+from fastgru import activations, constraints, dispatch, initializers, locks, regularizers
 from fastgru.device import follow, on_device
 from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
-from fastgru.layers.base import Layer, build_lock
+from fastgru.layers.base import Layer
 from fastgru.layers.config import keras_config
 from fastgru.masks import NO_MASK
 from fastgru.problem import (
@@ -22,7 +21,6 @@ from fastgru.problem import (
 )
 from fastgru.variables import Variable
 
-_write_lock = threading.Lock()
 _NAMES = {"kernel": "kernel", "recurrent": "recurrent_kernel", "bias": "bias"}  # by role
 
 
@@ -233,7 +231,7 @@ class GRUCell(Layer):
 
     def _refresh(self) -> None:
         """Take a new consistent snapshot of the weights, with a new version."""
-        with _write_lock:
+        with locks.writing:
             assert self.kernel is not None
             assert self.recurrent_kernel is not None
             self._weights = GRUWeights(
@@ -291,7 +289,7 @@ class GRUCell(Layer):
         h0 = as_array(states[0] if nested else states, self._dtype, "states", x)
         check_shape(h0, (x.shape[0], self.units), "states", "(B, H)")
         if not self.built:
-            with build_lock:
+            with locks.building:
                 self.build(x.shape)
         assert self.spec is not None
         problem = GRUProblem(self.spec, x[:, None, :], h0, NO_MASK, return_sequences=False)

@@ -309,6 +309,10 @@ class RNN(SequenceLayer):
         """Build what is not built, and draw the dropout masks of a prepared call."""
         call.start(self)
 
+    def take_weights(self, call: Call) -> None:
+        """Take the weights that a started call runs with."""
+        call.weights = [cell.snapshot() for cell, _, _ in call.problems]
+
     def run(
         self, call: Call, save: bool = False, keep_gates: bool = True
     ) -> tuple[np.ndarray, list[Any], Any]:
@@ -320,9 +324,8 @@ class RNN(SequenceLayer):
         states: list[Any] = []
         # Cell after cell over the whole sequence equals step after step: a masked step changes
         # no cell's state, and the next cell does not read there.
-        for cell, problem, backend in call.problems:
+        for (_, problem, backend), weights in zip(call.problems, call.weights, strict=True):
             problem.x = x
-            weights = cell.snapshot()
             output = backend.forward(problem, weights, save, keep_gates)
             if save:
                 records.append(record_of(problem, weights, output, backend.name))

@@ -154,6 +154,11 @@ class Sequential(SequenceLayer):
             layer.start(call)
         self.built = True
 
+    def take_weights(self, calls: list[Any]) -> None:
+        """Take the weights that the layers' started calls run with."""
+        for layer, call in zip(self.layers, calls, strict=True):
+            layer.take_weights(call)
+
     def complete(self, calls: list[Any]) -> Any:
         """Run the layers' prepared calls in order; return what the last one returns."""
         x: Any = None

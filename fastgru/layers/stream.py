@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgru import dispatch
+from fastgru import dispatch, locks
 from fastgru.device import follow, on_device, plain
 from fastgru.layers.cell import GRUCell
 from fastgru.masks import NO_MASK
@@ -29,18 +29,34 @@ class Stream:
 
     One owner at a time: a stream is not safe to step from two threads. Any number of streams
     share one layer; a weight that is written is used from the next step on. Dropout is not applied.
+
+    `state` is all that a stream remembers: saved, and assigned to another stream of as many rows,
+    it continues bit for bit. `pickle` and `copy.deepcopy` take the weights along, as they do with
+    a layer; what is pickled together with its layer goes on sharing them.
     """
 
     def __init__(self, cells: list[GRUCell], rows: int) -> None:
         self._cells = cells
         self._rows = rows
         self._dtype = np.dtype(cells[0].dtype)
-        self._states = [np.zeros((rows, cell.units), self._dtype) for cell in cells]
-        self._outputs = [np.empty((rows, cell.units), self._dtype) for cell in cells]
-        self._native = dispatch.stepper(cells, self._states, self._outputs)
         self._specs = [cell.spec for cell in cells]
         assert cells[0].spec is not None
         self._shape = (rows, cells[0].spec.input_dim)
+        self._keep([np.zeros((rows, cell.units), self._dtype) for cell in cells])
+
+    def _keep(self, states: list[Any]) -> None:
+        """Take states as the stream's own, and buffers where they are."""
+        self._states = states
+        self._outputs = [np.empty_like(state) for state in states]
+        self._native = dispatch.stepper(self._cells, states, self._outputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("_cells", "_rows", "_dtype", "_specs", "_shape", "_states")
+        return {name: self.__dict__[name] for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._keep(self._states)
 
     def step(self, x: Any, rows: Any = None) -> np.ndarray:
         """Advance all rows, or only some, by one time step.
@@ -104,17 +120,19 @@ class Stream:
         """Take states and buffers to where ``like`` is."""
         if on_device(like) == on_device(self._states[0]):
             return
-        self._states = [follow(state, like) for state in self._states]
-        self._outputs = [np.empty_like(state) for state in self._states]
-        self._native = dispatch.stepper(self._cells, self._states, self._outputs)
+        self._keep([follow(state, like) for state in self._states])
 
     def _in_python(self, x: Any, rows: np.ndarray | None) -> Any:
         """Step through the backends' forward, for cells that the fused kernels do not serve."""
-        for cell, state, output in zip(self._cells, self._states, self._outputs, strict=True):
-            assert cell.spec is not None
+        with locks.writing:
+            weights = [cell.snapshot() for cell in self._cells]
+        for i, (spec, state, output) in enumerate(
+            zip(self._specs, self._states, self._outputs, strict=True)
+        ):
+            assert spec is not None
             h0 = state if rows is None else state[rows]
-            problem = GRUProblem(cell.spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
-            new = dispatch.choose(problem).forward(problem, cell.snapshot()).state
+            problem = GRUProblem(spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
+            new = dispatch.choose(problem).forward(problem, weights[i]).state
             state[slice(None) if rows is None else rows] = new
             x = output[: len(new)]
             x[...] = new

@@ -1,0 +1,244 @@
+"""Streaming sessions over HTTP: one model, a row of a stream for each session, steps in batches.
+
+    pip install ".[server]"
+    python examples/server.py model.safetensors --sessions sessions.npz
+
+    POST   /sessions            begins one: {"session": "...", "steps": 0}
+    POST   /sessions/ID/step    I float32 in, H float32 out, little-endian; `steps` is in a header
+    GET    /sessions/ID         how many steps it has taken
+    DELETE /sessions/ID
+    POST   /save                writes all sessions to the file, as the end of the server does
+
+A step of one row reads all weights, and so does a step of sixty: requests that come within a moment
+of each other are one step of their rows, which gives each the bits that it would get alone.
+
+What the file holds survives a crash. A client that finds fewer steps there than it has sent sends
+the missing ones again, and gets the same answers, bit for bit.
+"""
+
+import argparse
+import asyncio
+import os
+import secrets
+import zlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request, Response
+
+import fastgru
+
+Waiting = tuple[int, np.ndarray, "asyncio.Future[tuple[bytes, int]]"]
+
+
+class Sessions:
+    """Who has which row, how many steps each row has taken, and the state of all.
+
+    Parameters
+    ----------
+    layer : GRU, RNN or Sequential
+        Built.
+    rows : int
+        How many sessions there may be.
+    """
+
+    def __init__(self, layer: Any, rows: int) -> None:
+        self.stream = layer.stream(rows)
+        self.inputs = layer.weights[0].shape[0]
+        self.rows: dict[str, int] = {}
+        self.steps = np.zeros(rows, np.int64)
+        self._free = list(reversed(range(rows)))
+        self._weights = 0
+        for weight in layer.get_weights():
+            self._weights = zlib.crc32(weight.tobytes(), self._weights)
+
+    def begin(self) -> str:
+        """Return the name of a new session."""
+        if not self._free:
+            raise HTTPException(503, "all rows are taken: end a session, or serve more rows")
+        name, row = secrets.token_hex(16), self._free.pop()
+        self.stream.reset([row])
+        self.steps[row] = 0
+        self.rows[name] = row
+        return name
+
+    def row(self, name: str) -> int:
+        """Return a session's row."""
+        if name not in self.rows:
+            raise HTTPException(404, "no such session: begin one with POST /sessions")
+        return self.rows[name]
+
+    def end(self, name: str) -> None:
+        """Give a session's row back."""
+        self._free.append(self.row(name))
+        del self.rows[name]
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return all that is saved, at this moment: copies, which steps do not change."""
+        rows = np.array([*self.rows.values()], np.intp)
+        return {
+            "names": np.array([*self.rows], "U32"),
+            "steps": self.steps[rows],
+            "weights": self._weights,
+            **{f"state_{i}": state[rows] for i, state in enumerate(self._states())},
+        }
+
+    def restore(self, path: Path) -> None:
+        """Take over the sessions of a file; ValueError if they are of another model."""
+        with np.load(path, allow_pickle=False) as saved:
+            if saved["weights"] != self._weights:
+                raise ValueError(f"{path}: sessions of a model with other weights")
+            names = saved["names"].tolist()
+            if len(names) > len(self._free):
+                raise ValueError(f"{path}: {len(names)} sessions, and {len(self._free)} rows")
+            rows = [self._free.pop() for _ in names]
+            self.rows = dict(zip(names, rows, strict=True))
+            self.steps[rows] = saved["steps"]
+            states = self._states()
+            for i, state in enumerate(states):
+                state[rows] = saved[f"state_{i}"]
+            self.stream.state = states if len(states) > 1 else states[0]
+
+    def _states(self) -> list[np.ndarray]:
+        state = self.stream.state
+        return state if isinstance(state, list) else [state]
+
+
+def write(path: Path, snapshot: dict[str, Any]) -> None:
+    """Write a snapshot to a file that is whole at any time, also if the machine stops."""
+    beside = path.with_name(path.name + ".new")
+    with open(beside, "wb") as file:
+        np.savez(file, **snapshot)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+class Batcher:
+    """Collects steps for a moment, and takes them together.
+
+    Parameters
+    ----------
+    sessions : Sessions
+    window : float
+        How many seconds a step waits for others.
+    most : int
+        As soon as so many wait, they go.
+    """
+
+    def __init__(self, sessions: Sessions, window: float, most: int) -> None:
+        self.sessions, self.window, self.most = sessions, window, most
+        self.waiting: list[Waiting] = []
+        self.timer: asyncio.TimerHandle | None = None
+
+    async def step(self, row: int, x: np.ndarray) -> tuple[bytes, int]:
+        """Return the output of a row's step, and how many it has taken with this one."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[tuple[bytes, int]] = loop.create_future()
+        self.waiting.append((row, x, done))
+        if len(self.waiting) >= self.most:
+            self.run()
+        elif self.timer is None:
+            self.timer = loop.call_later(self.window, self.run)
+        return await done
+
+    def run(self) -> None:
+        """Take a step of each row that waits; the second one of the same row, after it."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        batch: dict[int, Waiting] = {}
+        later: list[Waiting] = []
+        for one in self.waiting:
+            if one[0] in batch or len(batch) == self.most:
+                later.append(one)
+            else:
+                batch[one[0]] = one
+        self.waiting = later
+        if later:
+            self.timer = asyncio.get_running_loop().call_later(0, self.run)
+        rows = np.array([*batch], np.intp)
+        x = np.stack([x for _, x, _ in batch.values()])
+        try:
+            y = self.sessions.stream.step(x, rows=rows)
+        except Exception as error:  # nothing has advanced; who waits is told
+            for _, _, done in batch.values():
+                done.set_exception(error)
+            return
+        self.sessions.steps[rows] += 1
+        for (row, _, done), output in zip(batch.values(), y, strict=True):
+            if not done.cancelled():
+                done.set_result((output.tobytes(), int(self.sessions.steps[row])))
+
+
+def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAPI:
+    """Return the service; it begins with the sessions of the file, if it is there."""
+    batcher, saving = Batcher(sessions, window, most), asyncio.Lock()
+
+    async def save() -> None:
+        async with saving:
+            await asyncio.to_thread(write, file, sessions.snapshot())
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if file.exists():
+            sessions.restore(file)
+        yield
+        await save()
+
+    app = FastAPI(title="fastgru sessions", lifespan=lifespan)
+
+    @app.post("/sessions", status_code=201)
+    async def begin() -> dict[str, Any]:
+        return {"session": sessions.begin(), "steps": 0}
+
+    @app.get("/sessions/{name}")
+    async def look(name: str) -> dict[str, Any]:
+        return {"session": name, "steps": int(sessions.steps[sessions.row(name)])}
+
+    @app.delete("/sessions/{name}", status_code=204)
+    async def end(name: str) -> None:
+        sessions.row(name)
+        while batcher.waiting:  # before the row is another session's
+            batcher.run()
+        sessions.end(name)
+
+    @app.post("/sessions/{name}/step")
+    async def step(name: str, request: Request) -> Response:
+        body = await request.body()
+        if len(body) != 4 * sessions.inputs:
+            expected = f"expected {sessions.inputs} float32, {4 * sessions.inputs} bytes"
+            raise HTTPException(422, f"{expected}, came {len(body)} bytes")
+        x = np.frombuffer(body, "<f4").astype(np.float32)
+        y, steps = await batcher.step(sessions.row(name), x)
+        return Response(y, media_type="application/octet-stream", headers={"steps": str(steps)})
+
+    @app.post("/save", status_code=204)
+    async def save_now() -> None:
+        await save()
+
+    return app
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description="Serve streaming sessions of a GRU.")
+    add = parser.add_argument
+    add("model", help="of fastgru.save, float32; its layers give whole sequences or the last step")
+    add("--sessions", type=Path, default=Path("sessions.npz"), help="where they are saved")
+    add("--rows", type=int, default=1024, help="how many sessions there may be")
+    add("--window", type=float, default=1.0, help="milliseconds that a step waits for others")
+    add("--most", type=int, default=64, help="steps of a batch; 1: each by itself")
+    add("--port", type=int, default=8000)
+    options = parser.parse_args()
+    sessions = Sessions(fastgru.load(options.model), options.rows)
+    app = make_app(sessions, options.sessions, options.window / 1e3, options.most)
+    uvicorn.run(app, port=options.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()
