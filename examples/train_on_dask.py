@@ -89,7 +89,7 @@ def main():
     parser.add_argument("--rate", type=float, default=1.0)
     options = parser.parse_args()
 
-    cluster = LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=None)
+    cluster = LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=":0")
     with cluster, Client(cluster):
         draw = dask.delayed(draw_shard)
         teacher = dask.delayed(new_layer(7))

@@ -57,7 +57,7 @@ def test_workers_do_not_change_the_weights(example):
     assert losses[-1] < 0.8 * losses[0]
     with (
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as cluster,
         distributed.Client(cluster),
     ):

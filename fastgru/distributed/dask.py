@@ -101,7 +101,7 @@ def apply(
     layer.start(layer.prepare(*_arguments(places, *none)))
     key = f"layer-{tokenize(layer)}"
     layer = copy.deepcopy(layer)
-    result = layer.complete(layer.prepare(*_arguments(places, *none)))
+    result = _call(layer, places, *none)
 
     axes = itertools.count(1)
     cut = [(array, (0, *itertools.islice(axes, array.ndim - 1))) for array in (x, *rows)]
@@ -140,7 +140,7 @@ def call_layer(*blocks: Any, layer: Any, places: dict[str, Any]) -> list[Any]:
         while isinstance(block, list):  # of one, for each axis that is not cut
             (block,) = block
         arrays.append(block)
-    return flatten(layer.complete(layer.prepare(*_arguments(places, *arrays))))
+    return flatten(_call(layer, places, *arrays))
 
 
 def _arguments(places: dict[str, Any], x: Any, *rows: Any) -> list[Any]:
@@ -149,16 +149,16 @@ def _arguments(places: dict[str, Any], x: Any, *rows: Any) -> list[Any]:
         what: map_nested(lambda i: None if i is None else rows[i], place)
         for what, place in places.items()
     }
-    return [
-        x,
-        given["initial_state"],
-        given["mask"],
-        False,
-        given["lengths"],
-        given["reset_mask"],
-        None,
-        1,
-    ]
+    state, mask = given.pop("initial_state"), given.pop("mask")
+    return [x, state, mask, False, given["lengths"], given["reset_mask"], None, 1]
+
+
+def _call(layer: Any, places: dict[str, Any], *arrays: Any) -> Any:
+    """Return what the layer does for x and its rows, on one thread."""
+    x, state, mask, training, lengths, resets, _, threads = _arguments(places, *arrays)
+    return layer(
+        *(x, state, mask, training), lengths=lengths, reset_mask=resets, num_threads=threads
+    )
 
 
 def _cut_like(x: Any, value: Any, what: str, da: Any) -> Any:
