@@ -21,6 +21,9 @@ dask = pytest.importorskip("dask", reason=reason)
 da = pytest.importorskip("dask.array", reason=reason)
 distributed = pytest.importorskip("distributed", reason=reason)
 
+# Tests that need no cluster compute here while the module's cluster runs.
+pytestmark = pytest.mark.filterwarnings("ignore:Running on a single-machine scheduler")
+
 apply = fastgru.distributed.dask.apply
 
 B, T, I, H = 23, 9, 5, 6
@@ -311,6 +314,7 @@ WRONG = {
     "two axes": (ValueError, r"x: expected \(B, T, I\)", X[0], {}),
     "time": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X.rechunk({1: 4}), {}),
     "features": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X.rechunk({2: 4}), {}),
+    "unknown": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X[:, da.ones(T, chunks=T) > 0], {}),
     "I": (ValueError, "expected I = 5 features", X[:, :, :4], {}),
     "wide": (TypeError, "nothing is cast down", X.astype("float64"), {}),
     "training": (ValueError, "training: expected False", X, {"training": True}),

@@ -18,6 +18,12 @@ from fastgru.distributed import spark
 pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
 pytest.importorskip("pyspark", reason="pip install 'fastgru[spark]', and Java")
 
+# PySpark 4.0 leaves its sockets to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 HERE = Path(__file__).parent
 predict_udf = spark.predict_udf
 B, T, I, H = 37, 9, 5, 6

@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import operator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgru.distributed.rows import check_rows_alone
 from fastgru.layers.call import flatten, map_nested
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def apply(
@@ -74,36 +77,37 @@ def apply(
             f"x: expected a Dask array, came {type(x).__name__}; call the layer itself, or use "
             "dask.array.from_array"
         )
-    if x.ndim != 3 or x.numblocks[1:] != (1, 1):
+    if x.ndim != 3 or x.numblocks[1:] != (1, 1) or np.isnan(x.shape[1:]).any():
         raise ValueError(
             "x: expected (B, T, I) with T and I in one chunk each, since a row is computed whole, "
             f"came chunks {x.chunks}; call x.rechunk({{1: -1, 2: -1}})"
         )
 
-    rows: list[Any] = []  # what goes with x, one array after another, by whose numbers ...
+    rows: list[Any] = []  # the arrays that are cut with x; the call is written with their numbers
 
-    def place(what: str, value: Any) -> Any:
-        def one(value: Any) -> int | None:
-            if value is None:
-                return None
-            rows.append(_cut_like(x, value, what, da))
-            return len(rows) - 1
+    def number(value: Any, what: str) -> int | None:
+        if value is None:
+            return None
+        rows.append(_cut_like(x, value, what, da))
+        return len(rows) - 1
 
-        return map_nested(one, value) if what == "initial_state" else one(value)
-
-    given = {"initial_state": initial_state, "mask": mask}
-    given |= {"lengths": lengths, "reset_mask": reset_mask}
-    places = {what: place(what, value) for what, value in given.items()}  # ... the call is written
-
-    # A call on no rows validates, builds, and shows what comes out; the layer's own state, such as
-    # its activity losses, is left alone.
+    places = {
+        "initial_state": map_nested(lambda one: number(one, "initial_state"), initial_state),
+        "mask": number(mask, "mask"),
+        "lengths": number(lengths, "lengths"),
+        "reset_mask": number(reset_mask, "reset_mask"),
+    }
+    # A call on no rows validates and builds, and one on the copy shows what comes out: it must not
+    # touch what the user's layer has from its last call, such as activity losses.
     none = [np.empty_like(a._meta, shape=(0, *a.shape[1:])) for a in (x, *rows)]
-    layer.start(layer.prepare(*_arguments(places, *none)))
+    given = _given(places, none[1:])
+    masks = given["initial_state"], given["mask"], False, given["lengths"], given["reset_mask"]
+    layer.start(layer.prepare(none[0], *masks, None, 1))
     key = f"layer-{tokenize(layer)}"
     layer = copy.deepcopy(layer)
     result = _call(layer, places, *none)
 
-    axes = itertools.count(1)
+    axes = itertools.count(1)  # each but B is one of its own: the layer has compared their sizes
     cut = [(array, (0, *itertools.islice(axes, array.ndim - 1))) for array in (x, *rows)]
     blocks = da.blockwise(
         call_layer,
@@ -114,22 +118,8 @@ def apply(
         align_arrays=False,
         meta=np.empty(0, object),
     )
-    arrays = iter(
-        [
-            da.blockwise(
-                operator.getitem,
-                tuple(range(output.ndim)),
-                blocks,
-                (0,),
-                number,
-                None,
-                new_axes=dict(enumerate(output.shape[1:], 1)),
-                meta=output,
-            )
-            for number, output in enumerate(flatten(result))
-        ]
-    )
-    result = map_nested(lambda _: next(arrays), result)
+    numbers = itertools.count()
+    result = map_nested(lambda output: _taken(blocks, next(numbers), output, da), result)
     return tuple(result) if isinstance(result, list) else result
 
 
@@ -143,21 +133,25 @@ def call_layer(*blocks: Any, layer: Any, places: dict[str, Any]) -> list[Any]:
     return flatten(_call(layer, places, *arrays))
 
 
-def _arguments(places: dict[str, Any], x: Any, *rows: Any) -> list[Any]:
-    """Return what `SequenceLayer.prepare` takes: no training, no out, one thread."""
-    given = {
-        what: map_nested(lambda i: None if i is None else rows[i], place)
-        for what, place in places.items()
+def _given(places: dict[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
+    """Return a call's arguments: the arrays whose numbers stand in ``places``."""
+    return {
+        what: map_nested(lambda i: None if i is None else rows[i], numbers)
+        for what, numbers in places.items()
     }
-    state, mask = given.pop("initial_state"), given.pop("mask")
-    return [x, state, mask, False, given["lengths"], given["reset_mask"], None, 1]
 
 
-def _call(layer: Any, places: dict[str, Any], *arrays: Any) -> Any:
-    """Return what the layer does for x and its rows, on one thread."""
-    x, state, mask, training, lengths, resets, _, threads = _arguments(places, *arrays)
-    return layer(
-        *(x, state, mask, training), lengths=lengths, reset_mask=resets, num_threads=threads
+def _call(layer: Any, places: dict[str, Any], x: Any, *rows: Any) -> Any:
+    """Call a layer with x and its rows, on one thread."""
+    return layer(x, **_given(places, rows), num_threads=1)
+
+
+def _taken(blocks: Any, number: int, output: Any, da: Any) -> Any:
+    """Return the Dask array of one output; ``output`` is what no rows give."""
+    sizes = dict(enumerate(output.shape[1:], 1))
+    axes = (0, *sizes)
+    return da.blockwise(
+        operator.getitem, axes, blocks, (0,), number, None, new_axes=sizes, meta=output
     )
 
 

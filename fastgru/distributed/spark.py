@@ -63,8 +63,8 @@ def predict_udf(
 
     Examples
     --------
-    >>> predict = predict_udf("gru.safetensors", 20, arguments=["lengths"])
-    >>> frame.withColumn("y", predict("x", "n"))
+    >>> predict = predict_udf("gru.safetensors", 20, arguments=["lengths"])  # doctest: +SKIP
+    >>> frame.withColumn("y", predict("x", "n"))  # doctest: +SKIP
     """
     predict_batch_udf, types = _package()
     if isinstance(arguments, str) or isinstance(outputs, str):
