@@ -54,7 +54,7 @@ class Variable(NDArrayOperatorsMixin):
         roams: bool = False,
         copy: bool = True,
     ) -> None:
-        self._value: Any = _frozen_copy(plain(value)) if copy else _frozen(value)
+        self._value: Any = _frozen_copy(plain(value)) if copy else frozen(value)
         self.name = name
         self.trainable = trainable
         self.regularizer = regularizer
@@ -97,9 +97,12 @@ class Variable(NDArrayOperatorsMixin):
         TypeError
             A dtype that would be cast down.
         """
-        self._store(self.checked(value))
-        if self._on_write is not None:
-            self._on_write()
+        kept = self.kept(self.checked(value))
+        try:
+            self._value = kept
+        finally:  # also if the user interrupts here
+            if self._on_write is not None:
+                self._on_write()
         return self._value
 
     def assign_add(self, value: Any) -> np.ndarray:
@@ -129,8 +132,9 @@ class Variable(NDArrayOperatorsMixin):
     def _operand(self, value: Any) -> Any:
         return as_array(value, self._value.dtype, self.name)
 
-    def _store(self, value: Any) -> None:
-        self._value = _frozen_copy(value if self.roams or not on_device(value) else value.get())
+    def kept(self, value: Any) -> Any:
+        """Return a copy of a checked value as ``_value`` keeps it; nothing is written."""
+        return _frozen_copy(value if self.roams or not on_device(value) else value.get())
 
     def __dlpack__(self, **how: Any) -> Any:
         return self.value.__dlpack__(**how)
@@ -172,10 +176,12 @@ class Variable(NDArrayOperatorsMixin):
 
 
 def _frozen_copy(array: Any) -> Any:
-    array = np.copy(array, order="C")
-    return array if on_device(array) else _frozen(array)
+    return frozen(np.copy(array, order="C"))
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def frozen(array: Any) -> Any:
+    """Return an array that nobody else has as a `Variable` keeps it: read-only where that exists."""
+    if on_device(array):
+        return array
     array.setflags(write=False)
     return array.view()  # a view of read-only memory cannot be made writeable again
