@@ -180,7 +180,7 @@ def _frozen_copy(array: Any) -> Any:
 
 
 def frozen(array: Any) -> Any:
-    """Return an array that nobody else has as a `Variable` keeps it: read-only where that exists."""
+    """Return an array that nobody else has as a `Variable` keeps it, on the host read-only."""
     if on_device(array):
         return array
     array.setflags(write=False)

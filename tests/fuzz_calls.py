@@ -160,7 +160,11 @@ class Fuzzer:
         if not overlaps:
             self.check_arguments(out)
         if self.verdict == SAME:
-            self.compare([np.array(a) for a in flatten(got)], [np.asarray(a) for a in flatten(expected())], slack)
+            self.compare(
+                [np.array(a) for a in flatten(got)],
+                [np.asarray(a) for a in flatten(expected())],
+                slack,
+            )
 
     def check_arguments(self, out=None):
         for array, data in self.originals:
@@ -201,7 +205,19 @@ class Fuzzer:
             out, overlaps = self.output(layer, B, T, sequences)
             given["out"] = out
         if self.rng.random() < 0.1:
-            choices = [1, 2, 7, 0, -1, 2.0, True, "2", np.int64(3), 10**30, hostile_arrays.NoArray()]
+            choices = [
+                1,
+                2,
+                7,
+                0,
+                -1,
+                2.0,
+                True,
+                "2",
+                np.int64(3),
+                10**30,
+                hostile_arrays.NoArray(),
+            ]
             which = self.rng.integers(len(choices))
             given["num_threads"] = choices[which]
             self.verdicts.append(SAME if which in (0, 1, 2, 8) else EITHER)
@@ -278,9 +294,7 @@ class Fuzzer:
             del shapes["bias"]
         plain = {name: self.numbers(*shape, dtype=dtype) for name, shape in shapes.items()}
         given = {
-            name: self.hostile(
-                array, 0.2, alone=name == "x", state=name == "initial_state"
-            )
+            name: self.hostile(array, 0.2, alone=name == "x", state=name == "initial_state")
             for name, array in plain.items()
         }
         if given["kernel"] is not plain["kernel"]:  # whose dtype is the call's

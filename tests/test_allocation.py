@@ -2,7 +2,9 @@
 
 Each operation is run again and again, the first, second, ... allocation in it failing, alone or with
 all that follow. Allocations of less than LEAST bytes are let through: of those Python and NumPy make
-hundreds, and do not survive the failing of each (NumPy 2.4: SystemError from its reductions); libgomp
+hundreds, and do not survive the failing of each (NumPy 2.4: SystemError from its reductions; its
+ufuncs crash where they get no buffer, so the reference's backward and merges other than "concat"
+are not here); libgomp
 takes 2,240 bytes for a team of threads, and ends the process where it does not get them.
 """
 
@@ -22,7 +24,7 @@ pytestmark = [
 LEAST = 4096
 
 SETUP = """
-import ctypes, threading, time
+import ctypes, os, threading, time
 import numpy as np
 import fastgru
 from fastgru._native import _crowd, _cut
@@ -78,7 +80,7 @@ def every_failure(name, operation, keeps=lambda: [], again=True, fresh=lambda: N
                 if not reached:
                     break
             n += 1
-            assert n < 500
+            assert n < 5000
     assert errors, name
     fresh()
     same(operation(), expected)
@@ -121,18 +123,18 @@ every_failure("cell", lambda: [cell(x[:, 0], h)[0]])
 inner = fastgru.GRU(H, seed=1, stateful=True, return_sequences=True)
 first = fastgru.GRU(33, seed=1, stateful=True, return_sequences=True)
 stack = fastgru.RNN([fastgru.GRUCell(8, seed=1), fastgru.GRUCell(H, seed=2)], stateful=True)
-for layer in (fastgru.Bidirectional(inner), fastgru.Bidirectional(inner, "mul"),
-              fastgru.Sequential([first, inner]), stack):
+for layer in (fastgru.Bidirectional(inner), fastgru.Sequential([first, inner]), stack):
     layer(x)
     start = [w.copy() for w in layer.get_weights()]
     flat = lambda: [np.array(v) for part in layer.states for v in (part if isinstance(part, list) else [part])]
     every_failure("composed", lambda: [layer(x)], lambda: [*layer.get_weights(), *flat()],
                   fresh=layer.reset_states)
-    every_failure("forward and backward of them", lambda: [*(lambda y, tape: layer.backward(tape, y).weights)
+    if os.environ["FASTGRU_KERNEL"] == "fused":
+        every_failure("forward and backward of them", lambda: [*(lambda y, tape: layer.backward(tape, y).weights)
                   (*layer.forward(x))], lambda: layer.get_weights(), fresh=layer.reset_states)
-    ones = [w * 2 for w in start]
+    doubled = [w * 2 for w in start]
     def write():
-        layer.set_weights(ones)
+        layer.set_weights(doubled)
         return [w.value for w in layer.weights]
     every_failure("set_weights", write, layer.get_weights, fresh=lambda: layer.set_weights(start))
 """,
@@ -231,7 +233,7 @@ def preloaded(tmp_path_factory):
 @pytest.mark.parametrize("kernel", ["fused", "blas"])
 @pytest.mark.parametrize("name", CODE)
 def test_every_allocation_that_fails(name, kernel, preloaded):
-    if name == "crowd" and kernel == "blas":
-        pytest.skip("the BLAS kernel has no crowd")
+    if kernel == "blas" and name in ("crowd", "backward"):
+        pytest.skip("the BLAS kernel has no crowd and no backward")
     code = (SETUP + CODE[name]).replace("LEAST", str(LEAST))
     assert run_python(code, {**preloaded, "FASTGRU_KERNEL": kernel})

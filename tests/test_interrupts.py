@@ -27,7 +27,7 @@ def weights(layer):
     return [w.copy() for w in layer.get_weights()]
 
 def interrupted(call, after=0.4, within=1.0):
-    # Calls, and returns how long after the signal the call ended.
+    # Calls, and returns how long after the signal the call ended; None: it was over before.
     sent = []
     def send():
         sent.append(time.monotonic())
@@ -36,11 +36,12 @@ def interrupted(call, after=0.4, within=1.0):
     timer.start()
     try:
         call()
+        timer.cancel()
+        timer.join()
     except KeyboardInterrupt:
         late = time.monotonic() - sent[0]
         assert late < within, f"{late:.2f} s"
         return late
-    raise AssertionError("the call came to its end")
 
 def same(layer, x, expected):
     # As before the interrupt, threads, barriers and leases included.
@@ -55,7 +56,7 @@ expected = layer(x, num_threads=2)
 before = weights(layer)
 long = np.broadcast_to(numbers(ROWS, 1, 8).astype(layer.dtype), (ROWS, STEPS, 8))
 _cut.force(CUT)
-print(interrupted(lambda: layer(long, ARGUMENTS)))
+assert interrupted(lambda: layer(long, ARGUMENTS))
 _cut.force(0, False)
 same(layer, x, expected)
 for w, other in zip(layer.get_weights(), before):
@@ -84,7 +85,9 @@ FORWARDS = {
     "panels split, reset_after=False": forward(cut="2, True", options="reset_after=False"),
     # The caller's own rows are done at once, and it waits for the other thread.
     "unequal rows": forward(rows=2, cut="2, False", arguments="lengths=[1, STEPS]"),
-    "masked": forward(arguments="mask=np.broadcast_to(np.bool([[1, 0] * (STEPS // 2)]), (3, STEPS))"),
+    "masked": forward(
+        arguments="mask=np.broadcast_to(np.bool([[1, 0] * (STEPS // 2)]), (3, STEPS))"
+    ),
     "float64": forward(options="dtype='float64'"),
     "backwards": forward(options="go_backwards=True"),
     "training": forward(options="dropout=0.5", arguments="training=True"),
@@ -106,7 +109,7 @@ def test_forward_through_blas():
 
 
 def test_the_reference():
-    run(forward(steps=500_000), FASTGRU_BACKEND="reference")
+    run(forward(steps=100_000), FASTGRU_BACKEND="reference")
 
 
 def test_one_step_of_many_rows():
@@ -114,18 +117,19 @@ def test_one_step_of_many_rows():
 layer = fastgru.GRU(768)
 x = np.broadcast_to(numbers(1, 1, 768), (150_000, 1, 768))
 layer(x[:4])
-interrupted(lambda: layer(x, num_threads=1), after=0.3)
+assert interrupted(lambda: layer(x, num_threads=1), after=0.3)
 """)
 
 
-# The walk back through time is about the first half.
-@pytest.mark.parametrize("share", [0.2, 0.85])
-@pytest.mark.parametrize("cut", ["1, False", "2, True"])
+# The walk back through time is about the first half. Kernels without vectors make it long.
+@pytest.mark.parametrize(
+    ("cut", "share"), [("1, False", 0.2), ("1, False", 0.75), ("2, False", 0.2), ("2, True", 0.2)]
+)
 def test_backward(cut, share):
     run(
         """
 layer = fastgru.GRU(512, return_sequences=True)
-x = numbers(4, 6000, 64)
+x = numbers(4, 3000, 64)
 small = numbers(2, 30, 64)
 
 def gradients(x):
@@ -137,16 +141,18 @@ def gradients(x):
 expected = gradients(small)[1]
 before = weights(layer)
 _cut.force(CUT)
-seconds, _ = gradients(x)
-if seconds > 0.3:
+ended = None
+while ended is None:  # other processes make some calls longer
+    seconds, _ = gradients(x)
     y, tape = layer.forward(x)
-    interrupted(lambda: layer.backward(tape, y), after=SHARE * seconds)
+    ended = interrupted(lambda: layer.backward(tape, y), after=SHARE * seconds)
 _cut.force(0, False)
 for one, other in zip(gradients(small)[1], expected):
     np.testing.assert_array_equal(one, other)
 for w, other in zip(layer.get_weights(), before):
     np.testing.assert_array_equal(w, other)
-""".replace("CUT", cut).replace("SHARE", str(share))
+""".replace("CUT", cut).replace("SHARE", str(share)),
+        FASTGRU_ISA="base",
     )
 
 
@@ -164,10 +170,9 @@ def photograph():
 
 before = photograph()
 x = numbers(2, 40_000, 3)
-start = time.monotonic()
-interrupted(lambda: layer(x), after=0.3)
+assert interrupted(lambda: layer(x), after=0.3)
 np.testing.assert_equal(photograph(), before)
-interrupted(lambda: layer.forward(x, save="states"), after=0.3)
+assert interrupted(lambda: layer.forward(x, save="states"), after=0.3)
 np.testing.assert_equal(photograph(), before)
 layer(x[:, :20])
 assert any((one != other).any() for one, other in zip(photograph(), before))
@@ -201,7 +206,7 @@ results = []
 done = threading.Event()
 thread = threading.Thread(target=lambda: (results.append(layer(x)), done.set()))
 thread.start()
-interrupted(done.wait, after=0.1)
+assert interrupted(done.wait, after=0.1)
 done.wait()
 np.testing.assert_array_equal(results[0], expected)
 """)

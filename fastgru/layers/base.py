@@ -263,7 +263,9 @@ class SequenceLayer(Layer, abstract=True):
         )
         self.start(call)
         result = self.complete(call)
-        assign_all(self.changes(call))
+        changes = self.changes(call)
+        if changes:
+            assign_all(changes)
         return result
 
     def forward(

@@ -44,8 +44,8 @@ class Call:
         The user's out= when y is copied there at the end: where it overlaps an input, or there is
         more to do with y that may fail.
     kept : list of ndarray
-        Where a stateful layer's new states will lie: taken before ``out`` is written, for after
-        that nothing may fail.
+        Where the new states that a stateful layer keeps will lie, if the user gets the backend's:
+        taken before ``out`` is written, for after that nothing may fail.
     changes : list of (object, attribute, value)
         What the call leaves behind, once it was run.
     problems : list of (GRUCell, GRUProblem, Backend)
@@ -127,7 +127,7 @@ class Call:
             for cell, problem, _ in self.problems:
                 assert cell.spec is not None
                 problem.spec = cell.spec  # equal, and from now on the same object
-        if layer.stateful and layer.states is not None:
+        if layer.stateful and layer.return_state and layer.states is not None:
             variables = flatten(layer.states)
             self.kept = [np.empty_like(self.x, v.dtype, "C", shape=v.shape) for v in variables]
         if self.training:

@@ -333,10 +333,12 @@ class RNN(SequenceLayer):
     def finish(self, call: Call, y: np.ndarray, states: list[Any]) -> Any:
         """Note the new states and losses in the call; return what the user gets."""
         if self.stateful and self.states is not None:
-            for kept, state in zip(call.kept, flatten(states), strict=True):
-                kept[...] = state
-            values = map(frozen, call.kept)
-            call.changes = [(v, "_value", new) for v, new in zip(flatten(self.states), values)]
+            new = flatten(states)
+            for i, kept in enumerate(call.kept):
+                kept[...] = new[i]
+                new[i] = kept
+            pairs = zip(flatten(self.states), new, strict=True)
+            call.changes = [(variable, "_value", frozen(state)) for variable, state in pairs]
         if self.activity_regularizer is not None:
             outputs = [y, *flatten(states)] if self.return_state else [y]
             rows = max(1, y.shape[0])
