@@ -195,7 +195,8 @@ def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.nd
     array: Any = _plain_array(lengths, like, "lengths")
     if on_device(array):
         array = array.get()
-    if array.dtype.kind not in "iu" and not (array.size == 0 and array.ndim == 1):
+    empty = array.dtype.kind == "f" and array.shape == (0,)  # what a list of none becomes
+    if array.dtype.kind not in "iu" and not empty:
         raise TypeError(
             f"lengths: expected integers, came dtype {array.dtype}; "
             "give the number of valid steps of each row"

@@ -20,6 +20,7 @@ from fastgru.masks import MaskPlan
 
 FLOATS: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
 HOST_FLOATS = ("float32", "float64")
+MOST_THREADS = 1 << 20  # an upper bound above this one says nothing more, and C's int holds it
 
 _versions = itertools.count(1)
 
@@ -341,4 +342,4 @@ def check_num_threads(num_threads: Any) -> int:
     count = num_threads.__index__()
     if count < 1:
         raise ValueError(f"num_threads: expected an integer >= 1, came {count}")
-    return int(count)
+    return min(int(count), MOST_THREADS)

@@ -55,7 +55,7 @@ class Variable(NDArrayOperatorsMixin):
         roams: bool = False,
         copy: bool = True,
     ) -> None:
-        self._value: Any = _frozen_copy(plain(value)) if copy else _frozen(value)
+        self._value: Any = _frozen_copy(plain(value)) if copy else frozen(value)
         self.name = name
         self.trainable = trainable
         self.regularizer = regularizer
@@ -110,9 +110,11 @@ class Variable(NDArrayOperatorsMixin):
         """
         copy = self.kept(self.checked(value))
         with locks.writing:
-            self.put(copy)
-            if self._on_write is not None:
-                self._on_write()
+            try:
+                self._value = copy
+            finally:  # also if the user interrupts here
+                if self._on_write is not None:
+                    self._on_write()
         return copy
 
     def assign_add(self, value: Any) -> np.ndarray:
@@ -165,12 +167,8 @@ class Variable(NDArrayOperatorsMixin):
         return as_array(value, self._value.dtype, self.name)
 
     def kept(self, value: Any) -> Any:
-        """Return a copy of a checked value, as it is kept."""
+        """Return a copy of a checked value as ``_value`` keeps it; nothing is written."""
         return _frozen_copy(value if self.roams or not on_device(value) else value.get())
-
-    def put(self, copy: Any) -> None:
-        """Make a copy from `kept` the value; who calls it holds `locks.writing`, and tells."""
-        self._value = copy
 
     def __dlpack__(self, **how: Any) -> Any:
         return self.value.__dlpack__(**how)
@@ -212,10 +210,12 @@ class Variable(NDArrayOperatorsMixin):
 
 
 def _frozen_copy(array: Any) -> Any:
-    array = np.copy(array, order="C")
-    return array if on_device(array) else _frozen(array)
+    return frozen(np.copy(array, order="C"))
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
+def frozen(array: Any) -> Any:
+    """Return an array that nobody else has as a `Variable` keeps it, on the host read-only."""
+    if on_device(array):
+        return array
     array.setflags(write=False)
     return array.view()  # a view of read-only memory cannot be made writeable again

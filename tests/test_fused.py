@@ -285,3 +285,20 @@ def test_the_memory_of_a_spent_workspace_serves_the_next():
     for got in (found, gradients(third)):
         for one, other in zip(got, expected, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_nan_at_a_zero_state_is_not_lost(dtype, isa):
+    # A first step's zero states need no product; with reset_after=False what is multiplied is r * h,
+    # and r may be NaN: here of one unit, where infinities cancel. So all units are NaN, whether the
+    # zeros are given or not.
+    spec = make_spec(3, 5, dtype, reset_after=False)
+    weights = make_weights(np.random.default_rng(0), spec)
+    kernel = np.ones((3, 15), dtype)
+    kernel[1, 5] = -1
+    weights = GRUWeights(kernel, weights.recurrent_kernel, weights.bias)
+    x = np.full((1, 1, 3), np.inf, dtype)
+    alone = forward(GRUProblem(spec, x, None, NO_MASK), weights).y
+    zeros = forward(GRUProblem(spec, x, np.zeros((1, 5), dtype), NO_MASK), weights).y
+    for y in (alone, zeros, REFERENCE.forward(GRUProblem(spec, x, None, NO_MASK), weights).y):
+        assert np.isnan(y).all()

@@ -8,19 +8,24 @@ from libc.string cimport memset
 
 from fastgru._native._cpu cimport (
     _give_back,
+    _is_long,
     _kernels_f32,
     _kernels_f64,
     _lease,
     _padded,
+    _raise_if_stopped,
     _strided,
     _team_limit,
     _Views,
+    _watch,
 )
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
 from fastgru._native._fused cimport Fused, _set_masks
 from fastgru._native.gates cimport (
+    PTRDIFF_MAX,
     allocate_aligned,
     back_type,
+    call_watch,
     denormals_off,
     denormals_restore,
     free_aligned,
@@ -29,6 +34,7 @@ from fastgru._native.gates cimport (
     team_barrier,
     team_rank,
     team_size,
+    watch_join,
 )
 
 import numpy as np
@@ -60,6 +66,8 @@ cdef void _products_worker(
     cdef unsigned long long old = denormals_off()
     products(job, rank, team)
     denormals_restore(old)
+    if job.watch != NULL:
+        watch_join(job.watch, rank, team)
 
 
 cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
@@ -75,6 +83,8 @@ cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, bac
                  scratch + rank * scratch_bytes)
         part += team
     denormals_restore(old)
+    if job.watch != NULL:
+        watch_join(job.watch, rank, team)
 
 
 cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
@@ -104,6 +114,7 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     cdef gru_back_job job
     cdef Work work
     cdef Cut cut
+    cdef call_watch watch
     cdef team_barrier barrier
     cdef Py_buffer *view
     cdef _Views views = _Views.__new__(_Views)
@@ -195,10 +206,16 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
         if scratch == NULL:
             raise MemoryError(f"scratch of {total} bytes")
         job.d = job.factors = scratch
+        if _is_long(2.0 * job.rows, I, H) and _watch(&watch, cut.shared):
+            job.watch = &watch
         with nogil:
             _run_back(&job, &cut, panels, back, scratch + d_bytes, scratch_bytes)
-            _run_products(&job, products, threads)
+            if job.watch == NULL or watch.end == PTRDIFF_MAX:
+                watch.together, watch.finished = False, 0
+                _run_products(&job, products, threads)
         free_aligned(scratch)
+        if job.watch != NULL:
+            _raise_if_stopped(job.watch)
     workspace.release()
     dbias = dw[I : I + 2] if spec.reset_after else dw[I]
     return dx, carry, dw[:I], dw[I + biases :], dbias

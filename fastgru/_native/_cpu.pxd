@@ -1,6 +1,6 @@
 # What the fused path shares with the BLAS path.
 
-from fastgru._native.gates cimport kernels_f32, kernels_f64
+from fastgru._native.gates cimport call_watch, kernels_f32, kernels_f64
 
 cdef class _Views:
     cdef Py_buffer views[32]
@@ -18,3 +18,6 @@ cdef int _lease(int wanted) noexcept nogil
 cdef void _give_back(int granted) noexcept nogil
 cdef int _available(int threads) noexcept nogil
 cdef bint _may_start_threads() noexcept
+cdef bint _is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept
+cdef bint _watch(call_watch *watch, bint together) except -1
+cdef int _raise_if_stopped(const call_watch *watch) except -1

@@ -18,7 +18,9 @@ from fastgru._native.gates cimport (
     ACT_COUNT,
     FASTGRU_OPENMP,
     FASTGRU_TEAM_BARRIER,
+    PTRDIFF_MAX,
     allocate_aligned,
+    call_watch,
     end_idle_threads,
     fastgru_activation_names,
     fastgru_isa_names,
@@ -31,14 +33,21 @@ from fastgru._native.gates cimport (
     kernels_f32,
     kernels_f64,
     lease,
+    microseconds,
     openmp_threads,
     team_rank,
     team_size,
+    watch_join,
 )
 
 import os
+import threading
 
 import numpy as np
+
+cdef extern from *:
+    # Runs the handlers of signals that have come; nonzero: one raised, and the exception is set.
+    int run_signal_handlers "PyErr_CheckSignals"() noexcept
 
 cdef object _empty = np.empty
 
@@ -62,6 +71,7 @@ cdef enum:
     # Work that pays for a parallel region (1 to 2 us) and, per step, for a barrier (~0.4 us).
     REGION_FLOPS = 1500000
     STEP_FLOPS = 60000
+    LONG_FLOPS = 2000000000   # 30 ms of a core with AVX-512, 0.4 s of one without vectors
     SPLIT_ROWS = 4            # rows a thread needs before h.U is about as fast as with all rows
 
 cdef int _isa = 0
@@ -169,17 +179,48 @@ cdef int _pack(array, Matrix *m, Py_ssize_t size) except -1:
 cdef void _run(Job *job) noexcept nogil:
     cdef int threads = _lease(job.threads)
     if threads == 1:
-        if job.k32 != NULL:
-            _worker(job, 0, 1, <float *> NULL)
-        else:
-            _worker(job, 0, 1, <double *> NULL)
+        _run_part(job, 0, 1)
     else:
         with parallel(num_threads=threads):
-            if job.k32 != NULL:
-                _worker(job, team_rank(), team_size(), <float *> NULL)
-            else:
-                _worker(job, team_rank(), team_size(), <double *> NULL)
+            _run_part(job, team_rank(), team_size())
     _give_back(threads)
+
+
+cdef void _run_part(Job *job, int rank, int team) noexcept nogil:
+    if job.k32 != NULL:
+        _worker(job, rank, team, <float *> NULL)
+    else:
+        _worker(job, rank, team, <double *> NULL)
+    if job.watch != NULL:
+        watch_join(job.watch, rank, team)
+
+
+# Interrupts: Python's signal handlers wait until its main thread asks for them, which one that
+# computes without the GIL does not. So the calls of that thread that may take long ask (runtime.h).
+
+cdef bint _is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept:
+    # Whether a call may take so long, its rows counted at every step. 16: of few units, the rest of
+    # a step counts.
+    return 6.0 * rows * (H + 16.0) * (H + inputs + 16.0) > LONG_FLOPS
+
+
+cdef bint _watch(call_watch *watch, bint together) except -1:
+    # Prepares a watch; False: this thread runs no handlers.
+    if threading.get_ident() != threading.main_thread().ident:
+        return False
+    watch.ask, watch.asked, watch.end = _ask, microseconds(), PTRDIFF_MAX
+    watch.together, watch.finished = together, 0
+    return True
+
+
+cdef int _ask() noexcept nogil:
+    with gil:
+        return run_signal_handlers() != 0
+
+
+cdef int _raise_if_stopped(const call_watch *watch) except -1:
+    # The exception is a handler's, and set already.
+    return 0 if watch.end == PTRDIFF_MAX else -1
 
 
 # Leases: each caller brings a thread of its own; the others are shared by all callers of the
@@ -438,6 +479,7 @@ def forward(Packed packed, problem, int threads, bint save):
         Also return the states after every step; they may be y itself.
     """
     cdef Job job
+    cdef call_watch watch
     cdef Py_buffer *view
     cdef _Views views = _Views.__new__(_Views)
     cdef Py_ssize_t size = packed.size
@@ -509,6 +551,8 @@ def forward(Packed packed, problem, int threads, bint save):
 
     if job.B > 0:
         _cut(&job, size, threads)
+        if _is_long(<double> job.B * job.T, job.inputs, H) and _watch(&watch, job.shared):
+            job.watch = &watch
         _blas_enter()
         if job.threads == 1 and 6.0 * job.B * job.T * H * (H + job.inputs) < GIL_FLOPS:
             _run(&job)
@@ -517,6 +561,8 @@ def forward(Packed packed, problem, int threads, bint save):
                 _run(&job)
         _blas_exit()
         free_aligned(job.scratch)
+        if job.watch != NULL:
+            _raise_if_stopped(job.watch)
     if out is not None and y is not out:
         out[...] = y
         y = out

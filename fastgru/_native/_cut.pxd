@@ -13,7 +13,8 @@ cdef struct Work:
 cdef struct Cut:
     int threads
     bint shared
-    Py_ssize_t rows           # per thread
+    Py_ssize_t rows           # per thread, at a time
+    int parts                 # of the rows, not shared; 0: one per thread
     double alone, split, together
 
 cdef Cut _cut(int threads, const Work *work) noexcept

@@ -287,4 +287,4 @@ cdef int _parts(const Cut *cut, int team) noexcept nogil:
     # How many parts a team makes; it may be smaller than was asked for, by OpenMP or because other
     # calls have the threads. Panels are cut for the team that is there, since it meets at barriers;
     # rows as the scratch was made for, and a thread then takes several parts, one after the other.
-    return team if cut.shared else cut.threads
+    return team if cut.shared else max(cut.parts, cut.threads)

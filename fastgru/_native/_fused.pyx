@@ -10,18 +10,22 @@ from libc.string cimport memset
 from fastgru._native._cpu cimport (
     _functions,
     _give_back,
+    _is_long,
     _kernels_f32,
     _kernels_f64,
     _lease,
     _padded,
+    _raise_if_stopped,
     _strided,
     _Views,
+    _watch,
 )
 from fastgru._native._crowd cimport Request, _leave
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native.gates cimport (
     ROW_GROUP,
     allocate_aligned,
+    call_watch,
     denormals_off,
     denormals_restore,
     free_aligned,
@@ -31,6 +35,7 @@ from fastgru._native.gates cimport (
     team_barrier,
     team_rank,
     team_size,
+    watch_join,
 )
 
 import threading
@@ -49,6 +54,8 @@ cdef enum:
     P_BYTES = 1 << 18         # x.W of one time chunk, per thread: stays in L2 beside the weights
     P_ROWS = 32               # ... but at least so many rows, or W is read too often
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
+    STEP_FLOPS = 1 << 30      # of a step of a long call, a thread: 15 ms to 0.2 s
+    STEP_ROWS = 128           # ... but at least so many rows
 
 
 cdef Py_ssize_t _lanes(Py_ssize_t itemsize) noexcept:
@@ -118,6 +125,8 @@ cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_t
                 scratch + rank * scratch_bytes)
         part += team
     denormals_restore(old)
+    if job.watch != NULL:
+        watch_join(job.watch, rank, team)
 
 
 cdef void _run_forward(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
@@ -212,7 +221,11 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
     # Cuts the call, allocates its scratch, and runs it. No state: its user does not want it.
     # Entered: it holds a place (_crowd.pyx), which it leaves; else NULL.
     cdef Cut cut = _cut_job(job, packed, threads)
+    cdef call_watch watch
     cdef Py_ssize_t each
+    if _is_long(<double> job.B * job.T, job.inputs, job.H) and _watch(&watch, cut.shared):
+        job.watch = &watch
+        _cut_rows(job, &cut)
     cdef run_type run
     cdef run_scratch_type run_scratch
     _kernel(packed, &run, &run_scratch)
@@ -231,7 +244,17 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
             if entered != NULL:
                 _leave(entered)
     free_aligned(scratch)
-    return 0
+    return _raise_if_stopped(&watch) if job.watch != NULL else 0
+
+
+cdef void _cut_rows(const gru_job *job, Cut *cut) noexcept:
+    # Into pieces of which a step is short: a call stops between steps. No piece is so small that
+    # reading the weights for each costs a hundredth of its time.
+    cdef double step = 6.0 * job.H * (job.H + job.inputs)
+    cdef Py_ssize_t most = max(<Py_ssize_t> (STEP_FLOPS / step), STEP_ROWS)
+    if not cut.shared and cut.rows > most:
+        cut.parts = <int> ((job.B + most - 1) // most)
+        cut.rows = most
 
 
 class Workspace:

@@ -10,12 +10,14 @@ from libc.string cimport memcpy, memset
 from fastgru._native._blas cimport Matrix, floating, matmul
 from fastgru._native.gates cimport (
     barrier_wait,
+    call_watch,
     denormals_off,
     denormals_restore,
     gate_functions,
     kernels_f32,
     kernels_f64,
     team_barrier,
+    watch_stops,
 )
 
 
@@ -48,6 +50,7 @@ ctypedef struct Job:
     Py_ssize_t scratch_bytes, shared_bytes
     int threads
     team_barrier barrier
+    call_watch *watch         # of a long call; NULL: it runs to its end
 
 
 # The table of the dtype. Everything below is per row: n units of it, pointers at the first of them.
@@ -187,6 +190,8 @@ cdef inline void _run_block(
     while s0 < T:
         s1 = min(s0 + job.chunk_steps, T)
         chunk = s1 - s0
+        if job.watch != NULL and watch_stops(job.watch, s0, s1):
+            return
         t_first = T - s1 if job.reverse else s0
         ldx = _direct(job, n, chunk, &p_k, &p_t)
         if ldx != 0:

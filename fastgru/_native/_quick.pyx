@@ -15,6 +15,7 @@ from fastgru._native._arrays cimport (
     shape_of,
     strides_of,
 )
+from fastgru._native._cpu cimport _is_long
 from fastgru._native._crowd cimport Request, _end, _enter, _leave, _sleep
 from fastgru._native._cut cimport Cut
 from fastgru._native._fused cimport (
@@ -84,7 +85,8 @@ def quick(Fused packed, x, bint sequences, bint with_state, bint reverse, get_nu
     job.barrier = &barrier
     cdef double flops = _flops(&job)
     cdef int threads = _threads_for(get_num_threads, flops)
-    if flops < CROWD_FLOPS or B > CROWD_ROWS:
+    # Nobody is to wait for a long call, and who waits sees no interrupt.
+    if flops < CROWD_FLOPS or B > CROWD_ROWS or _is_long(<double> B * T, packed.inputs, H):
         _run(&job, packed, threads, False, NULL)
     else:
         _run_among_others(&job, packed, threads)

@@ -11,6 +11,7 @@ cdef extern from "gates.h" nogil:
 cdef extern from "runtime.h" nogil:
     bint FASTGRU_OPENMP
     bint FASTGRU_TEAM_BARRIER
+    Py_ssize_t PTRDIFF_MAX
     ctypedef struct team_barrier:
         pass
     int openmp_threads()
@@ -24,6 +25,13 @@ cdef extern from "runtime.h" nogil:
     unsigned long long denormals_off()
     void denormals_restore(unsigned long long old)
     void barrier_wait(team_barrier *b, int size)
+    ctypedef struct call_watch:
+        int (*ask)() noexcept nogil
+        double asked
+        Py_ssize_t end
+        int together, finished
+    bint watch_stops(call_watch *watch, Py_ssize_t done, Py_ssize_t next)
+    void watch_join(call_watch *watch, int rank, int team)
     void *allocate_aligned(size_t bytes)
     void free_aligned(void *memory)
 
@@ -62,6 +70,7 @@ cdef extern from "loop.h" nogil:
         gate_functions functions
         Py_ssize_t chunk_rows
         team_barrier *barrier
+        call_watch *watch
     ctypedef struct gru_back_job:
         Py_ssize_t B, T
         Py_ssize_t inputs
@@ -95,6 +104,7 @@ cdef extern from "loop.h" nogil:
         char *dw
         gate_functions functions
         team_barrier *barrier
+        call_watch *watch
 
 
 ctypedef void (*run_type)(

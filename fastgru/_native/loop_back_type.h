@@ -231,6 +231,8 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
         const ptrdiff_t t = job->reverse ? T - 1 - s : s;
         TYPE **const d = d_rows + waiting;
         ptrdiff_t active = 0;
+        if (job->watch && watch_stops(job->watch, T - 1 - s, T - s))
+            return;
         for (ptrdiff_t b = b0; b < b0 + n; b++) {
             TYPE *pending = (TYPE *)job->pending + b * H + u0;
             const TYPE *dout = pending;

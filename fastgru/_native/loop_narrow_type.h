@@ -7,6 +7,7 @@
  * gets the same bits from either loop.
  */
 #define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
+#define WATCHED_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
 
 /* Plain calls only: masks, dropout and what backward needs are loop_type.h's. */
 static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
@@ -66,6 +67,8 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
     for (ptrdiff_t s = 0; s < T; s++) {
         const ptrdiff_t t = job->reverse ? T - 1 - s : s;
+        if (job->watch && s % WATCHED_STEPS == 0 && watch_stops(job->watch, s, s + WATCHED_STEPS))
+            return;
         for (ptrdiff_t b = 0; b < n; b++) {
             const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
             for (ptrdiff_t i = 0; i < I; i++)
@@ -120,4 +123,5 @@ static ptrdiff_t FN(run_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels
 }
 
 #undef NARROW_ROWS
+#undef WATCHED_STEPS
 #undef NARROW_SUMS

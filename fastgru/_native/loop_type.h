@@ -239,7 +239,8 @@ static ptrdiff_t FN(scratch_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t pa
     scratch += ((size_t)(count) * sizeof(type) + 63) / 64 * 64
 
 /* All steps of rows b0..b0+n, units of the panels panel0..panel1; with team > 1 the other threads
- * make the other panels of the same rows and meet at the barrier. scratch: 64-byte aligned. */
+ * make the other panels of the same rows and meet at the barrier. scratch: 64-byte aligned. A call
+ * that is stopped leaves y, states and gates half made. */
 static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
                           ptrdiff_t panel1, int team, char *scratch) {
     const ptrdiff_t T = job->T, I = job->inputs, H = job->H, panels = panel1 - panel0;
@@ -285,6 +286,8 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     for (ptrdiff_t s0 = 0; s0 < T; s0 += chunk) {
         const ptrdiff_t s1 = s0 + chunk < T ? s0 + chunk : T;
         ptrdiff_t used = 0;
+        if (job->watch && watch_stops(job->watch, s0, s1))
+            return;
         FN(project)(job, b0, n, s0, s1, panel0, panel1, x_rows, biases, p_rows, p, dropped_x);
         for (ptrdiff_t s = s0; s < s1; s++) {
             const ptrdiff_t t = job->reverse ? T - 1 - s : s;
@@ -364,6 +367,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                 barrier_wait(job->barrier, team);
                 o.rows = (const TYPE *const *)rk_rows;
                 o.w = (const TYPE *)job->uh;
+                o.K = H; /* r may be NaN, and NaN times a zero state is no zero */
                 o.stride = H * LANES;
                 o.start_offset = 2 * LANES;
                 if (active)

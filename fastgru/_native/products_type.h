@@ -245,6 +245,8 @@ static void FN(run_products)(const gru_back_job *job, int rank, int team) {
         FN(pack_rows)(job, groups, first, n);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
             const ptrdiff_t u = panel * LANES;
+            if (job->watch && watch_stops(job->watch, first, first))
+                return;
             o.units = H - u < LANES ? H - u : LANES;
             o.d = (const TYPE *)job->gates + panel * GATE_STRIDE(job) + first * o.d_stride;
             if (panel % team == rank)

@@ -3,19 +3,23 @@
  * openmp_threads         how many a region has unless it says; 0 without OpenMP
  * end_idle_threads       ends the threads that OpenMP keeps for this one; false: they may be there
  * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
- * microseconds           a clock; without OpenMP nothing is timed
+ * microseconds           a clock
  * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
  * cache_bytes            size of a core's L2 and of the L3 behind it
  * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
  *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
  *                        against 321 ns) and a sleeping one tens
+ * watch_stops            whether a long call that the user has interrupted ends here
+ * watch_join             the caller of a long call waits for its team, and still sees interrupts
  * denormals_off          subnormal numbers become zero until denormals_restore: a state that decays
  *                        on silence would otherwise cost ~100 cycles an operation
  */
 #ifndef FASTGRU_RUNTIME_H
 #define FASTGRU_RUNTIME_H
 
+#include <stdint.h>
 #include <stdlib.h>
+#include <time.h>
 
 #ifdef _OPENMP
 #    include <omp.h>
@@ -36,7 +40,15 @@ static inline int end_idle_threads(void) { return 0; }
 static inline int openmp_threads(void) { return 0; }
 static inline int team_rank(void) { return 0; }
 static inline int team_size(void) { return 1; }
-static inline double microseconds(void) { return 0; }
+static inline double microseconds(void) {
+    struct timespec now;
+#    ifdef CLOCK_MONOTONIC
+    clock_gettime(CLOCK_MONOTONIC, &now);
+#    else
+    timespec_get(&now, TIME_UTC);
+#    endif
+    return 1e6 * (double)now.tv_sec + 1e-3 * (double)now.tv_nsec;
+}
 static inline int end_idle_threads(void) { return 1; }
 #endif
 
@@ -106,6 +118,61 @@ static inline void barrier_wait(team_barrier *b, int size) {
 #else
 #    define FASTGRU_TEAM_BARRIER 0 /* then no two threads share a step */
 static inline void barrier_wait(team_barrier *b, int size) { (void)b, (void)size; }
+#endif
+
+/* Of a long call, which asks now and then whether to stop. Its caller is the one that asks, being the
+ * only thread that may run Python code; it is rank 0 of its team. */
+typedef struct {
+    int (*ask)(void);   /* nonzero: stop; may take long, and is not called by other threads */
+    double asked;       /* when it was called last, in microseconds */
+    ptrdiff_t end;      /* no thread goes on when it has done so many steps */
+    int together;       /* the team meets at every step */
+    int finished;       /* threads of the team that have nothing left to do, but for the caller */
+} call_watch;
+
+#define ASK_EVERY 200000.0 /* microseconds: asking waits for the GIL, 5 ms if others compute */
+
+#if defined(__GNUC__) || defined(__clang__)
+#    define RELAXED_LOAD(address) __atomic_load_n(address, __ATOMIC_RELAXED)
+#    define RELAXED_STORE(address, value) __atomic_store_n(address, value, __ATOMIC_RELAXED)
+#else
+#    define RELAXED_LOAD(address) (*(address)) /* volatile, with one thread to a call or MSVC */
+#    define RELAXED_STORE(address, value) (*(address) = (value))
+#endif
+
+/* Whether a thread that has done `done` steps stops there; `next` is where it will ask again. Threads
+ * that meet must stop at the same step, and the others pass `done` after the caller has: so what the
+ * caller says counts from `next` on. */
+static inline int watch_stops(call_watch *watch, ptrdiff_t done, ptrdiff_t next) {
+    volatile ptrdiff_t *end = &watch->end;
+    if (team_rank() == 0 && microseconds() - watch->asked > ASK_EVERY) {
+        if (RELAXED_LOAD(end) == PTRDIFF_MAX && watch->ask())
+            RELAXED_STORE(end, watch->together ? next : 0);
+        watch->asked = microseconds();
+    }
+    return done >= RELAXED_LOAD(end);
+}
+
+#if defined(__GNUC__) || defined(__clang__)
+static inline void watch_join(call_watch *watch, int rank, int team) {
+    if (rank != 0) {
+        __atomic_add_fetch(&watch->finished, 1, __ATOMIC_RELEASE);
+        return;
+    }
+    for (int spins = 0; __atomic_load_n(&watch->finished, __ATOMIC_ACQUIRE) < team - 1; spins++) {
+        watch_stops(watch, 0, 0);
+        if (spins < SPINS)
+            SPIN_PAUSE();
+#    ifndef _WIN32
+        else
+            usleep(100);
+#    endif
+    }
+}
+#else
+static inline void watch_join(call_watch *watch, int rank, int team) {
+    (void)watch, (void)rank, (void)team; /* OpenMP waits; an interrupt may have to as well */
+}
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import deque
+from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -189,8 +191,10 @@ class SequenceLayer(Layer, abstract=True):
     """What is called on sequences: a call is validated whole, then run.
 
     Subclasses give ``prepare`` (all validation, no other work), ``start`` (building, drawing of
-    dropout masks), ``take_weights``, ``complete`` and ``forward_prepared`` (the work), and
-    ``feed``, by which `Sequential` puts what one layer returned into the next one's prepared call.
+    dropout masks), ``take_weights``, ``complete`` and ``forward_prepared`` (the work), ``changes``,
+    and ``feed``, by which `Sequential` puts what one layer returned into the next one's prepared
+    call. States and losses are kept last, of all layers together: where any of the work fails, none
+    of them changes.
     """
 
     def __call__(
@@ -237,6 +241,11 @@ class SequenceLayer(Layer, abstract=True):
         ------
         ValueError, TypeError
             Before any work; states, weights and ``out`` are unchanged.
+
+        Notes
+        -----
+        KeyboardInterrupt, and what other signal handlers raise, ends a long call within about half
+        a second. Weights and states are unchanged then; ``out`` may be partly written.
         """
         if (
             (training is False or training is None)
@@ -256,7 +265,11 @@ class SequenceLayer(Layer, abstract=True):
         self.start(call)
         with locks.writing:
             self.take_weights(call)
-        return self.complete(call)
+        result = self.complete(call)
+        changes = self.changes(call)
+        if changes:
+            assign_all(changes)
+        return result
 
     def forward(
         self,
@@ -298,7 +311,9 @@ class SequenceLayer(Layer, abstract=True):
         self.start(call)
         with locks.writing:
             self.take_weights(call)
-        return self.forward_prepared(call, save == "gates")
+        result = self.forward_prepared(call, save == "gates")
+        assign_all(self.changes(call))
+        return result
 
     def stream(self, n: int = 1) -> Any:
         """Return a `Stream`: n rows of state that advance a time step at a time.
@@ -340,6 +355,10 @@ class SequenceLayer(Layer, abstract=True):
     def forward_prepared(self, call: Any, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         raise TypeError(f"{type(self).__name__} does not say how a call is run")
+
+    def changes(self, call: Any) -> list[tuple[Any, str, Any]]:
+        """Return what a call that was run leaves behind: (object, attribute, value)."""
+        raise TypeError(f"{type(self).__name__} does not say what a call changes")
 
 
 def serialize_layer(layer: Any) -> dict[str, Any]:
@@ -392,9 +411,20 @@ def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None)
 
 def write_together(variables: Sequence[Variable], values: Sequence[np.ndarray]) -> None:
     """Write checked values, telling each owner once, after all are in place."""
-    copies = [variable.kept(value) for variable, value in zip(variables, values, strict=True)]
+    owners = dict.fromkeys(v._on_write for v in variables if v._on_write is not None)
+    copies = [v.kept(value) for v, value in zip(variables, values, strict=True)]
     with locks.writing:
-        for variable, copy in zip(variables, copies, strict=True):
-            variable.put(copy)
-        for notify in dict.fromkeys(v._on_write for v in variables if v._on_write is not None):
-            notify()
+        try:
+            assign_all([(v, "_value", copy) for v, copy in zip(variables, copies, strict=True)])
+        finally:  # also if the user interrupts here
+            for notify in owners:
+                notify()
+
+
+def assign_all(changes: list[tuple[Any, str, Any]]) -> None:
+    """Set (object, attribute, value), all of them or, if the user interrupts, none.
+
+    Python runs signal handlers, and other threads, between the instructions of its own: there are
+    none in here.
+    """
+    deque(starmap(setattr, changes), maxlen=0)

@@ -238,6 +238,10 @@ class Bidirectional(SequenceLayer):
         ]
         return self._merge(outputs, call.out)[0]
 
+    def changes(self, call: BothCalls) -> list[tuple[Any, str, Any]]:
+        """Return the new states and losses of both halves."""
+        return [change for part in call.parts for change in part.changes]
+
     def _run(self, call: BothCalls, save: bool = False, keep_gates: bool = True) -> list[Any]:
         """Return what `RNN.run` gives, of each half."""
         return run_both(call.parts, save, keep_gates) or [

@@ -47,7 +47,13 @@ class Call:
     out : ndarray or None
         Batch-major view to write y into.
     out_copy : ndarray or None
-        The user's out= when it overlaps an input, so that y is copied there at the end.
+        The user's out= when y is copied there at the end: where it overlaps an input, or there is
+        more to do with y that may fail.
+    kept : list of ndarray
+        Where the new states that a stateful layer keeps will lie, if the user gets the backend's:
+        taken before ``out`` is written, for after that nothing may fail.
+    changes : list of (object, attribute, value)
+        What the call leaves behind, once it was run.
     problems : list of (GRUCell, GRUProblem, Backend)
         One per GRU cell, in order; all but the first still lack their x, and none has its
         dropout masks yet. Empty for custom cells.
@@ -58,6 +64,8 @@ class Call:
     weights: list[GRUWeights]
 
     __slots__ = (
+        "changes",
+        "kept",
         "mask",
         "num_threads",
         "out",
@@ -109,6 +117,8 @@ class Call:
         self.states = start_states(layer, initial_state, x)
         self.out: np.ndarray | None = None
         self.out_copy: np.ndarray | None = None
+        self.changes: list[tuple[Any, str, Any]] = []
+        self.kept: list[Any] = []
         if out is not None:
             self._place_output(layer, out, mask, reset_mask)
         if layer.time_major and layer.return_sequences and self.out is None:
@@ -128,6 +138,9 @@ class Call:
             for cell, problem, _ in self.problems:
                 assert cell.spec is not None
                 problem.spec = cell.spec  # equal, and from now on the same object
+        if layer.stateful and layer.return_state and layer.states is not None:
+            variables = flatten(layer.states)
+            self.kept = [np.empty_like(self.x, v.dtype, "C", shape=v.shape) for v in variables]
         if self.training:
             for cell, problem, _ in self.problems:
                 shape = (self.x.shape[0], problem.spec.input_dim)
@@ -147,7 +160,7 @@ class Call:
         if swap:
             view = view.transpose(1, 0, 2)
         arrays = [self.x, *flatten(self.states or []), *inputs]
-        if any(overlap(view, a) for a in arrays):
+        if layer.activity_regularizer is not None or any(overlap(view, a) for a in arrays):
             self.out_copy = view
         else:
             self.out = view

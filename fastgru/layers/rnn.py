@@ -38,7 +38,7 @@ from fastgru.layers.tape import (
     record_of,
     trainable_gradients,
 )
-from fastgru.variables import Variable
+from fastgru.variables import Variable, frozen
 
 
 class RNN(SequenceLayer):
@@ -336,19 +336,29 @@ class RNN(SequenceLayer):
         return x, states, records
 
     def finish(self, call: Call, y: np.ndarray, states: list[Any]) -> Any:
-        """Store states and losses; return what the user gets."""
-        if call.out_copy is not None:
-            call.out_copy[...] = y
-            y = call.out_copy
+        """Note the new states and losses in the call; return what the user gets."""
         if self.stateful and self.states is not None:
-            write_together(flatten(self.states), flatten(states))
+            new = flatten(states)
+            for i, kept in enumerate(call.kept):
+                kept[...] = new[i]
+                new[i] = kept
+            pairs = zip(flatten(self.states), new, strict=True)
+            call.changes = [(variable, "_value", frozen(state)) for variable, state in pairs]
         if self.activity_regularizer is not None:
             outputs = [y, *flatten(states)] if self.return_state else [y]
             rows = max(1, y.shape[0])
-            self._activity_losses = [self.activity_regularizer(o) / rows for o in outputs]
+            losses = [self.activity_regularizer(o) / rows for o in outputs]
+            call.changes.append((self, "_activity_losses", losses))
+        if call.out_copy is not None:
+            call.out_copy[...] = y
+            y = call.out_copy
         if self.time_major and self.return_sequences:
             y = y.transpose(1, 0, 2)
         return (y, *states) if self.return_state else y
+
+    def changes(self, call: Call) -> list[tuple[Any, str, Any]]:
+        """Return the new states and losses of a call that was run."""
+        return call.changes
 
     @property
     def activity_losses(self) -> list[Any]:

@@ -168,6 +168,11 @@ class Sequential(SequenceLayer):
             x = layer.complete(call)
         return x
 
+    def changes(self, calls: list[Any]) -> list[tuple[Any, str, Any]]:
+        """Return the new states and losses of all layers."""
+        pairs = zip(self.layers, calls, strict=True)
+        return [change for layer, call in pairs for change in layer.changes(call)]
+
     def forward_prepared(self, calls: list[Any], keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on the layers' prepared calls in order."""
         x: Any = None

@@ -94,7 +94,8 @@ class Stream:
         if rows is not None:
             rows = plain(rows)
             rows = rows.get() if on_device(rows) else rows
-            if rows.ndim != 1 or (rows.dtype.kind not in "iu" and rows.size):
+            empty = rows.dtype.kind == "f" and not rows.size  # what a list of none becomes
+            if rows.ndim != 1 or not (rows.dtype.kind in "iu" or empty):
                 raise TypeError(
                     f"rows: expected a list of row numbers, came shape {rows.shape}, dtype "
                     f"{rows.dtype}"
