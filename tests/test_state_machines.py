@@ -1,6 +1,6 @@
 """Layers, streams and weights through random histories, against models that remember nothing.
 
-Hypothesis makes the histories and shortens those that fail; FASTGRU_EXHAUSTIVE=1 makes more of them.
+Hypothesis makes the histories and shortens those that fail; FASTGRU_EXHAUSTIVE=1 makes more.
 """
 
 import os
