@@ -1,10 +1,10 @@
 """Arrays as nobody should pass them, and what ought to come of each.
 
-A form of an array is (object, verdict): SAME, it has the array's values and is to be served like the
-array itself; BAD, it is to be refused; EITHER, it depends on more than the array, as a dtype does
-on its values. Objects that lie about their memory to NumPy itself (``__array_interface__``, buffers
-and DLPack capsules over memory that is not theirs) are left out: NumPy reads there before fastgru
-is asked.
+A form of an array is (object, verdict): SAME, it has the array's values and is to be served like
+the array itself; BAD, it is to be refused; EITHER, it depends on more than the array, as a dtype
+does on its values. Objects that lie about their memory to NumPy itself (``__array_interface__``,
+buffers and DLPack capsules over memory that is not theirs) are left out: NumPy reads there before
+fastgru is asked.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ SAME, EITHER, BAD = "same", "either", "bad"
 HUGE = 2**44  # rows: of whatever size, their bytes are more than a machine can name
 
 
-class Hostile(Exception):  # noqa: N818  what a hostile object raises is no error of fastgru's
-    """Raised by an object that was passed; it may come out as it is."""
+class Hostile(Exception):
+    """Raised by an object that was passed: no error of fastgru's, it may come out as it is."""
 
 
 class Subclass(np.ndarray):

@@ -1,11 +1,11 @@
 """Memory that runs out: MemoryError, with weights, states and ``out`` as they were, and no crash.
 
-Each operation is run again and again, the first, second, ... allocation in it failing, alone or with
-all that follow. Allocations of less than LEAST bytes are let through: of those Python and NumPy make
-hundreds, and do not survive the failing of each (NumPy 2.4: SystemError from its reductions; its
-ufuncs crash where they get no buffer, so the reference's backward and merges other than "concat"
-are not here); libgomp
-takes 2,240 bytes for a team of threads, and ends the process where it does not get them.
+Each operation is run again and again, the first, second, ... allocation in it failing, alone or
+with all that follow. Allocations of less than LEAST bytes are let through: of those Python and
+NumPy make hundreds, and do not survive the failing of each (NumPy 2.4: SystemError from its
+reductions; its ufuncs crash where they get no buffer, so the reference's backward and merges other
+than "concat" are not here); libgomp takes 2,240 bytes for a team of threads, and ends the process
+where it does not get them.
 """
 
 import shutil
@@ -28,6 +28,7 @@ import ctypes, os, threading, time
 import numpy as np
 import fastgru
 from fastgru._native import _crowd, _cut
+from fastgru.layers.call import flatten
 
 shim = ctypes.CDLL(None)
 fail = shim.fail_allocations
@@ -110,7 +111,8 @@ for options in ({}, {"reset_after": False}, {"time_major": True}, {"go_backwards
         layer.reset_states(zeros)
         out[...] = spread[...] = 7
         layer._activity_losses = []
-    keeps = lambda: [out, spread, layer.states[0].value, np.array(layer.losses), *layer.get_weights()]
+    keeps = lambda: [out, spread, layer.states[0].value, np.array(layer.losses),
+                     *layer.get_weights()]
     for arguments in ({}, {"mask": steps}, {"lengths": lengths}, {"initial_state": h},
                       {"out": out}, {"out": spread}, {"reset_mask": steps, "mask": ~steps}):
         every_failure("forward", lambda: [layer(data, **arguments)], keeps, fresh=fresh)
@@ -126,12 +128,14 @@ stack = fastgru.RNN([fastgru.GRUCell(8, seed=1), fastgru.GRUCell(H, seed=2)], st
 for layer in (fastgru.Bidirectional(inner), fastgru.Sequential([first, inner]), stack):
     layer(x)
     start = [w.copy() for w in layer.get_weights()]
-    flat = lambda: [np.array(v) for part in layer.states for v in (part if isinstance(part, list) else [part])]
+    flat = lambda: [np.array(v) for v in flatten(list(layer.states))]
     every_failure("composed", lambda: [layer(x)], lambda: [*layer.get_weights(), *flat()],
                   fresh=layer.reset_states)
     if os.environ["FASTGRU_KERNEL"] == "fused":
-        every_failure("forward and backward of them", lambda: [*(lambda y, tape: layer.backward(tape, y).weights)
-                  (*layer.forward(x))], lambda: layer.get_weights(), fresh=layer.reset_states)
+        def gradients():
+            y, tape = layer.forward(x)
+            return layer.backward(tape, y).weights
+        every_failure("gradients", gradients, layer.get_weights, fresh=layer.reset_states)
     doubled = [w * 2 for w in start]
     def write():
         layer.set_weights(doubled)
@@ -162,9 +166,9 @@ for options in ({}, {"reset_after": False}):
         state["stream"] = layer.stream(B)
     every_failure("stream", lambda: [layer.stream(B).step(x[:, 0])])
     rows = np.arange(B)[::-2]
-    for step in (lambda s: s.step(x[:, 0]), lambda s: s.step(x[: len(rows), 0], rows),
-                 lambda s: s.step(np.asfortranarray(x[:, 0])), lambda s: s.step(x[: len(rows), 0], rows.tolist())):
-        every_failure("step", lambda: [step(state["stream"])],
+    some = x[: len(rows), 0]
+    for arguments in ([x[:, 0]], [some, rows], [np.asfortranarray(x[:, 0])], [some, rows.tolist()]):
+        every_failure("step", lambda: [state["stream"].step(*arguments)],
                       lambda: [state["stream"].state], fresh=fresh)
 """,
     "crowd": """

@@ -289,9 +289,9 @@ def test_the_memory_of_a_spent_workspace_serves_the_next():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_nan_at_a_zero_state_is_not_lost(dtype, isa):
-    # A first step's zero states need no product; with reset_after=False what is multiplied is r * h,
-    # and r may be NaN: here of one unit, where infinities cancel. So all units are NaN, whether the
-    # zeros are given or not.
+    # A first step's zero states need no product; with reset_after=False what is multiplied is
+    # r * h, and r may be NaN: here of one unit, where infinities cancel. So all units are NaN,
+    # whether the zeros are given or not.
     spec = make_spec(3, 5, dtype, reset_after=False)
     weights = make_weights(np.random.default_rng(0), spec)
     kernel = np.ones((3, 15), dtype)
