@@ -37,7 +37,7 @@ def run_python(code, env=None, timeout=120, **variables):
 def run_script(script, *arguments, timeout=120):
     """Run a file, as programs that start processes of their own must be; return its output."""
     result = subprocess.run(
-        [sys.executable, "-P", str(script), *map(str, arguments)],
+        [sys.executable, str(script), *map(str, arguments)],
         env=environment(),
         capture_output=True,
         text=True,

@@ -106,6 +106,20 @@ def test_cgroup_quota(tmp_path, files, expected):
     assert threads._cgroup_limit(tmp_path) == expected
 
 
+def test_a_quota_of_one_processor_is_one_thread(tmp_path, monkeypatch):
+    """In a container of one CPU on a large machine."""
+    write(tmp_path, {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "100000 100000\n"})
+    limit = threads._cgroup_limit
+    monkeypatch.setattr(threads, "_cgroup_limit", lambda root: limit(tmp_path))
+    monkeypatch.setattr(threads, "_affinity", lambda: 64)
+    monkeypatch.setattr(threads, "_default", None)
+    assert (threads.processors(), threads.get_num_threads()) == (1, 1)
+    layer = fastgru.GRU(256)
+    details = str(layer.explain(np.zeros((64, 50, 30), "float32")))
+    if cpu_backend.build_info().get("kernel") == "fused":
+        assert "1 thread (no more may be used)" in details
+
+
 def test_set_and_get():
     default = threads.get_num_threads()
     threads.set_num_threads(7)
