@@ -1,4 +1,4 @@
-"""The code in README.md and docstrings; examples/pronounce.py on small weights and on the real ones."""
+"""The code in README.md and docstrings; examples/pronounce.py on small weights and real ones."""
 
 import doctest
 import importlib
