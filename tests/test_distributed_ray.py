@@ -82,6 +82,17 @@ def test_a_batch_is_one_call_and_may_be_read_only(layer, path, source):
     assert_same_bits(masked({**table, "z": x}), {"a": a, "b": b})
 
 
+def test_a_state_for_each_direction():
+    both = fastgru.Bidirectional(fastgru.GRU(H, return_state=True), merge_mode="sum")
+    both.build((None, None, I))
+    table = columns()
+    table["back"] = table["h0"][::-1]
+    names = {**NAMES, "initial_state": ["h0", "back"], "outputs": ["y", "state", "state_back"]}
+    results = both(table["x"], [table["h0"], table["back"]], lengths=table["n"])
+    expected = dict(zip(names["outputs"], results, strict=True))
+    assert_same_bits(Predictor(both, **names)(table), {"id": table["id"], **expected})
+
+
 def test_arrays_of_a_device_go_in_and_host_arrays_come_out(layer, monkeypatch):
     fake_cupy = cupy_without_a_gpu(monkeypatch)
     seen = []
