@@ -14,6 +14,13 @@ from fastgru import dispatch
 
 pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
 
+# Ray uses what it has deprecated, and leaves its processes to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:::ray\."),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 HERE = Path(__file__).parent
 Predictor = fastgru.distributed.ray.Predictor
 B, T, I, H = 37, 9, 5, 6
@@ -160,8 +167,6 @@ def test_wrong_columns(layer):
 
 # ---- on Ray --------------------------------------------------------------------------------------
 
-ENGINES_OWN = pytest.mark.filterwarnings(r"ignore:::ray\.")  # it uses what it has deprecated
-
 
 @pytest.fixture(scope="module")
 def data():
@@ -216,7 +221,6 @@ def on_ray(data, table, *arguments):
     return came, {tuple(told) for told in came.pop("told").tolist()}
 
 
-@ENGINES_OWN
 def test_two_actors_give_the_result_of_one_call(data, layer, path):
     table = columns()
     came, told = on_ray(data, table, path)
@@ -226,7 +230,6 @@ def test_two_actors_give_the_result_of_one_call(data, layer, path):
     assert_same_bits(came, expected(layer, table))
 
 
-@ENGINES_OWN
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX")
 def test_a_killed_actor_changes_nothing(data, layer, path, tmp_path):
     table = columns()
@@ -236,6 +239,5 @@ def test_a_killed_actor_changes_nothing(data, layer, path, tmp_path):
     assert_same_bits(came, expected(layer, table))
 
 
-@ENGINES_OWN
 def test_the_documentation(data, tmp_path):
     docs_support.run("distributed.md", "Ray Data", tmp_path)
