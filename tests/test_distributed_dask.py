@@ -297,6 +297,8 @@ def test_chunks_of_unknown_size(here):
         ValueError, match=r"mask: expected a Dask array in 5 blocks.*compute_chunk_sizes"
     ):
         apply(layer, chosen, mask=x[some][:, :, 1] > -0.5)
+    with pytest.raises(ValueError, match="mask: expected a Dask array in 5 blocks"):
+        apply(layer, chosen, mask=da.from_array(x[:, :, 1] > -0.5, chunks=9))
 
 
 def test_no_rows_and_no_steps(here):

@@ -14,6 +14,13 @@ from fastgru import dispatch
 
 pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
 
+# Ray uses what it has deprecated, and leaves its processes to the garbage collector.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:::ray\."),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 HERE = Path(__file__).parent
 Predictor = fastgru.distributed.ray.Predictor
 B, T, I, H = 37, 9, 5, 6
@@ -80,6 +87,17 @@ def test_a_batch_is_one_call_and_may_be_read_only(layer, path, source):
     )
     a, b = layer(x, mask=table["mask"], reset_mask=table["resets"])
     assert_same_bits(masked({**table, "z": x}), {"a": a, "b": b})
+
+
+def test_a_state_for_each_direction():
+    both = fastgru.Bidirectional(fastgru.GRU(H, return_state=True), merge_mode="sum")
+    both.build((None, None, I))
+    table = columns()
+    table["back"] = table["h0"][::-1]
+    names = {**NAMES, "initial_state": ["h0", "back"], "outputs": ["y", "state", "state_back"]}
+    results = both(table["x"], [table["h0"], table["back"]], lengths=table["n"])
+    expected = dict(zip(names["outputs"], results, strict=True))
+    assert_same_bits(Predictor(both, **names)(table), {"id": table["id"], **expected})
 
 
 def test_arrays_of_a_device_go_in_and_host_arrays_come_out(layer, monkeypatch):
@@ -149,8 +167,6 @@ def test_wrong_columns(layer):
 
 # ---- on Ray --------------------------------------------------------------------------------------
 
-ENGINES_OWN = pytest.mark.filterwarnings(r"ignore:::ray\.")  # it uses what it has deprecated
-
 
 @pytest.fixture(scope="module")
 def data():
@@ -205,7 +221,6 @@ def on_ray(data, table, *arguments):
     return came, {tuple(told) for told in came.pop("told").tolist()}
 
 
-@ENGINES_OWN
 def test_two_actors_give_the_result_of_one_call(data, layer, path):
     table = columns()
     came, told = on_ray(data, table, path)
@@ -215,7 +230,6 @@ def test_two_actors_give_the_result_of_one_call(data, layer, path):
     assert_same_bits(came, expected(layer, table))
 
 
-@ENGINES_OWN
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX")
 def test_a_killed_actor_changes_nothing(data, layer, path, tmp_path):
     table = columns()
@@ -225,6 +239,5 @@ def test_a_killed_actor_changes_nothing(data, layer, path, tmp_path):
     assert_same_bits(came, expected(layer, table))
 
 
-@ENGINES_OWN
 def test_the_documentation(data, tmp_path):
     docs_support.run("distributed.md", "Ray Data", tmp_path)
