@@ -38,11 +38,12 @@ def apply(
     x : dask.array.Array, shape (B, T, I)
         Blocks of NumPy or CuPy. Any chunks along B, also of unknown sizes; T and I in one chunk.
     initial_state : array (B, H), or lists of them as the layer takes them, optional
-    mask, reset_mask : array_like (B, T), optional
-    lengths : array_like (B,), optional
-        As the layer takes them: each a Dask array, whatever its chunks, or an array in memory.
+    mask : array_like (B, T), optional
     training : bool
         Must be False.
+    lengths : array_like (B,), optional
+    reset_mask : array_like (B, T), optional
+        As the layer takes them: each a Dask array, whatever its chunks, or an array in memory.
 
     Returns
     -------

@@ -24,8 +24,8 @@ class Predictor:
         travels with each actor. Not stateful and not time_major.
     sequences : str
         The column that holds (T, I) for each row.
-    mask, reset_mask, lengths : str, optional
-        Columns of (T,), (T,) and one integer for each row.
+    mask, lengths, reset_mask : str, optional
+        Columns of (T,), one integer and (T,) for each row.
     initial_state : str, or lists of them as the layer takes states, optional
         Columns of (H,).
     outputs : sequence of str
@@ -88,7 +88,18 @@ class Predictor:
         self.num_threads = num_threads
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Return the columns `keep` and `outputs` of a batch."""
+        """Run the layer on a batch.
+
+        Parameters
+        ----------
+        batch : dict of str to ndarray
+            Its columns, each with one entry per row.
+
+        Returns
+        -------
+        dict of str to ndarray
+            The columns ``keep`` and ``outputs``.
+        """
 
         def column(name: str | None) -> Any:
             return None if name is None else self._column(batch, name)
