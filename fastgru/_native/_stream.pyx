@@ -116,8 +116,12 @@ cdef class _Cell:
         cdef Py_ssize_t row = self.job.H * self.packed.size
         self.job.B, self.job.x = m, x
         self.job.y = self.y + b0 * row
-        self.job.rows = NULL if rows == NULL else rows + b0
-        self.job.h0 = self.job.state = self.states + (0 if rows != NULL else b0 * row)
+        self.job.rows = NULL
+        self.job.state = self.states + b0 * row
+        if rows != NULL:
+            self.job.rows = rows + b0
+            self.job.state = self.states
+        self.job.h0 = self.job.state
         if self.cut.threads == 1 and 6.0 * self.job.B * self.job.H * (
             self.job.H + self.inputs
         ) < GIL_FLOPS:
