@@ -124,7 +124,8 @@ def plan_resets(
     if reset_mask is None:
         return None
     resets, binary = _as_steps(reset_mask, batch, timesteps, time_major, like, "reset_mask")
-    _, (any_reset, *is_binary) = _on_host(resets[:0, 0], resets.any(), *binary)
+    no_counts = np.count_nonzero(resets[:0], axis=1)
+    _, (any_reset, *is_binary) = _on_host(no_counts, resets.any(), *binary)
     if not all(is_binary):
         raise _not_binary("reset_mask")
     return np.ascontiguousarray(resets, like=resets) if any_reset else None
