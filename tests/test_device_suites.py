@@ -36,7 +36,7 @@ SUITES = {
     "test_tape.py": (300, {"saving_the_states": "the names of the host's backends"}),
     "test_dropout.py": (150, {}),
     "test_stream.py": (
-        300,
+        250,
         {
             "own_buffer": "a copy comes back",
             "number_of_threads": "threads of the host",
