@@ -33,6 +33,7 @@ from fastgru._native.gates cimport (
     kernels_f32,
     kernels_f64,
     lease,
+    leased,
     microseconds,
     openmp_threads,
     team_rank,
@@ -238,7 +239,7 @@ cdef void _give_back(int granted) noexcept nogil:
 
 cdef int _available(int threads) noexcept nogil:
     # How many of so many a lease would give now: by this a call is cut.
-    return max(min(threads, max(_limit, threads) - _used), 1)
+    return max(min(threads, max(_limit, threads) - leased(&_used)), 1)
 
 
 def set_thread_limit(int limit):
@@ -259,7 +260,7 @@ def give_back_threads(int granted):
 
 def threads_in_use():
     """Return how many threads run calls now, the callers' own among them."""
-    return _used
+    return leased(&_used)
 
 
 # The child of a fork has the forking thread and none of those that libgomp keeps for it, be they

@@ -19,6 +19,7 @@ cdef extern from "runtime.h" nogil:
     int team_rank()
     int team_size()
     double microseconds()
+    int leased(int *used)
     int lease(int *used, int wanted, int limit)
     void give_back(int *used, int granted)
     long cache_bytes(int level)

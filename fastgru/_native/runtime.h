@@ -191,9 +191,11 @@ static inline int swap_if(int *value, int *expected, int wanted) {
 #endif
 
 /* Counts the caller and as many more threads, up to `wanted` in all, as the limit leaves; returns
- * how many that are. The caller itself is there already, so it is never refused. */
+ * how many that are. The caller itself is there already, so it is never refused. leased: how many
+ * there are now. */
+static inline int leased(int *used) { return RELAXED_LOAD((volatile int *)used); }
 static inline int lease(int *used, int wanted, int limit) {
-    int now = *(volatile int *)used, granted;
+    int now = leased(used), granted;
     do {
         granted = limit - now < wanted ? limit - now : wanted;
         granted = granted > 1 ? granted : 1;
@@ -201,7 +203,7 @@ static inline int lease(int *used, int wanted, int limit) {
     return granted;
 }
 static inline void give_back(int *used, int granted) {
-    int now = *(volatile int *)used;
+    int now = leased(used);
     while (!swap_if(used, &now, now - granted))
         ;
 }
