@@ -33,7 +33,11 @@ def asked_for(name):
 
 
 class BuildExt(build_ext):
-    """Adds the flags of the compiler at hand."""
+    """Adds the flags of the compiler at hand; compiles the extensions side by side."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = self.parallel or True  # as many as there are processors
 
     def build_extensions(self):
         msvc = self.compiler.compiler_type == "msvc"

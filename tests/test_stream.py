@@ -172,6 +172,8 @@ def test_a_step_may_read_what_the_last_one_gave(rows, threads):
             np.testing.assert_array_equal(shifted, other.step(copied[3:13], rows=some))
 
 
+# NumPy 2.5 asks users not to, and still lets them.
+@pytest.mark.filterwarnings("ignore:Setting the shape:DeprecationWarning")
 def test_the_array_that_came_back_is_the_users_to_reshape():
     stream, x = built().stream(2), np.ones((2, 3), "float32")
     y = stream.step(x)
