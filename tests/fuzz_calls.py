@@ -346,7 +346,7 @@ class Fuzzer:
             x = x[: len(rows)]
         else:
             rows = None
-        given = self.hostile(x, 0.4)
+        given = self.hostile(x, 0.4, alone=rows is not None)
         given_rows = None if rows is None else self.hostile(rows, 0.3, False)
 
         def go():

@@ -30,6 +30,15 @@ def test_more_threads_than_an_int_holds_are_no_bound(count):
     np.testing.assert_array_equal(layer(x, num_threads=count), layer(x))
 
 
+def test_more_rows_than_a_stream_has_are_refused_unread():
+    layer = fastgru.GRU(5)
+    layer.build((None, None, 4))
+    stream = layer.stream(2)
+    rows = np.broadcast_to(np.intp(0), 2**44)  # reading them takes hours
+    with pytest.raises(ValueError, match="rows: expected each row at most once"):
+        stream.step(np.ones((1, 4), np.float32), rows)
+
+
 @pytest.mark.parametrize("kind", ["complex64", "U3", "bool"])
 def test_empty_arrays_of_other_dtypes_are_not_lengths_or_rows(kind):
     layer = fastgru.GRU(5)

@@ -100,6 +100,10 @@ class Stream:
                     f"rows: expected a list of row numbers, came shape {rows.shape}, dtype "
                     f"{rows.dtype}"
                 )
+            if rows.size > count:  # before they are read: there may be any number of them
+                raise ValueError(
+                    f"rows: expected each row at most once, came {rows.size} numbers for {count} rows"
+                )
             rows = np.ascontiguousarray(rows, np.intp)
             if rows.size and (rows.min() < 0 or rows.max() >= count):
                 raise ValueError(
