@@ -102,7 +102,8 @@ class Stream:
                 )
             if rows.size > count:  # before they are read: there may be any number of them
                 raise ValueError(
-                    f"rows: expected each row at most once, came {rows.size} numbers for {count} rows"
+                    f"rows: expected each row at most once, came {rows.size} numbers "
+                    f"for {count} rows"
                 )
             rows = np.ascontiguousarray(rows, np.intp)
             if rows.size and (rows.min() < 0 or rows.max() >= count):
