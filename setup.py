@@ -97,6 +97,7 @@ setup(
             extension("_packing"),
             extension("_quick"),
             extension("_stream"),
+            extension("_threads"),
         ],
         build_dir="build",
     ),

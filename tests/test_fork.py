@@ -9,11 +9,11 @@ import subprocess
 
 import pytest
 import subprocesses
+from exhaustive import EVERYTHING
 
 from fastgru.backends import cpu as cpu_backend
 
-EXHAUSTIVE = os.environ.get("FASTGRU_EXHAUSTIVE", "0") not in ("", "0")
-FORKS = 500 if EXHAUSTIVE else 20
+FORKS = 500 if EVERYTHING else 20
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),

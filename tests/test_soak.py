@@ -3,17 +3,16 @@
 FASTGRU_EXHAUSTIVE=1 runs the two minutes.
 """
 
-import os
 import sys
 from pathlib import Path
 
 import pytest
 import subprocesses
+from exhaustive import EVERYTHING
 
 from fastgru.backends import cpu as cpu_backend
 
 SOAK = Path(__file__).parents[1] / "benchmarks" / "soak.py"
-EXHAUSTIVE = os.environ.get("FASTGRU_EXHAUSTIVE", "0") not in ("", "0")
 
 pytestmark = pytest.mark.skipif(
     cpu_backend.build_info().get("kernel") != "fused",
@@ -25,8 +24,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(("threads", "judged"), [("1", ("numbers", "memory")), ("2", ("numbers",))])
 def test_weights_are_swapped_under_load(threads, judged, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    seconds = 120 if EXHAUSTIVE else 5
-    judged = ("numbers", "memory") if EXHAUSTIVE else judged
+    seconds = 120 if EVERYTHING else 5
+    judged = ("numbers", "memory") if EVERYTHING else judged
     said = subprocesses.run_script(
         SOAK, "--seconds", seconds, "--judge", *judged, timeout=seconds + 120
     )

@@ -3,10 +3,9 @@
 Hypothesis makes the histories and shortens those that fail; FASTGRU_EXHAUSTIVE=1 makes more.
 """
 
-import os
-
 import numpy as np
 import pytest
+from exhaustive import EVERYTHING
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -23,12 +22,11 @@ import fastgru
 B, I, H = 3, 4, 5
 SEEDS = st.integers(0, 2**32 - 1)
 STEPS = st.integers(0, 6)
-EXHAUSTIVE = os.environ.get("FASTGRU_EXHAUSTIVE", "0") not in ("", "0")
 BOUNDED = settings(
-    max_examples=1000 if EXHAUSTIVE else 40,
-    stateful_step_count=60 if EXHAUSTIVE else 25,
+    max_examples=1000 if EVERYTHING else 40,
+    stateful_step_count=60 if EVERYTHING else 25,
     deadline=None,
-    derandomize=not EXHAUSTIVE,
+    derandomize=not EVERYTHING,
     suppress_health_check=list(HealthCheck),
 )
 LAYERS = {

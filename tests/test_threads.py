@@ -170,33 +170,34 @@ def test_errors_change_nothing(value, error, message):
 
 
 @pytest.fixture
-def native():
-    native = cpu_backend._load()
-    if native is None:
+def leases():
+    if cpu_backend._load() is None:
         pytest.skip("the extension is not built")
-    assert native.threads_in_use() == 0
-    yield native
-    assert native.threads_in_use() == 0
+    from fastgru._native import _threads
+
+    assert _threads.threads_in_use() == 0
+    yield _threads
+    assert _threads.threads_in_use() == 0
 
 
-def test_callers_share_the_limit(native):
+def test_callers_share_the_limit(leases):
     threads.set_num_threads(4)
-    first = native.lease_threads(3)
-    second = native.lease_threads(3)
-    third = native.lease_threads(3)
+    first = leases.lease_threads(3)
+    second = leases.lease_threads(3)
+    third = leases.lease_threads(3)
     assert (first, second, third) == (3, 1, 1), "a caller itself is never refused"
-    native.give_back_threads(first)
-    fourth = native.lease_threads(3)
+    leases.give_back_threads(first)
+    fourth = leases.lease_threads(3)
     assert fourth == 2
     for granted in (second, third, fourth):
-        native.give_back_threads(granted)
+        leases.give_back_threads(granted)
     # A call that names a larger number itself may have it.
-    assert native.lease_threads(6) == 6
-    native.give_back_threads(6)
+    assert leases.lease_threads(6) == 6
+    leases.give_back_threads(6)
 
 
 @pytest.fixture
-def assert_same(native):
+def assert_same(leases):
     """Compare what one and several threads computed: the same bits from the fused kernel alone."""
     if cpu_backend.build_info()["kernel"] == "fused":
         return np.testing.assert_array_equal
@@ -204,7 +205,7 @@ def assert_same(native):
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["rows split", "panels split"])
-def test_concurrent_calls_stay_within_the_limit(native, assert_same, shared):
+def test_concurrent_calls_stay_within_the_limit(leases, assert_same, shared):
     """Each call wants four threads; beside the callers' own there are three in all."""
     from fastgru._native import _cut
 
@@ -228,7 +229,7 @@ def test_concurrent_calls_stay_within_the_limit(native, assert_same, shared):
         with ThreadPoolExecutor(callers) as pool:
             calls = [pool.submit(call, i) for i in range(60)]
             while not all(c.done() for c in calls):
-                running.append(native.threads_in_use())
+                running.append(leases.threads_in_use())
                 time.sleep(1e-4)
             for c in calls:
                 c.result()
@@ -258,8 +259,8 @@ IDLE = """
 """
 
 
-def test_threads_sleep_soon_after_a_call(native):
-    if not native.OPENMP or len(os.sched_getaffinity(0)) < 2:
+def test_threads_sleep_soon_after_a_call(leases):
+    if not cpu_backend._load().OPENMP or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one thread: built without OpenMP, or one processor")
     long = "1000000"  # what the user has set is left alone: gcc's runtime spins for tens of ms
     ours, users = (
@@ -269,28 +270,28 @@ def test_threads_sleep_soon_after_a_call(native):
     assert ours < users / 4
 
 
-def test_all_threads_taken(native, assert_same):
+def test_all_threads_taken(leases, assert_same):
     layer = fastgru.GRU(150)
     x = np.random.default_rng(0).standard_normal((12, 40, 20)).astype("float32")
     free = layer(x)
-    granted = native.lease_threads(threads.get_num_threads())
+    granted = leases.lease_threads(threads.get_num_threads())
     try:
         assert_same(layer(x), free)
         if assert_same is np.testing.assert_array_equal:  # the other kernel's explain names a limit
             assert "1 thread" in str(layer.explain(x))
     finally:
-        native.give_back_threads(granted)
+        leases.give_back_threads(granted)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
-def test_child_of_fork_has_nothing_leased(native):
+def test_child_of_fork_has_nothing_leased(leases):
     code = """
         import os
-        from fastgru._native import _cpu
-        _cpu.lease_threads(2)
+        from fastgru._native import _threads
+        _threads.lease_threads(2)
         child = os.fork()
         if child == 0:
-            os._exit(_cpu.threads_in_use())
+            os._exit(_threads.threads_in_use())
         print(os.waitpid(child, 0)[1])
     """
     assert subprocesses.run_python(code).strip() == "0"

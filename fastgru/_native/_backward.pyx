@@ -6,21 +6,17 @@ from cpython.buffer cimport PyBUF_STRIDES
 from cython.parallel cimport parallel
 from libc.string cimport memset
 
-from fastgru._native._cpu cimport (
-    _give_back,
-    _is_long,
-    _kernels_f32,
-    _kernels_f64,
-    _lease,
-    _padded,
-    _raise_if_stopped,
-    _strided,
-    _team_limit,
-    _Views,
-    _watch,
-)
+from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded, _strided, _Views
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
 from fastgru._native._fused cimport Fused, _set_masks
+from fastgru._native._threads cimport (
+    _give_back,
+    _is_long,
+    _lease,
+    _raise_if_stopped,
+    _team_limit,
+    _watch,
+)
 from fastgru._native.gates cimport (
     PTRDIFF_MAX,
     allocate_aligned,

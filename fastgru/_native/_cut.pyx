@@ -11,7 +11,8 @@ region and a meeting cost is measured at the first call that could use more than
 from cython.parallel cimport parallel
 from libc.string cimport memset
 
-from fastgru._native._cpu cimport _available, _kernels_f32, _may_start_threads, _padded
+from fastgru._native._cpu cimport _kernels_f32, _padded
+from fastgru._native._threads cimport _available, _may_start_threads
 from fastgru._native.gates cimport (
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,

@@ -7,21 +7,10 @@ from cython.parallel cimport parallel
 from libc.stdint cimport uintptr_t
 from libc.string cimport memset
 
-from fastgru._native._cpu cimport (
-    _functions,
-    _give_back,
-    _is_long,
-    _kernels_f32,
-    _kernels_f64,
-    _lease,
-    _padded,
-    _raise_if_stopped,
-    _strided,
-    _Views,
-    _watch,
-)
+from fastgru._native._cpu cimport _functions, _kernels_f32, _kernels_f64, _padded, _strided, _Views
 from fastgru._native._crowd cimport Request, _leave
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
+from fastgru._native._threads cimport _give_back, _is_long, _lease, _raise_if_stopped, _watch
 from fastgru._native.gates cimport (
     ROW_GROUP,
     allocate_aligned,

@@ -8,7 +8,7 @@ from libc.string cimport memcpy
 
 from fastgru._native._arrays cimport bytes_of, cnp, shape_of, strides_of
 from fastgru._native._blas cimport floating
-from fastgru._native._cpu cimport _give_back, _lease, _team_limit
+from fastgru._native._threads cimport _give_back, _lease, _team_limit
 from fastgru._native.gates cimport team_rank, team_size
 
 import math

@@ -15,7 +15,6 @@ from fastgru._native._arrays cimport (
     shape_of,
     strides_of,
 )
-from fastgru._native._cpu cimport _is_long
 from fastgru._native._crowd cimport Request, _end, _enter, _leave, _sleep
 from fastgru._native._cut cimport Cut
 from fastgru._native._fused cimport (
@@ -29,6 +28,7 @@ from fastgru._native._fused cimport (
     _set_weights,
     _threads_for,
 )
+from fastgru._native._threads cimport _is_long
 from fastgru._native.gates cimport allocate_aligned, free_aligned, gru_job, team_barrier
 
 cnp.import_array()

@@ -62,7 +62,7 @@ def _load() -> Any:
     if _native is None and _missing is None:
         try:
             with _spinning():
-                from fastgru._native import _backward, _cpu, _crowd
+                from fastgru._native import _backward, _cpu, _crowd, _threads
                 from fastgru._native import _cut as cut
                 from fastgru._native import _fused as fused
                 from fastgru._native import _quick as quick
@@ -70,13 +70,13 @@ def _load() -> Any:
             _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
             return None
         _cpu.set_isa(os.environ.get("FASTGRU_ISA") or _cpu.supported_isas()[-1])
-        _find_blas(_cpu)
+        _find_blas(_threads)
         _forced_kernel = os.environ.get("FASTGRU_KERNEL") or None
         if _forced_kernel not in (None, "fused", "blas"):
             raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', came {_forced_kernel!r}")
         if _forced_kernel == "fused" and not fused.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
-        follow(_cpu.set_thread_limit)
+        follow(_threads.set_thread_limit)
         _crowd.set_processors(processors())
         _fused, _products, _cut, _quick, _native = fused, _backward, cut, quick, _cpu
     return _native
@@ -96,7 +96,7 @@ def _spinning() -> Iterator[None]:
             del os.environ[name]
 
 
-def _find_blas(native: Any) -> None:
+def _find_blas(threads: Any) -> None:
     """Find the thread setting of the BLAS that scipy.linalg.cython_blas is linked to.
 
     A look-up through the handle of that module searches the libraries it depends on. A BLAS that
@@ -112,7 +112,7 @@ def _find_blas(native: Any) -> None:
         if get is None or set_ is None:
             continue
         addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in (get, set_)]
-        native.set_blas_functions(*addresses)
+        threads.set_blas_functions(*addresses)
         _blas.update(name=get_name.rpartition("_get")[0], threads="1 inside our calls")
         core = getattr(library, get_name.replace("get_num_threads", "get_corename"), None)
         if core is not None:

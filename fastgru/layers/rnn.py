@@ -30,11 +30,11 @@ from fastgru.layers.tape import (
     Gradients,
     Record,
     Tape,
-    activity_gradient,
     backward_through,
     check_differentiable,
     check_tape,
     gradient_array,
+    plus_activity,
     record_of,
     trainable_gradients,
 )
@@ -166,13 +166,7 @@ class RNN(SequenceLayer):
         shape: Any = (first, second, units) if self.return_sequences else (batch, units)
         if not self.return_state:
             return shape
-
-        def state_shape(size: Any) -> Any:
-            if isinstance(size, (list, tuple)):
-                return [state_shape(s) for s in size]
-            return (batch, size)
-
-        return (shape, *(state_shape(size) for size in self.state_size))
+        return (shape, *map_nested(lambda size: (batch, size), self.state_size))
 
     def compute_mask(self, inputs: Any = None, mask: Any = None) -> Any:
         """Return the mask of the outputs: ``mask`` itself for sequences, else None."""
@@ -465,12 +459,9 @@ class RNN(SequenceLayer):
             dstates = list(flatten(given))
         if kept["regularized"] is not None:
             y, states = kept["regularized"]
-            extra = activity_gradient(self.activity_regularizer, y)
-            dy = extra if dy is None else dy + extra
+            dy = plus_activity(dy, self.activity_regularizer, y)
             for i, state in enumerate(states if self.return_state else ()):
-                extra = activity_gradient(self.activity_regularizer, state)
-                dstate = dstates[i]
-                dstates[i] = extra if dstate is None else dstate + extra
+                dstates[i] = plus_activity(dstates[i], self.activity_regularizer, state)
         return dy, dstates
 
     # -- config ----------------------------------------------------------------------------

@@ -139,10 +139,14 @@ def trainable_gradients(
     return result
 
 
-def activity_gradient(regularizer: Any, output: np.ndarray) -> np.ndarray:
-    """Return the gradient of an activity loss, which is divided by the batch size (SPEC 5.8)."""
-    gradient = regularizer.gradient(output) / max(1, output.shape[0])
-    return np.asarray(gradient, output.dtype, like=output)
+def plus_activity(gradient: Any, regularizer: Any, output: np.ndarray) -> np.ndarray:
+    """Return a gradient plus that of an activity loss, which is divided by the batch size.
+
+    ``gradient`` may be None, for zeros (SPEC 5.8).
+    """
+    extra = regularizer.gradient(output) / max(1, output.shape[0])
+    extra = np.asarray(extra, output.dtype, like=output)
+    return extra if gradient is None else gradient + extra
 
 
 def check_differentiable(what: str, function: Any) -> None:
