@@ -8,10 +8,10 @@ one thread gets with one of the two sets: all outputs of a call with the same on
 the threads rest; what the process then holds must not grow by a megabyte (medians of the last and
 of the first third of the rounds), and no call may take 50 times the median of its like.
 
-Which of eight threads goes on is the system's choice, and Python's, every few milliseconds. A call
-of microseconds, in any library, takes a thousand times as long when it is not chosen: so only calls
-whose median is at least a millisecond are judged by it, and on a busy machine not even those can.
-Status 1: something was missed.
+Which of eight threads goes on is the system's choice, and Python's, every few milliseconds. What
+takes microseconds takes a thousand times as long when it is not chosen: the last row of the table
+is a loop in Python, with nothing of ours in it. So only calls whose median is at least a
+millisecond are judged, and on a busy machine not even those can be. Status 1: something was missed.
 """
 
 import argparse
@@ -179,8 +179,8 @@ class Worker(threading.Thread):
         super().__init__(daemon=True)
         self.soak, self.rng = soak, np.random.default_rng(seed)
         self.calls = [case.make() for case in soak.cases]
-        self.times = np.full((len(soak.cases), BINS), 0)  # its memory is there from now on
-        self.worst = np.zeros(len(soak.cases))
+        self.times = np.full((len(soak.cases) + 1, BINS), 0)  # its memory is there from now on
+        self.worst = np.zeros(len(soak.cases) + 1)
         self.wrong: set[str] = set()
         self.swaps = 0
 
@@ -213,16 +213,24 @@ class Worker(threading.Thread):
             soak.layers[layer].set_weights(soak.weights[layer][self.rng.integers(2)])
             self.swaps += 1
             return
-        number = int(self.rng.integers(len(self.calls)))
+        number = int(self.rng.integers(len(self.calls) + 1))
         start = time.perf_counter()
-        outputs = self.calls[number]()
+        outputs = self.calls[number]() if number < len(self.calls) else python_alone()
         seconds = time.perf_counter() - start
         place = int(np.log(max(seconds * 1e6, 1)) / np.log(BIN))
         self.times[number, min(place, BINS - 1)] += 1
         self.worst[number] = max(self.worst[number], seconds)
+        if number == len(self.calls):
+            return
         if not any(same(outputs, expected) for expected in soak.expected[number]):
             case = soak.cases[number]
             self.wrong.add(f"{case.name} of layer {case.layer}: neither the old nor the new")
+
+
+def python_alone() -> Outputs:
+    """Compute for about as long as a call of one step, in Python."""
+    sum(range(1500))
+    return []
 
 
 def resident() -> int:
@@ -248,12 +256,13 @@ def stalls(soak: Soak, workers: list[Worker]) -> tuple[list[list[str]], float]:
     medians = 1e-6 * BIN ** (np.argmax(times.cumsum(1) * 2 >= times.sum(1)[:, None], 1) + 0.5)
     rows = [["layer", "call", "calls", "median ms", "worst ms", "worst/median"]]
     judged = 0.0
-    for case, count, median, longest in zip(soak.cases, times.sum(1), medians, worst, strict=True):
+    names = [(str(case.layer), case.name) for case in soak.cases] + [("-", "Python alone")]
+    for name, count, median, longest in zip(names, times.sum(1), medians, worst, strict=True):
         ratio = longest / median
         if median >= LEAST:
             judged = max(judged, ratio)
         figures = [f"{1e3 * median:.3f}", f"{1e3 * longest:.1f}", f"{ratio:.0f}"]
-        rows.append([str(case.layer), case.name, str(count), *figures])
+        rows.append([*name, str(count), *figures])
     return rows, judged
 
 

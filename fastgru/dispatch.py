@@ -162,6 +162,12 @@ def quick_step(weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarra
     return _CPU.quick_step(weights, spec, x, h0)
 
 
+def pack_alike(old: GRUWeights, new: GRUWeights) -> None:
+    """Pack new weights as old ones are, which calls have used; a device gets them at its call."""
+    if old.packed:
+        _CPU.pack_alike(old, new)
+
+
 def stepper(
     cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray]
 ) -> Callable[..., np.ndarray | None]:

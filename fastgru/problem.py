@@ -62,7 +62,7 @@ class GRUWeights:
     __slots__ = ("__weakref__", "bias", "kernel", "packed", "recurrent_kernel", "version")
 
     def __init__(
-        self, kernel: np.ndarray, recurrent_kernel: np.ndarray, bias: np.ndarray | None
+        self, kernel: np.ndarray, recurrent_kernel: np.ndarray, bias: np.ndarray | None = None
     ) -> None:
         self.kernel = kernel
         self.recurrent_kernel = recurrent_kernel

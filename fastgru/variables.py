@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -10,9 +10,6 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from fastgru import locks
 from fastgru.device import follow, on_device, plain
 from fastgru.problem import as_array
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 
 class Variable(NDArrayOperatorsMixin):
@@ -25,8 +22,8 @@ class Variable(NDArrayOperatorsMixin):
     name : str
     trainable : bool
     regularizer, constraint : callable, optional
-    on_write : callable, optional
-        Called without arguments after every write.
+    owner : object, optional
+        Whose ``refresh()`` is called after every write.
     roams : bool
         Whether the value stays where it was assigned from, as states do; weights do not.
     copy : bool
@@ -51,7 +48,7 @@ class Variable(NDArrayOperatorsMixin):
         trainable: bool = True,
         regularizer: Any = None,
         constraint: Any = None,
-        on_write: Callable[[], None] | None = None,
+        owner: Any = None,
         roams: bool = False,
         copy: bool = True,
     ) -> None:
@@ -60,7 +57,7 @@ class Variable(NDArrayOperatorsMixin):
         self.trainable = trainable
         self.regularizer = regularizer
         self.constraint = constraint
-        self._on_write = on_write
+        self.owner = owner
         self.roams = roams
 
     @property
@@ -113,8 +110,8 @@ class Variable(NDArrayOperatorsMixin):
             try:
                 self._value = copy
             finally:  # also if the user interrupts here
-                if self._on_write is not None:
-                    self._on_write()
+                if self.owner is not None:
+                    self.owner.refresh()
         return copy
 
     def assign_add(self, value: Any) -> np.ndarray:

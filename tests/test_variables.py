@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -73,8 +74,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_assignments_change_nothing(name):
     value, error, pattern = WRONG[name]
-    told = []
-    v = Variable(VALUE, name="w", on_write=lambda: told.append(1))
+    owner = mock.Mock()
+    v = Variable(VALUE, name="w", owner=owner)
     old = v.value
     with pytest.raises(error, match=pattern):
         v.assign(value)
@@ -84,7 +85,9 @@ def test_wrong_assignments_change_nothing(name):
         with pytest.raises(error, match=pattern):
             v.assign_sub(value)
     assert v.value is old
-    assert told == []
+    owner.refresh.assert_not_called()
+    v.assign(VALUE)
+    owner.refresh.assert_called_once_with()
 
 
 def test_it_is_usable_as_an_array():

@@ -131,3 +131,30 @@ def test_what_is_being_written_is_saved_as_a_whole(short_turns, tmp_path):
     finally:
         done.set()
         writer.join()
+
+
+@pytest.mark.parametrize("layer", [*layers()], ids=lambda layer: layer.name)
+def test_who_swaps_weights_packs_them(layer):
+    """A call after it finds them as quickly as the calls before it did."""
+    old, new = sets_of(layer)
+    cells = [w.owner for w in layer.weights]
+
+    def packed():
+        return [{name: id(copy) for name, copy in c.snapshot().packed.items()} for c in cells]
+
+    layer.set_weights(old)
+    assert not any(packed())  # no call has been there: another write may come first
+    layer(X)
+    used = packed()
+    layer.set_weights(new)
+    made = packed()
+    assert [kinds.keys() for kinds in made] == [kinds.keys() for kinds in used]
+    assert made != used or not any(used)  # the reference packs nothing
+    y = layer(X)
+    assert packed() == made
+    other = type(layer).from_config(layer.get_config())
+    other.build((None, None, 3))
+    other.set_weights(new)
+    np.testing.assert_array_equal(y, other(X))
+    cells[0].kernel.assign(new[0])  # one weight of several: the next call packs
+    assert not cells[0].snapshot().packed

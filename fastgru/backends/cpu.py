@@ -158,10 +158,7 @@ class CPUBackend:
         if _kernel(problem.spec) == "fused":
             packed = _packed_panels(problem.spec, weights, threads)
             return GRUOutput(*_fused.forward(packed, problem, threads, save, keep_gates))
-        packed = weights.packed.get("cpu")
-        if packed is None or (packed.spec is not problem.spec and packed.spec != problem.spec):
-            packed = _native.Packed(problem.spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
-            weights.packed["cpu"] = packed
+        packed = _packed(problem.spec, weights)
         return GRUOutput(*_native.forward(packed, problem, threads, save))
 
     def backward(
@@ -239,6 +236,13 @@ class CPUBackend:
             return None
         return _quick.step(packed, x, h0, get_num_threads)
 
+    def pack_alike(self, old: GRUWeights, new: GRUWeights) -> None:
+        """Pack new weights for the specs that old ones are packed for."""
+        if "cpu-fused" in old.packed:
+            _packed_panels(old.packed["cpu-fused"].spec, new, get_num_threads())
+        if "cpu" in old.packed:
+            _packed(old.packed["cpu"].spec, new)
+
     def stepper(
         self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
     ) -> Any:
@@ -270,6 +274,14 @@ def _kernel(spec: GRUSpec) -> str:
     if _forced_kernel is not None:
         return _forced_kernel
     return "fused" if _fused.lanes(spec.dtype.itemsize) else "blas"
+
+
+def _packed(spec: GRUSpec, weights: GRUWeights) -> Any:
+    packed = weights.packed.get("cpu")
+    if packed is None or (packed.spec is not spec and packed.spec != spec):
+        packed = _native.Packed(spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
+        weights.packed["cpu"] = packed
+    return packed
 
 
 def _packed_panels(spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:

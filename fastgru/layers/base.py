@@ -411,14 +411,19 @@ def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None)
 
 def write_together(variables: Sequence[Variable], values: Sequence[np.ndarray]) -> None:
     """Write checked values, telling each owner once, after all are in place."""
-    owners = dict.fromkeys(v._on_write for v in variables if v._on_write is not None)
+    owners = list({id(v.owner): v.owner for v in variables if v.owner is not None}.values())
     copies = [v.kept(value) for v, value in zip(variables, values, strict=True)]
+    changes = [(v, "_value", copy) for v, copy in zip(variables, copies, strict=True)]
+    by_id = {id(v): copy for v, copy in zip(variables, copies, strict=True)}
+    renewed = [(owner, "_weights", owner.renewed(by_id)) for owner in owners]
+    changes += [change for change in renewed if change[2] is not None]
     with locks.writing:
         try:
-            assign_all([(v, "_value", copy) for v, copy in zip(variables, copies, strict=True)])
+            assign_all(changes)
         finally:  # also if the user interrupts here
-            for notify in owners:
-                notify()
+            for owner, _, weights in renewed:
+                if weights is None:
+                    owner.refresh()
 
 
 def assign_all(changes: list[tuple[Any, str, Any]]) -> None:

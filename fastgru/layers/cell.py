@@ -197,7 +197,7 @@ class GRUCell(Layer):
                 name=_NAMES[role],
                 regularizer=getattr(self, f"{role}_regularizer"),
                 constraint=getattr(self, f"{role}_constraint"),
-                on_write=self._refresh,
+                owner=self,
                 copy=copy,
             )
             for role, array in arrays.items()
@@ -205,7 +205,7 @@ class GRUCell(Layer):
         self.kernel, self.recurrent_kernel = variables["kernel"], variables["recurrent"]
         self.bias = variables.get("bias")
         self.spec = self.spec_for(inputs)
-        self._refresh()
+        self.refresh()
         self.built = True
 
     def spec_for(self, inputs: int) -> GRUSpec:
@@ -229,21 +229,27 @@ class GRUCell(Layer):
         self._dropout_mask = self._recurrent_dropout_mask = None
         self.masks_for_cell = {}
 
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Take a new consistent snapshot of the weights, with a new version."""
         with locks.writing:
-            assert self.kernel is not None
-            assert self.recurrent_kernel is not None
-            self._weights = GRUWeights(
-                self.kernel.value,
-                self.recurrent_kernel.value,
-                None if self.bias is None else self.bias.value,
-            )
+            self._weights = GRUWeights(*(v.value for v in self.weights))
+
+    def renewed(self, values: dict[int, np.ndarray]) -> GRUWeights | None:
+        """Return the snapshot that writing ``values`` will make; None unless they are all there.
+
+        They go by the ids of the variables. What calls have used of the old weights, packed, is
+        made of the new ones here: who swaps weights waits for it, and no call.
+        """
+        if any(id(v) not in values for v in self.weights):
+            return None
+        weights = GRUWeights(*(values[id(v)] for v in self.weights))
+        dispatch.pack_alike(self.snapshot(), weights)
+        return weights
 
     def snapshot(self) -> GRUWeights:
         """Return the weights as one immutable set; a write replaces the set, never its arrays."""
         if self._weights is None:  # after unpickling
-            self._refresh()
+            self.refresh()
         assert self._weights is not None
         return self._weights
 
