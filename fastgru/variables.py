@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
@@ -10,6 +10,9 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from fastgru import locks
 from fastgru.device import follow, on_device, plain
 from fastgru.problem import as_array
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Variable(NDArrayOperatorsMixin):
@@ -23,7 +26,7 @@ class Variable(NDArrayOperatorsMixin):
     trainable : bool
     regularizer, constraint : callable, optional
     owner : object, optional
-        Whose ``refresh()`` is called after every write.
+        The `GRUCell` whose set of weights is made anew with every write.
     roams : bool
         Whether the value stays where it was assigned from, as states do; weights do not.
     copy : bool
@@ -105,14 +108,7 @@ class Variable(NDArrayOperatorsMixin):
         TypeError
             A dtype that would be cast down.
         """
-        copy = self.kept(self.checked(value))
-        with locks.writing:
-            try:
-                self._value = copy
-            finally:  # also if the user interrupts here
-                if self.owner is not None:
-                    self.owner.refresh()
-        return copy
+        return write_together([self], [self.checked(value)])[0]
 
     def assign_add(self, value: Any) -> np.ndarray:
         """Add to the value.
@@ -204,6 +200,25 @@ class Variable(NDArrayOperatorsMixin):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._value = _frozen_copy(self._value)  # pickle and deepcopy give writeable arrays
+
+
+def write_together(variables: Sequence[Variable], values: Sequence[Any]) -> list[Any]:
+    """Write checked values, all of them at one moment, and return them as they are kept.
+
+    The sets of weights of the cells that own them go with them.
+    """
+    kept = [v.kept(value) for v, value in zip(variables, values, strict=True)]
+    written = {id(v): value for v, value in zip(variables, kept, strict=True)}
+    owners = {id(v.owner): v.owner for v in variables if v.owner is not None}.values()
+    whole = [(owner, owner.renewed(written)) for owner in owners]
+    changes = [(v, "_value", value) for v, value in zip(variables, kept, strict=True)]
+    with locks.writing:
+        for owner, weights in whole:
+            if weights is None:  # the others as they are now
+                weights = owner.weights_with(written)
+            changes.append((owner, "_weights", weights))
+        locks.publish(changes)
+    return kept
 
 
 def _frozen_copy(array: Any) -> Any:

@@ -85,9 +85,10 @@ def test_wrong_assignments_change_nothing(name):
         with pytest.raises(error, match=pattern):
             v.assign_sub(value)
     assert v.value is old
-    owner.refresh.assert_not_called()
+    assert owner.mock_calls == []
     v.assign(VALUE)
-    owner.refresh.assert_called_once_with()
+    owner.renewed.assert_called_once()
+    assert owner._weights is owner.renewed.return_value
 
 
 def test_it_is_usable_as_an_array():

@@ -86,7 +86,7 @@ def test_every_call_sees_all_old_or_all_new_weights(layer, short_turns, tmp_path
 
 
 @pytest.mark.parametrize("layer", [*layers()][1:], ids=lambda layer: layer.name)
-def test_a_write_between_two_cells_of_a_call_is_not_seen_by_it(layer, monkeypatch):
+def test_a_write_between_two_cells_of_a_call_is_seen_by_both_or_by_none(layer, monkeypatch):
     old, new = sets_of(layer)
     layer.set_weights(new)
     after = layer(X)
@@ -99,12 +99,14 @@ def test_a_write_between_two_cells_of_a_call_is_not_seen_by_it(layer, monkeypatc
         if not writers:  # another thread's turn, between the first cell and the second
             writers.append(threading.Thread(target=layer.set_weights, args=(new,)))
             writers[0].start()
-            writers[0].join(0.2)
+            writers[0].join(0.2)  # or longer, where it waits for this call
         return weights
 
     with monkeypatch.context() as patch:
         patch.setattr(GRUCell, "snapshot", then_written)
-        np.testing.assert_array_equal(layer(X), before)
+        y = layer(X)
+    assert writers
+    assert (y == before).all() or (y == after).all()
     writers[0].join()
     np.testing.assert_array_equal(layer(X), after)
 

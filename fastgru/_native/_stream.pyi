@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +16,5 @@ class Stepper:
         forced: ContextVar[str | None],
         pack: Callable[[GRUSpec, GRUWeights], Fused | None],
         get_num_threads: Callable[[], int],
-        writing: AbstractContextManager[Any],
     ) -> None: ...
     def step(self, x: Any, rows: Any = None) -> np.ndarray | None: ...

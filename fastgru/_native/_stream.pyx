@@ -152,24 +152,21 @@ cdef class Stepper:
         ``pack(spec, weights)`` returns their `Fused`, or None where the kernels cannot serve them.
     get_num_threads : callable
         Asked only where the work is enough for two.
-    writing : context manager
-        Held while the weights of several cells are taken.
     """
 
     cdef list cells
-    cdef object forced, pack, get_num_threads, writing, served
+    cdef object forced, pack, get_num_threads, served
     cdef Py_ssize_t rows, inputs, itemsize, out_bytes
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads, writing):
+    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads):
         cdef _Cell last
         self.cells = [
             _Cell(cell, state, output)
             for cell, state, output in zip(cells, states, outputs, strict=True)
         ]
         self.forced, self.pack, self.get_num_threads = forced, pack, get_num_threads
-        self.writing = writing
         self.rows = shape_of(states[0])[0]
         self.inputs = cells[0].spec.input_dim
         self.itemsize = states[0].itemsize
@@ -245,8 +242,8 @@ cdef class Stepper:
         if len(self.cells) == 1:
             cell = self.cells[0]
             return cell.prepare(cell.cell._weights, m, self.pack, self.get_num_threads)
-        with self.writing:
-            weights = [cell.cell._weights for cell in self.cells]
+        # As they are written together, so they are read: no other thread runs meanwhile.
+        weights = [cell.cell._weights for cell in self.cells]
         for i in range(len(weights)):
             cell = self.cells[i]
             if not cell.prepare(weights[i], m, self.pack, self.get_num_threads):

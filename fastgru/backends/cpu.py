@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from fastgru import locks
 from fastgru.activations import Activation
 from fastgru.problem import (
     BackendError,
@@ -252,9 +251,7 @@ class CPUBackend:
             return None
         from fastgru._native._stream import Stepper
 
-        return Stepper(
-            cells, states, outputs, forced, _panels_if_served, get_num_threads, locks.writing
-        ).step
+        return Stepper(cells, states, outputs, forced, _panels_if_served, get_num_threads).step
 
 
 def _reason(spec: GRUSpec) -> str | None:

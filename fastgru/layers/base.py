@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections import deque
-from itertools import starmap
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from fastgru import locks, serialization
 from fastgru.problem import float_dtype
+from fastgru.variables import write_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,8 +94,7 @@ class Layer:
     def get_weights(self) -> list[np.ndarray]:
         """Return copies of all weights, in the order of ``weights``."""
         variables = self.weights
-        with locks.writing:  # all old or all new
-            values = [v.value for v in variables]
+        values = locks.at_once(lambda: [v.value for v in variables])
         return [value.copy() for value in values]
 
     def set_weights(self, weights: Sequence[Any]) -> None:
@@ -263,12 +261,11 @@ class SequenceLayer(Layer, abstract=True):
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
         self.start(call)
-        with locks.writing:
-            self.take_weights(call)
+        locks.at_once(lambda: self.take_weights(call))
         result = self.complete(call)
         changes = self.changes(call)
         if changes:
-            assign_all(changes)
+            locks.assign_all(changes)
         return result
 
     def forward(
@@ -309,10 +306,9 @@ class SequenceLayer(Layer, abstract=True):
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
         self.start(call)
-        with locks.writing:
-            self.take_weights(call)
+        locks.at_once(lambda: self.take_weights(call))
         result = self.forward_prepared(call, save == "gates")
-        assign_all(self.changes(call))
+        locks.assign_all(self.changes(call))
         return result
 
     def stream(self, n: int = 1) -> Any:
@@ -407,29 +403,3 @@ def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None)
     if isinstance(cls, type) and issubclass(cls, Layer):
         return cls.from_config(inner, custom_objects=custom_objects)
     return cls.from_config(inner) if hasattr(cls, "from_config") else cls(**inner)
-
-
-def write_together(variables: Sequence[Variable], values: Sequence[np.ndarray]) -> None:
-    """Write checked values, telling each owner once, after all are in place."""
-    owners = list({id(v.owner): v.owner for v in variables if v.owner is not None}.values())
-    copies = [v.kept(value) for v, value in zip(variables, values, strict=True)]
-    changes = [(v, "_value", copy) for v, copy in zip(variables, copies, strict=True)]
-    by_id = {id(v): copy for v, copy in zip(variables, copies, strict=True)}
-    renewed = [(owner, "_weights", owner.renewed(by_id)) for owner in owners]
-    changes += [change for change in renewed if change[2] is not None]
-    with locks.writing:
-        try:
-            assign_all(changes)
-        finally:  # also if the user interrupts here
-            for owner, _, weights in renewed:
-                if weights is None:
-                    owner.refresh()
-
-
-def assign_all(changes: list[tuple[Any, str, Any]]) -> None:
-    """Set (object, attribute, value), all of them or, if the user interrupts, none.
-
-    Python runs signal handlers, and other threads, between the instructions of its own: there are
-    none in here.
-    """
-    deque(starmap(setattr, changes), maxlen=0)

@@ -205,7 +205,7 @@ class GRUCell(Layer):
         self.kernel, self.recurrent_kernel = variables["kernel"], variables["recurrent"]
         self.bias = variables.get("bias")
         self.spec = self.spec_for(inputs)
-        self.refresh()
+        self._weights = self.weights_with({})
         self.built = True
 
     def spec_for(self, inputs: int) -> GRUSpec:
@@ -229,29 +229,29 @@ class GRUCell(Layer):
         self._dropout_mask = self._recurrent_dropout_mask = None
         self.masks_for_cell = {}
 
-    def refresh(self) -> None:
-        """Take a new consistent snapshot of the weights, with a new version."""
-        with locks.writing:
-            self._weights = GRUWeights(*(v.value for v in self.weights))
+    def weights_with(self, values: dict[int, np.ndarray]) -> GRUWeights:
+        """Return the set of weights, of a new version, after ``values`` by ids of variables."""
+        return GRUWeights(*(values.get(id(v), v.value) for v in self.weights))
 
     def renewed(self, values: dict[int, np.ndarray]) -> GRUWeights | None:
-        """Return the snapshot that writing ``values`` will make; None unless they are all there.
+        """Return the set of weights after ``values``; None unless all of them are there.
 
-        They go by the ids of the variables. What calls have used of the old weights, packed, is
-        made of the new ones here: who swaps weights waits for it, and no call.
+        What calls have used of the old set, packed, is made of the new one here: who swaps weights
+        waits for it, and no call.
         """
         if any(id(v) not in values for v in self.weights):
             return None
-        weights = GRUWeights(*(values[id(v)] for v in self.weights))
+        weights = self.weights_with(values)
         dispatch.pack_alike(self.snapshot(), weights)
         return weights
 
     def snapshot(self) -> GRUWeights:
         """Return the weights as one immutable set; a write replaces the set, never its arrays."""
-        if self._weights is None:  # after unpickling
-            self.refresh()
-        assert self._weights is not None
-        return self._weights
+        weights = self._weights
+        if weights is None:  # after unpickling
+            with locks.writing:
+                weights = self._weights = self._weights or self.weights_with({})
+        return weights
 
     @property
     def weights(self) -> list[Variable]:

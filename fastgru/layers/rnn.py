@@ -14,7 +14,6 @@ from fastgru.layers.base import (
     SequenceLayer,
     deserialize_layer,
     serialize_layer,
-    write_together,
 )
 from fastgru.layers.call import Call, check_states, flatten, map_nested
 from fastgru.layers.config import keras_config
@@ -38,7 +37,7 @@ from fastgru.layers.tape import (
     record_of,
     trainable_gradients,
 )
-from fastgru.variables import Variable, frozen
+from fastgru.variables import Variable, frozen, write_together
 
 
 class RNN(SequenceLayer):

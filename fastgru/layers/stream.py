@@ -130,8 +130,7 @@ class Stream:
 
     def _in_python(self, x: Any, rows: np.ndarray | None) -> Any:
         """Step through the backends' forward, for cells that the fused kernels do not serve."""
-        with locks.writing:
-            weights = [cell.snapshot() for cell in self._cells]
+        weights = locks.at_once(lambda: [cell.snapshot() for cell in self._cells])
         for i, (spec, state, output) in enumerate(
             zip(self._specs, self._states, self._outputs, strict=True)
         ):
