@@ -161,13 +161,21 @@ def test_the_code_in_the_readme_runs():
     assert len(names["grads"].weights) == 6
 
 
-def test_the_examples_in_docstrings_run():
+def modules_with_examples():
     package = Path(fastgru.__file__).parent
-    ran = 0
     for path in sorted(package.rglob("*.py")):
         if ">>>" in path.read_text(encoding="utf-8"):
-            parts = path.relative_to(package.parent).with_suffix("").parts
-            result = doctest.testmod(importlib.import_module(".".join(parts)))
-            assert not result.failed, f"{path}: see what doctest printed"
-            ran += result.attempted
-    assert ran
+            yield ".".join(path.relative_to(package.parent).with_suffix("").parts)
+
+
+# What stands there needs another's model, or engine.
+EXPLAINED = ("fastgru.gates", "fastgru.distributed.spark")
+
+
+@pytest.mark.parametrize("module", [*modules_with_examples()])
+def test_the_examples_in_docstrings_run(module):
+    if module == "fastgru.distributed.dask":
+        pytest.importorskip("dask", reason="needs dask")
+    result = doctest.testmod(importlib.import_module(module))
+    assert not result.failed, "see what doctest printed"
+    assert result.attempted or module.startswith("fastgru.io.") or module in EXPLAINED
