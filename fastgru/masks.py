@@ -206,12 +206,13 @@ def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.nd
         raise ValueError(
             f"lengths: expected shape (B,) = ({batch},), one per row, came {array.shape}"
         )
+    counts = array.astype(np.intp)  # before it is read: what has no room here is all too many
     if batch and (array.min() < 0 or array.max() > timesteps):
         raise ValueError(
             f"lengths: expected values in 0..T = 0..{timesteps}, "
             f"came values from {array.min()} to {array.max()}"
         )
-    return array.astype(np.intp)
+    return counts
 
 
 def _plan_lengths(lengths: np.ndarray, timesteps: int) -> MaskPlan:

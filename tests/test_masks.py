@@ -99,3 +99,10 @@ def test_nothing_to_skip_and_nothing_to_reset():
     assert plan_resets(None, B, T) is None
     assert plan_resets(np.zeros((B, T)), B, T) is None
     assert plan_resets(np.eye(B, T), B, T).sum() == B
+
+
+def test_more_lengths_than_there_is_memory_for_are_not_read():
+    rows = 2**44  # in four bytes
+    lengths = np.broadcast_to(np.int32(1), (rows,))
+    with pytest.raises(MemoryError):
+        plan_mask(None, lengths, rows, T)

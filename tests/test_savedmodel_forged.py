@@ -172,8 +172,10 @@ def test_a_config_that_does_not_fit(tmp_path, case):
     ("metadata", "message"),
     [
         ("{", "not JSON"),
-        ("[" * 100_000, "nested deeper"),
-        ('{"class_name": "RNN", "config": {"cell": ' * 20_000, "nested deeper"),
+        ("[" * 100_000, "nested deeper|not JSON"),  # Python reads them all, or gives up before
+        ("[" * 300 + "]" * 300, "nested deeper"),
+        ("[" * 100_000 + "]" * 100_000, "nested deeper"),
+        ('{"class_name": "RNN", "config": {"cell": ' * 20_000, "nested deeper|not JSON"),
         (b"\xff\xfe", "not UTF-8"),
     ],
 )

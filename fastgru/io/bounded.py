@@ -1,10 +1,11 @@
-"""Reading archives that may be hostile: sizes are checked before anything is unpacked."""
+"""Reading what may be hostile: archives, whose sizes are checked, and JSON, whose depth is."""
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -13,6 +14,36 @@ if TYPE_CHECKING:
 MOST_GROWTH = 100
 FREE_BYTES = 16 << 20  # growth is not looked at below this
 _LOCAL_HEADER_BYTES = 30  # and the name
+# Brackets of JSON in each other: a cell in a cell takes three, a model in a model four.
+MOST_NESTED = 250
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says of layers.
+
+    How deep Python reads depends on its version, and what is made of it, layers in layers, needs
+    more of its stack. So depth has a limit here.
+
+    Raises
+    ------
+    ValueError
+        It is no JSON, or nested deeper than the config of any layer.
+    """
+    deep = f"nested deeper than any layer's config: expected at most {MOST_NESTED} brackets"
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(deep) from None
+    level, depth = [parsed], 0
+    while level:
+        containers = [part for part in level if isinstance(part, (dict, list))]
+        depth += bool(containers)
+        if depth > MOST_NESTED:
+            raise ValueError(deep)
+        level = [part for c in containers for part in (c.values() if isinstance(c, dict) else c)]
+    return parsed
 
 
 class Archive:

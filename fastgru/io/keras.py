@@ -13,14 +13,13 @@ Weights without a config are `fastgru.io.keras_weights`' matter. HDF5 is read by
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fastgru.io import hdf5
-from fastgru.io.bounded import Archive
+from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.found import Found, by_name, verify_layer
 from fastgru.io.keras_cells import (
     cells_of,
@@ -178,7 +177,7 @@ def _entries(text: Any, place: str, size: int) -> list[Entry]:
         raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, came {came}")
     entries, left = [], size // LEAST_CELL
     with named(place):
-        for entry in recurrent_layers(json.loads(text)):
+        for entry in recurrent_layers(parse_json(text)):
             entries.append(entry)
             left -= entry.cells
             if left < 0:

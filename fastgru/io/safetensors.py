@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import locks
+from fastgru.io.bounded import parse_json
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.version import __version__
@@ -161,7 +162,7 @@ def _config(layer: Any) -> dict[str, Any]:
     config = serialize_layer(layer)
     try:
         text = json.dumps(config)
-        same = json.dumps(serialize_layer(_layer_of(json.loads(text)))) == text
+        same = json.dumps(serialize_layer(_layer_of(parse_json(text)))) == text
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{layer.name}: its config has something that a file cannot hold, such as a Python "
@@ -188,7 +189,7 @@ def _about(metadata: dict[str, str]) -> dict[str, Any]:
     if len(text) > MOST_CONFIG_BYTES:
         raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, came {len(text)}")
     try:
-        about = json.loads(text)
+        about = parse_json(text)
         came, writer = about["format_version"], about["fastgru_version"]
     except (ValueError, TypeError, LookupError, RecursionError) as error:
         raise ValueError(f"its metadata cannot be read: {error}") from None

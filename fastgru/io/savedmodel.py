@@ -15,12 +15,12 @@ TensorFlow, ``saved_metadata.proto`` of Keras 2.
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.io.bounded import parse_json
 from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.found import Found
 from fastgru.io.keras_cells import fill, named
@@ -185,9 +185,9 @@ def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> It
     if len(names) > MOST_DEPTH:
         raise ValueError(f"{path}: expected at most {MOST_DEPTH} objects in each other: {where}")
     try:
-        parsed = json.loads(metadata)
+        parsed = parse_json(metadata)
     except ValueError as error:
-        raise ValueError(f"{path.parent}: {where}: its metadata is not JSON: {error}") from None
+        raise ValueError(f"{path.parent}: {where}: its metadata: {error}") from None
     if isinstance(parsed, dict) and isinstance(parsed.get("config"), dict):
         form = {"class_name": str(parsed.get("class_name")), "config": parsed["config"]}
         yield Described(names, layer_name(parsed), form, where)
