@@ -21,12 +21,13 @@ T = TypeVar("T")
 
 building = threading.RLock()  # two first calls at once must not make two sets of weights
 writing = threading.RLock()  # who writes weights that belong together
+packing = threading.Lock()  # calls that need weights packed: the first packs, the others wait
 counting = threading.Lock()  # names of layers, draws of dropout masks
 
 _written: object = object()  # another one after every write of weights
 
 if hasattr(os, "register_at_fork"):
-    for _lock in (counting, writing, building):  # the one registered last is taken first
+    for _lock in (counting, packing, writing, building):  # the one registered last is taken first
         os.register_at_fork(
             before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
         )

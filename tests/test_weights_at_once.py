@@ -1,12 +1,16 @@
 """Weights that are written together are seen together, by calls and by who reads or saves them."""
 
+import contextvars
 import sys
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import fastgru
+from fastgru.backends import cpu as cpu_backend
 from fastgru.layers.cell import GRUCell
 
 RNG = np.random.default_rng(0)
@@ -160,3 +164,41 @@ def test_who_swaps_weights_packs_them(layer):
     np.testing.assert_array_equal(y, other(X))
     cells[0].kernel.assign(new[0])  # one weight of several: the next call packs
     assert not cells[0].snapshot().packed
+
+
+def test_first_calls_of_many_threads_pack_once(monkeypatch):
+    layer = fastgru.GRU(6, return_sequences=True)
+    layer.build((None, None, 3))
+    native = cpu_backend._load()
+    if native is None:
+        pytest.skip("the extension is not built")
+    made = []
+
+    class Slow:
+        """The native module, in which packing takes long."""
+
+        def __init__(self, module, name):
+            self.module, self.name = module, name
+
+        def __getattr__(self, name):
+            found = getattr(self.module, name)
+            if name != self.name:
+                return found
+
+            def pack(*arguments):
+                packed = found(*arguments)
+                made.append(packed)
+                time.sleep(0.05)
+                return packed
+
+            return pack
+
+    monkeypatch.setattr(cpu_backend, "_fused", Slow(cpu_backend._fused, "Fused"))
+    monkeypatch.setattr(cpu_backend, "_native", Slow(native, "Packed"))
+    with fastgru.use_backend("cpu"), ThreadPoolExecutor(8) as pool:
+        context = contextvars.copy_context
+        calls = [pool.submit(context().run, layer, X) for _ in range(8)]
+        results = [call.result() for call in calls]
+    assert len(made) == 1
+    for y in results:
+        np.testing.assert_array_equal(y, results[0])

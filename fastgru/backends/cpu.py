@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastgru import locks
 from fastgru.activations import Activation
 from fastgru.problem import (
     BackendError,
@@ -157,7 +158,7 @@ class CPUBackend:
         if _kernel(problem.spec) == "fused":
             packed = _packed_panels(problem.spec, weights, threads)
             return GRUOutput(*_fused.forward(packed, problem, threads, save, keep_gates))
-        packed = _packed(problem.spec, weights)
+        packed = _packed_matrices(problem.spec, weights)
         return GRUOutput(*_native.forward(packed, problem, threads, save))
 
     def backward(
@@ -240,7 +241,7 @@ class CPUBackend:
         if "cpu-fused" in old.packed:
             _packed_panels(old.packed["cpu-fused"].spec, new, get_num_threads())
         if "cpu" in old.packed:
-            _packed(old.packed["cpu"].spec, new)
+            _packed_matrices(old.packed["cpu"].spec, new)
 
     def stepper(
         self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
@@ -273,21 +274,34 @@ def _kernel(spec: GRUSpec) -> str:
     return "fused" if _fused.lanes(spec.dtype.itemsize) else "blas"
 
 
-def _packed(spec: GRUSpec, weights: GRUWeights) -> Any:
-    packed = weights.packed.get("cpu")
-    if packed is None or (packed.spec is not spec and packed.spec != spec):
-        packed = _native.Packed(spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
-        weights.packed["cpu"] = packed
-    return packed
+def _packed_matrices(spec: GRUSpec, weights: GRUWeights) -> Any:
+    panels = _blas["core"] in _SMALL_GEMM_CORES
+    return _packed("cpu", spec, weights, None, lambda: _native.Packed(spec, weights, panels))
 
 
 def _packed_panels(spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     lanes = _fused.lanes(spec.dtype.itemsize)
-    packed = weights.packed.get("cpu-fused")
-    if packed is None or packed.lanes != lanes or (packed.spec is not spec and packed.spec != spec):
-        packed = _fused.Fused(spec, weights, threads)
-        weights.packed["cpu-fused"] = packed
+    return _packed("cpu-fused", spec, weights, lanes, lambda: _fused.Fused(spec, weights, threads))
+
+
+def _packed(
+    name: str, spec: GRUSpec, weights: GRUWeights, lanes: int | None, pack: Callable[[], Any]
+) -> Any:
+    """Return the copy of that name, made now if there is none; of many callers, one makes it."""
+    packed = _kept(name, spec, weights, lanes)
+    if packed is None:
+        with locks.packing:
+            packed = _kept(name, spec, weights, lanes)
+            if packed is None:
+                packed = weights.packed[name] = pack()
     return packed
+
+
+def _kept(name: str, spec: GRUSpec, weights: GRUWeights, lanes: int | None) -> Any:
+    packed = weights.packed.get(name)
+    if packed is None or (packed.spec is not spec and packed.spec != spec):
+        return None
+    return packed if lanes is None or packed.lanes == lanes else None
 
 
 def _panels_if_served(spec: GRUSpec, weights: GRUWeights) -> Any:
