@@ -7,6 +7,7 @@ there can be tested here.
 
 import os
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,19 @@ def asked_for(name):
     return os.environ.get(name, "0") not in ("", "0")
 
 
+def side_by_side(compile_sources):
+    """Return a compiler's method that compiles the sources of an extension at the same time."""
+
+    def compile_one_by_one(sources, *args, **kwargs):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            done = pool.map(lambda source: compile_sources([source], *args, **kwargs), sources)
+            return [name for names in done for name in names]
+
+    return compile_one_by_one
+
+
 class BuildExt(build_ext):
-    """Adds the flags of the compiler at hand; compiles the extensions side by side."""
+    """Adds the flags of the compiler at hand; compiles extensions and their files side by side."""
 
     def finalize_options(self):
         super().finalize_options()
@@ -47,6 +59,8 @@ class BuildExt(build_ext):
         for extension in self.extensions:
             extension.extra_compile_args += (["/O2"] if msvc else FLAGS) + compile_flags
             extension.extra_link_args += link_flags
+        if self.compiler.compiler_type == "unix":
+            self.compiler.compile = side_by_side(self.compiler.compile)
         super().build_extensions()
 
     def openmp_flags(self):
@@ -88,7 +102,7 @@ def extension(name, *sources):
 setup(
     ext_modules=cythonize(
         [
-            extension("_cpu", "gates.c"),
+            extension("_cpu", "gates.c", "gates_base.c", "gates_avx2.c", "gates_avx512.c"),
             extension("_crowd"),
             extension("_cut"),
             extension("_fused"),

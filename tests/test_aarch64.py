@@ -27,7 +27,9 @@ def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("aarch64") / "program"
     here = Path(__file__).with_suffix("").parent / "aarch64.c"
     command = [COMPILER, *FLAGS, "-Wall", "-Werror", "-static", f"-I{SOURCES}", str(here)]
-    subprocess.run([*command, str(SOURCES / "gates.c"), "-lm", "-o", str(path)], check=True)
+    subprocess.run(
+        [*command, *map(str, SOURCES.glob("gates*.c")), "-lm", "-o", str(path)], check=True
+    )
     return path
 
 

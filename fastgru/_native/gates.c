@@ -1,21 +1,7 @@
-/* Includes the template for every instruction set and dtype, and chooses at run time.
- *
- * One translation unit and no per-file flags: gcc and clang switch the target by pragma, so a plain
- * setuptools build makes a binary for every machine. Elsewhere (aarch64, where the baseline has NEON;
- * MSVC) there is "base" alone.
- */
+/* The names of activations and instruction sets, and which set's kernels run. */
 #include "gates.h"
-#include "loop.h"
 
-#include <math.h>
-#if defined(__x86_64__) || defined(__i386__)
-#    include <immintrin.h>
-#endif
-#include <stdint.h>
-#include <string.h>
-
-#define PASTE_(a, b, c) a##_##b##_##c
-#define PASTE(a, b, c) PASTE_(a, b, c)
+#include <stddef.h>
 
 const char *const fastgru_activation_names[ACT_COUNT] = {
     "linear",       "tanh",       "sigmoid",      "relu",
@@ -27,77 +13,7 @@ const char *const fastgru_activation_names[ACT_COUNT] = {
     "hard_sigmoid_keras2", "hard_silu", "sparse_plus", "sparse_sigmoid",
 };
 
-/* The fused loop wants vectors of a known width and unrolled tiles: gcc and clang have them.
- * FASTGRU_NO_VECTORS builds what a compiler without them would. */
-#ifdef FASTGRU_NO_VECTORS
-#elif defined(__clang__)
-#    define UNROLL _Pragma("clang loop unroll(full)")
-#    define VECTOR_BYTES 16
-#elif defined(__GNUC__)
-#    define UNROLL _Pragma("GCC unroll 16")
-#    define VECTOR_BYTES 16
-#endif
-#ifdef __aarch64__
-#    define VECTOR_REGISTERS 32
-#else
-#    define VECTOR_REGISTERS 16
-#endif
-
-#define MASKED_BYTES 0 /* no masked loads and stores */
-#ifdef __aarch64__
-#    define FUSED_MULTIPLY_ADD 1
-#else
-#    define FUSED_MULTIPLY_ADD 0
-#endif
-#define ISA base
-#include "gates_template.h"
-#undef ISA
-
-#if (defined(__x86_64__) || defined(__i386__)) && defined(VECTOR_BYTES)
-#    define HAVE_X86_ISA 1
-
-#    ifdef __clang__
-#        pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
-#    else
-#        pragma GCC push_options
-#        pragma GCC target("avx2,fma")
-#    endif
-#    undef VECTOR_BYTES
-#    undef MASKED_BYTES
-#    undef FUSED_MULTIPLY_ADD
-#    define VECTOR_BYTES 32
-#    define MASKED_BYTES 32
-#    define FUSED_MULTIPLY_ADD 1
-#    define ISA avx2
-#    include "gates_template.h"
-#    undef ISA
-#    ifdef __clang__
-#        pragma clang attribute pop
-#        pragma clang attribute push(                                                              \
-            __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))),                \
-            apply_to = function)
-#    else
-#        pragma GCC pop_options
-#        pragma GCC push_options
-#        pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
-#    endif
-#    undef VECTOR_BYTES
-#    undef VECTOR_REGISTERS
-#    undef MASKED_BYTES
-#    define VECTOR_BYTES 64
-#    define MASKED_BYTES 64
-#    define VECTOR_REGISTERS 32
-#    define ISA avx512
-#    include "gates_template.h"
-#    undef ISA
-#    ifdef __clang__
-#        pragma clang attribute pop
-#    else
-#        pragma GCC pop_options
-#    endif
-#endif
-
-#ifdef HAVE_X86_ISA
+#ifdef FASTGRU_X86_ISA
 const char *const fastgru_isa_names[] = {"base", "avx2", "avx512", NULL};
 
 int fastgru_isa_supported(int isa) {
@@ -116,11 +32,15 @@ int fastgru_isa_supported(int isa) {
 }
 
 const kernels_f32 *fastgru_kernels_f32(int isa) {
-    return isa == 2 ? &kernels_f32_avx512 : isa == 1 ? &kernels_f32_avx2 : &kernels_f32_base;
+    return isa == 2   ? fastgru_kernels_f32_avx512()
+           : isa == 1 ? fastgru_kernels_f32_avx2()
+                      : fastgru_kernels_f32_base();
 }
 
 const kernels_f64 *fastgru_kernels_f64(int isa) {
-    return isa == 2 ? &kernels_f64_avx512 : isa == 1 ? &kernels_f64_avx2 : &kernels_f64_base;
+    return isa == 2   ? fastgru_kernels_f64_avx512()
+           : isa == 1 ? fastgru_kernels_f64_avx2()
+                      : fastgru_kernels_f64_base();
 }
 #else
 const char *const fastgru_isa_names[] = {"base", NULL};
@@ -129,11 +49,11 @@ int fastgru_isa_supported(int isa) { return isa == 0; }
 
 const kernels_f32 *fastgru_kernels_f32(int isa) {
     (void)isa;
-    return &kernels_f32_base;
+    return fastgru_kernels_f32_base();
 }
 
 const kernels_f64 *fastgru_kernels_f64(int isa) {
     (void)isa;
-    return &kernels_f64_base;
+    return fastgru_kernels_f64_base();
 }
 #endif

@@ -1,12 +1,20 @@
 /* Gate arithmetic of the GRU, one table of functions per instruction set and dtype.
  *
- * The code is gates_template.h, compiled by gates.c once for every (ISA, TYPE); fastgru_isa_f32 and
- * fastgru_isa_f64 list the tables. Nothing here knows of batches, time, masks or BLAS.
+ * The code is gates_template.h, compiled once for every (ISA, TYPE) by gates_base.c, gates_avx2.c and
+ * gates_avx512.c; gates.c chooses. Nothing here knows of batches, time, masks or BLAS.
  */
 #ifndef FASTGRU_GATES_H
 #define FASTGRU_GATES_H
 
 #include <stddef.h>
+
+/* FASTGRU_NO_VECTORS builds what a compiler without GNU's vector types would. */
+#if !defined(FASTGRU_NO_VECTORS) && (defined(__clang__) || defined(__GNUC__))
+#    define FASTGRU_VECTORS 1
+#    if defined(__x86_64__) || defined(__i386__)
+#        define FASTGRU_X86_ISA 1 /* base, avx2, avx512 */
+#    endif
+#endif
 
 /* What a kernel does not touch may not alias what it writes. */
 #ifdef _MSC_VER
@@ -111,5 +119,13 @@ extern const char *const fastgru_isa_names[];
 int fastgru_isa_supported(int isa);
 const kernels_f32 *fastgru_kernels_f32(int isa);
 const kernels_f64 *fastgru_kernels_f64(int isa);
+
+/* Of one set; those but the first with FASTGRU_X86_ISA alone. */
+const kernels_f32 *fastgru_kernels_f32_base(void);
+const kernels_f64 *fastgru_kernels_f64_base(void);
+const kernels_f32 *fastgru_kernels_f32_avx2(void);
+const kernels_f64 *fastgru_kernels_f64_avx2(void);
+const kernels_f32 *fastgru_kernels_f32_avx512(void);
+const kernels_f64 *fastgru_kernels_f64_avx512(void);
 
 #endif

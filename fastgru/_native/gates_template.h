@@ -1,4 +1,4 @@
-/* Both dtypes for one ISA: gates.c sets ISA and, for all but the baseline, the compiler's target.
+/* Both dtypes for one ISA: who includes this sets ISA and, for all but the baseline, the target.
  *
  * The arithmetic itself is gates_type.h. What differs between the dtypes is here: constants, and
  * the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 * 2^(mantissa bits)
@@ -174,3 +174,6 @@ static inline double FN(log1p_poly)(double w) {
 #define EXP_OVERFLOW 709.782712893383973096
 #define TANH_LIMIT 20.0
 #include "gates_type.h"
+
+const kernels_f32 *PASTE(fastgru_kernels, f32, ISA)(void) { return &PASTE(kernels, f32, ISA); }
+const kernels_f64 *PASTE(fastgru_kernels, f64, ISA)(void) { return &PASTE(kernels, f64, ISA); }
