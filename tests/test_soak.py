@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.mark.parametrize(("threads", "judged"), [("1", ("numbers", "memory")), ("2", ("numbers",))])
 def test_weights_are_swapped_under_load(threads, judged, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    seconds = 120 if EVERYTHING else 5
+    seconds = 120 if EVERYTHING else 2
     judged = ("numbers", "memory") if EVERYTHING else judged
     said = subprocesses.run_script(
         SOAK, "--seconds", seconds, "--judge", *judged, timeout=seconds + 120
