@@ -21,6 +21,7 @@ from fastgru.masks import MaskPlan
 FLOATS: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
 HOST_FLOATS = ("float32", "float64")
 MOST_THREADS = 1 << 20  # an upper bound above this one says nothing more, and C's int holds it
+ADDRESSES = 1 << 47  # bytes that a process can name on the 64-bit machines of today
 
 _versions = itertools.count(1)
 
@@ -240,8 +241,15 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     TypeError
         Complex or non-numeric values, a wider float than ``dtype``, or an array that is not where
         ``like`` is.
+    MemoryError
+        A view that repeats its memory until no machine could hold a mask or a result of its size.
     """
-    if type(value) is np.ndarray and value.dtype == dtype and not on_device(like):
+    if (
+        type(value) is np.ndarray
+        and value.dtype == dtype
+        and value.nbytes < ADDRESSES
+        and not on_device(like)
+    ):
         return value
     where = place(value)
     if like is not None:
@@ -264,6 +272,8 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
         except TypeError as error:  # what it is made of does not become an array
             raise TypeError(f"{what}: expected an array, came {error}") from None
     array = _cast_up(array, dtype, what, python_data=where is None and _is_numbers(value))
+    if array.nbytes >= ADDRESSES:
+        raise MemoryError(f"{what}: {array.nbytes} bytes, a view of shape {array.shape}")
     return np.asarray(array, like=like) if on_device(like) else array
 
 

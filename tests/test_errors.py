@@ -393,3 +393,19 @@ def test_the_photograph_sees_what_changes():
     assert (flatten(before["states"][0])[0] != flatten(after["states"][0])[0]).any()
     layer.kernel.assign_add(1)
     assert photograph(layer)["weights"] != after["weights"]
+
+
+@pytest.mark.parametrize("name", ["mask", "reset_mask", "lengths"])
+def test_more_steps_than_any_machine_holds_are_not_read(name):
+    """Views that repeat a few bytes: the steps of a mask would take hours to read."""
+    rows = 2**44
+    layer = fastgru.GRU(H)
+    layer.build((None, None, I))
+    many = np.broadcast_to(np.float32(1), (rows, T, I))
+    steps = np.broadcast_to(np.int32(1), rows)
+    if name != "lengths":
+        steps = np.broadcast_to(np.bool_(True), (rows, T))
+    with pytest.raises(MemoryError, match="sequences"):
+        layer(many, **{name: steps})
+    with pytest.raises(MemoryError, match="x"):
+        fastgru.gru(many, layer.kernel, layer.recurrent_kernel, layer.bias, **{name: steps})

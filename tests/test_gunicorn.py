@@ -1,5 +1,6 @@
 """gunicorn: the master loads and warms up the layer, its forked workers serve it on threads."""
 
+import http.client
 import os
 import signal
 import socket
@@ -67,7 +68,7 @@ def ask(url, x, log, seconds=60):
             with urllib.request.urlopen(url, x.tobytes(), timeout=seconds) as reply:
                 headers = reply.headers
                 return reply.read(), int(headers["worker"]), int(headers["master"])
-        except (urllib.error.URLError, ConnectionError) as error:
+        except (urllib.error.URLError, ConnectionError, http.client.HTTPException) as error:
             if isinstance(error, urllib.error.HTTPError) or time.monotonic() > end:
                 raise AssertionError(log.read_text()) from error
             time.sleep(0.05)
