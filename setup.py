@@ -36,12 +36,12 @@ def asked_for(name):
 def side_by_side(compile_sources):
     """Return a compiler's method that compiles the sources of an extension at the same time."""
 
-    def compile_one_by_one(sources, *args, **kwargs):
+    def compile_all(sources, *args, **kwargs):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(lambda source: compile_sources([source], *args, **kwargs), sources)
             return [name for names in done for name in names]
 
-    return compile_one_by_one
+    return compile_all
 
 
 class BuildExt(build_ext):

@@ -31,8 +31,8 @@ _SNAKES = (
     (StackedRNNCells, "stacked_rnn_cells"),
 )
 
-# What constructors raise for values that make no sense: RecursionError for a thousand brackets,
-# BackendError for bfloat16 without ml_dtypes.
+# What constructors raise for values that make no sense: RecursionError where the caller is deep
+# already, BackendError for bfloat16 without ml_dtypes.
 _REFUSALS = (
     *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError),
     *(RecursionError, BackendError),

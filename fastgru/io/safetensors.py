@@ -62,15 +62,14 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
     """
     from_numpy = _package().numpy
     config = _config(layer)
-    weights: dict[str, np.ndarray] = {}
-    with locks.writing:  # weights that belong together
-        for place, cell in _cells(layer):
-            if not cell.built:
-                raise ValueError(
-                    f"{layer.name}: it has no weights yet; call build(input_shape) or the layer "
-                    "first"
-                )
-            weights.update((place + v.name, v.value) for v in cell.weights)
+    cells = list(_cells(layer))
+    if not all(cell.built for _, cell in cells):
+        raise ValueError(
+            f"{layer.name}: it has no weights yet; call build(input_shape) or the layer first"
+        )
+    weights = locks.at_once(
+        lambda: {place + v.name: v.value for place, c in cells for v in c.weights}
+    )
     about = {"format_version": FORMAT_VERSION, "fastgru_version": __version__, "layer": config}
     _replace(Path(path), from_numpy.save(weights, {"fastgru": json.dumps(about)}))
 
@@ -191,7 +190,7 @@ def _about(metadata: dict[str, str]) -> dict[str, Any]:
     try:
         about = parse_json(text)
         came, writer = about["format_version"], about["fastgru_version"]
-    except (ValueError, TypeError, LookupError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"its metadata cannot be read: {error}") from None
     if came != FORMAT_VERSION or "layer" not in about:
         raise ValueError(
