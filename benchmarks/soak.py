@@ -61,8 +61,15 @@ def flat(outputs: Any) -> Outputs:
 
 
 def same(ours: Outputs, expected: Outputs) -> bool:
-    """Compare all outputs of a call, bit for bit."""
-    return all(a.tobytes() == b.tobytes() for a, b in zip(ours, expected, strict=True))
+    """Compare all outputs of a call, bit for bit.
+
+    By NumPy's loops, which leave Python's lock to others: by ``tobytes()`` each comparison held
+    it for milliseconds, of megabytes just mapped, and it was calls in other threads that waited.
+    """
+    return all(
+        np.array_equal(a.view(f"u{a.itemsize}"), b.view(f"u{b.itemsize}"))
+        for a, b in zip(ours, expected, strict=True)
+    )
 
 
 def make_layers() -> list[Any]:

@@ -283,6 +283,97 @@ def test_all_threads_taken(leases, assert_same):
         leases.give_back_threads(granted)
 
 
+CROWD = """
+    import numpy as np
+    import fastgru
+    from fastgru._native import _cut, _threads
+
+    fastgru.set_num_threads(2)
+    layer, x = fastgru.GRU(256), np.zeros((1, {steps}, 32), np.float32)
+    layer(x[:, :1])
+    _threads.set_processors(2)
+    assert _cut.costs()["region"] == 0
+    callers = [_threads.lease_threads(2)]
+    if {crowded}:
+        callers.append(_threads.lease_threads(1))
+    for granted in callers:
+        _threads.give_back_threads(granted)
+    layer(x)
+    print(_cut.costs()["region"] > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("steps", "crowded", "considered"), [(50, False, True), (50, True, False), (20000, True, True)]
+)
+def test_short_calls_among_many_are_not_made_by_teams(leases, steps, crowded, considered):
+    """What two threads would take is measured by the first call that may be theirs."""
+    if not cpu_backend._load().OPENMP or cpu_backend.build_info()["kernel"] != "fused":
+        pytest.skip("no teams of the fused kernel: built without OpenMP or without vectors")
+    code = CROWD.format(steps=steps, crowded=crowded)
+    assert subprocesses.run_python(code).strip() == str(considered)
+
+
+TURNS = """
+    import os, resource, threading
+    os.sched_setaffinity(0, {{min(os.sched_getaffinity(0))}})
+    import numpy as np
+    import fastgru
+    from fastgru._native import _threads
+
+    x = np.random.default_rng(0).standard_normal(({shape})).astype(np.float32)
+    layer = fastgru.GRU({units}, return_sequences=True)
+    layer(x[:, :1])
+    together = threading.Barrier(2)
+    counts = []
+
+    def work():
+        if {backward}:
+            y, tape = layer.forward(x)
+            together.wait()
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+            layer.backward(tape, y)
+        else:
+            together.wait()
+            before = resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw
+            y = layer(x)
+        counts.append(resource.getrusage(resource.RUSAGE_THREAD).ru_nivcsw - before)
+
+    def switches():
+        counts.clear()
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts)
+
+    with_turns = switches()
+    _threads.set_processors(1 << 30)
+    print(with_turns, switches())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not bound here")
+@pytest.mark.parametrize(
+    ("shape", "units", "backward", "kernel"),
+    [
+        ("64, 3000, 24", 64, False, "fused"),
+        ("64, 10000, 3", 4, False, "fused"),
+        ("64, 1500, 24", 64, True, "fused"),
+        ("64, 1500, 24", 64, False, "blas"),
+    ],
+    ids=["forward", "few units", "backward", "BLAS"],
+)
+def test_long_calls_take_turns(leases, shape, units, backward, kernel):
+    """Two on one processor change places far more often than the system would have them."""
+    if kernel == "fused" and cpu_backend.build_info()["kernel"] != "fused":
+        pytest.skip("this compiler made no fused loop")
+    code = TURNS.format(shape=shape, units=units, backward=backward)
+    turns, slices = map(int, subprocesses.run_python(code, FASTGRU_KERNEL=kernel).split())
+    assert turns > 3 * slices, (turns, slices)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_child_of_fork_has_nothing_leased(leases):
     code = """

@@ -15,6 +15,7 @@ from fastgru._native._threads cimport (
     _lease,
     _raise_if_stopped,
     _team_limit,
+    _thread_counts,
     _watch,
 )
 from fastgru._native.gates cimport (
@@ -45,9 +46,10 @@ cdef enum:
 
 
 cdef void _run_products(
-    const gru_back_job *job, products_type products, int threads,
+    gru_back_job *job, products_type products, int threads,
 ) noexcept nogil:
     threads = _lease(threads)
+    job.granted = threads
     if threads == 1:
         _products_worker(job, products, 0, 1)
     else:
@@ -86,6 +88,7 @@ cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, bac
 cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
                     char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef int threads = _lease(cut.threads)
+    job.counts, job.granted = _thread_counts(), threads
     if threads == 1:
         _back_worker(job, cut, panels, back, scratch, scratch_bytes, 0, 1)
     else:

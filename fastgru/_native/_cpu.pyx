@@ -22,6 +22,7 @@ from fastgru._native._threads cimport (
     _lease,
     _raise_if_stopped,
     _team_limit,
+    _thread_counts,
     _watch,
 )
 from fastgru._native.gates cimport (
@@ -169,6 +170,7 @@ cdef int _pack(array, Matrix *m, Py_ssize_t size) except -1:
 
 cdef void _run(Job *job) noexcept nogil:
     cdef int threads = _lease(job.threads)
+    job.counts, job.granted = _thread_counts(), threads
     if threads == 1:
         _run_part(job, 0, 1)
     else:

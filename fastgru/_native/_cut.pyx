@@ -12,7 +12,7 @@ from cython.parallel cimport parallel
 from libc.string cimport memset
 
 from fastgru._native._cpu cimport _kernels_f32, _padded
-from fastgru._native._threads cimport _available, _may_start_threads
+from fastgru._native._threads cimport _available, _crowded, _may_start_threads
 from fastgru._native.gates cimport (
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
@@ -37,6 +37,7 @@ cdef enum:
     USUAL_REGION = 5
     MEASUREMENTS = 50
     APART = 100000
+    PATIENCE = 5000           # microseconds, of one measurement; 300 if nothing is in the way
     # Zero multiplications that take a few microseconds, nearly all of them in the product.
     RATE_ROWS = 8
     RATE_INPUTS = 512
@@ -53,6 +54,10 @@ cdef double WAKING = 50       # ... and waking them takes so long, at least
 # that meets at every step as much faster than one that does not: how long a meeting takes depends
 # on where the system puts the threads, and changes.
 cdef double GAIN = 0.9
+# Where other calls take the processors from a team, its threads wait for each other, at each meeting
+# until the system has brought round the one that is missing: a call of 0.1 ms took up to 300. A call
+# that takes so much at most is not made by a team when that may be.
+cdef double SHORT = 20000
 
 # A measurement on a busy machine may be far off; beyond these bounds it is not believed.
 cdef double _rate = 0         # FLOP a microsecond of one thread
@@ -121,11 +126,13 @@ cdef void _meet(team_barrier *barrier, int times) noexcept nogil:
 
 cdef void _measure_threads() noexcept:
     global _region, _meeting, _measured
-    cdef double start, region = 1e9, meetings = 1e9
+    cdef double begin = microseconds(), start, region = 1e9, meetings = 1e9
     cdef team_barrier barrier
     memset(&barrier, 0, sizeof(barrier))
     for _ in range(TRIES):
         start = microseconds()
+        if start - begin > PATIENCE:
+            break
         with nogil, parallel(num_threads=2):
             _meet(&barrier, 1)
         region = min(region, microseconds() - start)
@@ -169,6 +176,11 @@ cdef double _time(const Work *work, Py_ssize_t rows, Py_ssize_t panels) noexcept
 
 
 cdef Cut _cut(int threads, const Work *work) noexcept:
+    return _best_cut(threads, work, True)
+
+
+cdef Cut _best_cut(int threads, const Work *work, bint heed) noexcept:
+    # Heed: whether other calls are in the way.
     global _last, _measured_at
     cdef Cut cut
     cdef int team, most, split_team = 0, together_team = 0
@@ -190,6 +202,9 @@ cdef Cut _cut(int threads, const Work *work) noexcept:
     most = _available(threads)
     if _rated != _kernels_f32():
         _measure_rate()
+    cut.alone = _time(work, B, work.panels)
+    if heed and cut.alone < SHORT and _crowded():
+        return cut
     now = microseconds()
     if _measured == 0 or (
         _region > USUAL_REGION and _measured < MEASUREMENTS and now - _measured_at > APART
@@ -200,7 +215,6 @@ cdef Cut _cut(int threads, const Work *work) noexcept:
     _last = now
     # Twice: threads that have worked do not arrive together.
     step = 2 * work.meetings * _meeting + B * FETCHING
-    cut.alone = _time(work, B, work.panels)
     team = 2
     while team <= most:
         # Both costs grow with the team: all meet at one counter.
@@ -255,7 +269,7 @@ def plan(spec, Py_ssize_t lanes, shape, bint has_state, int threads):
         has_state, spec.reset_after,
     )
     _last = microseconds()        # as if in the midst of calls
-    cut = _cut(threads, &work)
+    cut = _best_cut(threads, &work, False)
     return cut.threads, cut.shared, cut.alone, cut.split, cut.together
 
 

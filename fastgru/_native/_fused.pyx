@@ -10,7 +10,14 @@ from libc.string cimport memset
 from fastgru._native._cpu cimport _functions, _kernels_f32, _kernels_f64, _padded, _strided, _Views
 from fastgru._native._crowd cimport Request, _leave
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
-from fastgru._native._threads cimport _give_back, _is_long, _lease, _raise_if_stopped, _watch
+from fastgru._native._threads cimport (
+    _give_back,
+    _is_long,
+    _lease,
+    _raise_if_stopped,
+    _thread_counts,
+    _watch,
+)
 from fastgru._native.gates cimport (
     ROW_GROUP,
     allocate_aligned,
@@ -121,6 +128,7 @@ cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_t
 cdef void _run_forward(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
                        char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
     cdef int threads = _lease(cut.threads)
+    job.counts, job.granted = _thread_counts(), threads
     if threads == 1:
         _forward_worker(job, cut, panels, run, scratch, scratch_bytes, 0, 1)
     else:

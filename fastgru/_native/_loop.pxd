@@ -13,10 +13,12 @@ from fastgru._native.gates cimport (
     call_watch,
     denormals_off,
     denormals_restore,
+    end_turn,
     gate_functions,
     kernels_f32,
     kernels_f64,
     team_barrier,
+    thread_counts,
     watch_stops,
 )
 
@@ -51,6 +53,8 @@ ctypedef struct Job:
     int threads
     team_barrier barrier
     call_watch *watch         # of a long call; NULL: it runs to its end
+    const thread_counts *counts  # of the process
+    int granted               # threads of this call
 
 
 # The table of the dtype. Everything below is per row: n units of it, pointers at the first of them.
@@ -175,6 +179,7 @@ cdef inline void _run_block(
     cdef const floating *p_row
     cdef const floating *bias = <const floating *> job.bias + u0
     cdef char *y
+    cdef double turn = 0
 
     now = other if T % 2 else final                         # the last step then writes `final`
     for k in range(n):
@@ -192,6 +197,8 @@ cdef inline void _run_block(
         chunk = s1 - s0
         if job.watch != NULL and watch_stops(job.watch, s0, s1):
             return
+        if team == 1:
+            end_turn(job.counts, job.granted, &turn)
         t_first = T - s1 if job.reverse else s0
         ldx = _direct(job, n, chunk, &p_k, &p_t)
         if ldx != 0:

@@ -1,11 +1,13 @@
 # What every path through the native code asks for, or tells.
 
-from fastgru._native.gates cimport call_watch
+from fastgru._native.gates cimport call_watch, thread_counts
 
 cdef int _team_limit(int threads, double flops) noexcept
 cdef int _lease(int wanted) noexcept nogil
 cdef void _give_back(int granted) noexcept nogil
 cdef int _available(int threads) noexcept nogil
+cdef const thread_counts *_thread_counts() noexcept nogil
+cdef bint _crowded() noexcept nogil
 cdef bint _may_start_threads() noexcept
 cdef bint _is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept
 cdef bint _watch(call_watch *watch, bint together) except -1

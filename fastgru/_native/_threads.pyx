@@ -11,11 +11,13 @@ from fastgru._native.gates cimport (
     FASTGRU_OPENMP,
     PTRDIFF_MAX,
     call_watch,
+    crowded,
     end_idle_threads,
     give_back,
     lease,
     leased,
     microseconds,
+    thread_counts,
 )
 
 import os
@@ -30,8 +32,9 @@ cdef enum:
     LONG_FLOPS = 2000000000   # 30 ms of a core with AVX-512, 0.4 s of one without vectors
 
 cdef bint _pool_lost = False  # OpenMP waits for threads of the process that forked this one
-cdef int _used = 0            # threads that run calls now, the callers' own among them
-cdef int _limit = 1           # how many there may be, but for callers' own
+cdef thread_counts _counts
+_counts.used, _counts.processors, _counts.crowded = 0, 1 << 30, 0
+cdef int _limit = 1           # threads that may run calls, but for callers' own
 
 
 # Interrupts: Python's signal handlers wait until its main thread asks for them, which one that
@@ -68,22 +71,37 @@ cdef int _raise_if_stopped(const call_watch *watch) except -1:
 
 cdef int _lease(int wanted) noexcept nogil:
     # How many threads the caller may run on, itself included; to be given back.
-    return lease(&_used, wanted, max(_limit, wanted))
+    return lease(&_counts, wanted, max(_limit, wanted))
 
 
 cdef void _give_back(int granted) noexcept nogil:
-    give_back(&_used, granted)
+    give_back(&_counts, granted)
 
 
 cdef int _available(int threads) noexcept nogil:
     # How many of so many a lease would give now: by this a call is cut.
-    return max(min(threads, max(_limit, threads) - leased(&_used)), 1)
+    return max(min(threads, max(_limit, threads) - leased(&_counts)), 1)
+
+
+cdef const thread_counts *_thread_counts() noexcept nogil:
+    # Of the process, for `end_turn`.
+    return &_counts
+
+
+cdef bint _crowded() noexcept nogil:
+    # Whether a team would share its processors with other calls now: so it was of late.
+    return crowded(&_counts)
 
 
 def set_thread_limit(int limit):
     """Take the number of threads that all calls of the process may use together."""
     global _limit
     _limit = limit
+
+
+def set_processors(int count):
+    """Take the number of threads that can run at the same time."""
+    _counts.processors = count
 
 
 def lease_threads(int wanted):
@@ -98,7 +116,7 @@ def give_back_threads(int granted):
 
 def threads_in_use():
     """Return how many threads run calls now, the callers' own among them."""
-    return leased(&_used)
+    return leased(&_counts)
 
 
 # The child of a fork has the forking thread and none of those that libgomp keeps for it, be they
@@ -116,8 +134,8 @@ def _before_fork():
 
 def _after_fork():
     # In the child no call runs.
-    global _used, _pool_lost
-    _used, _pool_lost = 0, _pool_kept
+    global _pool_lost
+    _counts.used, _pool_lost = 0, _pool_kept
 
 
 if hasattr(os, "register_at_fork"):

@@ -19,9 +19,14 @@ cdef extern from "runtime.h" nogil:
     int team_rank()
     int team_size()
     double microseconds()
-    int leased(int *used)
-    int lease(int *used, int wanted, int limit)
-    void give_back(int *used, int granted)
+    ctypedef struct thread_counts:
+        int used, processors
+        size_t crowded
+    int leased(const thread_counts *counts)
+    int lease(thread_counts *counts, int wanted, int limit)
+    void give_back(thread_counts *counts, int granted)
+    bint crowded(const thread_counts *counts)
+    void end_turn(const thread_counts *counts, int granted, double *since)
     long cache_bytes(int level)
     unsigned long long denormals_off()
     void denormals_restore(unsigned long long old)
@@ -72,6 +77,8 @@ cdef extern from "loop.h" nogil:
         Py_ssize_t chunk_rows
         team_barrier *barrier
         call_watch *watch
+        const thread_counts *counts
+        int granted
     ctypedef struct gru_back_job:
         Py_ssize_t B, T
         Py_ssize_t inputs
@@ -106,6 +113,8 @@ cdef extern from "loop.h" nogil:
         gate_functions functions
         team_barrier *barrier
         call_watch *watch
+        const thread_counts *counts
+        int granted
 
 
 ctypedef void (*run_type)(

@@ -65,10 +65,14 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
         for (ptrdiff_t b = 0; b < n; b++)
             for (ptrdiff_t j = 0; j < H; j++)
                 h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
+    double turn = 0;
     for (ptrdiff_t s = 0; s < T; s++) {
         const ptrdiff_t t = job->reverse ? T - 1 - s : s;
-        if (job->watch && s % WATCHED_STEPS == 0 && watch_stops(job->watch, s, s + WATCHED_STEPS))
-            return;
+        if (s % WATCHED_STEPS == 0) {
+            if (job->watch && watch_stops(job->watch, s, s + WATCHED_STEPS))
+                return;
+            end_turn(job->counts, job->granted, &turn);
+        }
         for (ptrdiff_t b = 0; b < n; b++) {
             const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
             for (ptrdiff_t i = 0; i < I; i++)

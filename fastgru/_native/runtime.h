@@ -5,6 +5,8 @@
  * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
  * microseconds           a clock
  * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
+ * crowded                whether calls of late found a thread of theirs on every processor
+ * end_turn               a long call among more than there are processors lets others have its own
  * cache_bytes            size of a core's L2 and of the L3 behind it
  * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
  *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
@@ -87,6 +89,12 @@ static inline void denormals_restore(unsigned long long old) { (void)old; }
  * a few on others. More hurts when another process wants the core, less when the others are late. */
 #define SPINS 300
 
+#ifndef _WIN32
+#    define GIVE_WAY() sched_yield()
+#else
+#    define GIVE_WAY() ((void)0)
+#endif
+
 /* Zeroed before use. arrived counts to the team's size; round tells the waiters to go on. */
 typedef struct {
     int arrived;
@@ -109,10 +117,8 @@ static inline void barrier_wait(team_barrier *b, int size) {
     for (int spins = 0; __atomic_load_n(&b->round, __ATOMIC_ACQUIRE) == round; spins++) {
         if (spins < SPINS)
             SPIN_PAUSE();
-#    ifndef _WIN32
         else
-            sched_yield();
-#    endif
+            GIVE_WAY();
     }
 }
 #else
@@ -190,22 +196,62 @@ static inline int swap_if(int *value, int *expected, int wanted) {
 }
 #endif
 
+/* Of the whole process. */
+typedef struct {
+    int used;       /* threads that run calls, the callers' own among them */
+    int processors; /* how many of them can do so at a time */
+    size_t crowded; /* when a call came last and found so many running: as a clock of microseconds */
+} thread_counts;
+
+#define CROWDED 50000 /* microseconds */
+#define TURN 300.0  /* microseconds */
+
 /* Counts the caller and as many more threads, up to `wanted` in all, as the limit leaves; returns
  * how many that are. The caller itself is there already, so it is never refused. leased: how many
  * there are now. */
-static inline int leased(int *used) { return RELAXED_LOAD((volatile int *)used); }
-static inline int lease(int *used, int wanted, int limit) {
-    int now = leased(used), granted;
+static inline int leased(const thread_counts *counts) {
+    return RELAXED_LOAD((const volatile int *)&counts->used);
+}
+static inline size_t clock_now(void) { return (size_t)(unsigned long long)microseconds(); }
+static inline int lease(thread_counts *counts, int wanted, int limit) {
+    int now = leased(counts), granted;
+    if (now >= RELAXED_LOAD((const volatile int *)&counts->processors))
+        RELAXED_STORE((volatile size_t *)&counts->crowded, clock_now());
     do {
         granted = limit - now < wanted ? limit - now : wanted;
         granted = granted > 1 ? granted : 1;
-    } while (!swap_if(used, &now, now + granted));
+    } while (!swap_if(&counts->used, &now, now + granted));
     return granted;
 }
-static inline void give_back(int *used, int granted) {
-    int now = leased(used);
-    while (!swap_if(used, &now, now - granted))
+static inline void give_back(thread_counts *counts, int granted) {
+    int now = leased(counts);
+    while (!swap_if(&counts->used, &now, now - granted))
         ;
+}
+
+/* Whether a team would have to share its processors now: each of its threads waits for the one that
+ * is not there, which has cost calls of 0.1 ms up to 300. */
+static inline int crowded(const thread_counts *counts) {
+    return clock_now() - RELAXED_LOAD((const volatile size_t *)&counts->crowded) < CROWDED;
+}
+
+/* Between steps of a call that holds `granted` threads and meets no others: lets its processor go if
+ * other calls run as well and the process may want it. Else the system leaves it there for 3 ms, and
+ * who wants microseconds of Python for a small call waits so long each time that it wakes. since: when
+ * the turn began, 0 at first. */
+static inline void end_turn(const thread_counts *counts, int granted, double *since) {
+    if (counts == NULL)
+        return;
+    const int used = leased(counts);
+    if (used <= granted || used < RELAXED_LOAD((const volatile int *)&counts->processors))
+        return;
+    const double now = microseconds();
+    if (*since == 0) {
+        *since = now;
+    } else if (now - *since > TURN) {
+        GIVE_WAY();
+        *since = microseconds();
+    }
 }
 
 static inline long cache_bytes(int level) {

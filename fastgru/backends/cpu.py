@@ -78,6 +78,7 @@ def _load() -> Any:
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
         follow(_threads.set_thread_limit)
         _crowd.set_processors(processors())
+        _threads.set_processors(processors())
         _fused, _products, _cut, _quick, _native = fused, _backward, cut, quick, _cpu
     return _native
 
