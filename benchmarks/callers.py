@@ -20,7 +20,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -41,28 +41,33 @@ KEEP_TARGET = 0.9
 WARM_SECONDS = 0.02
 
 
-def call_together(call: Callable[[], Any], callers: int, seconds: float) -> dict[str, Any]:
+def call_together(
+    groups: Sequence[tuple[Callable[[], Any], int]], seconds: float
+) -> tuple[list[dict[str, float]], float]:
     """Let threads call at the same time.
 
     Parameters
     ----------
-    call : callable
-    callers : int
+    groups : sequence of (callable, int)
+        What is called, by how many threads.
     seconds : float
 
     Returns
     -------
-    dict
-        ``calls_per_s`` of all together, ``p50_us`` and ``p99_us`` of a single call, ``cpu_s`` (all
-        processor seconds from the request to the answer).
+    figures : list of dict
+        For each group ``calls_per_s`` of all its threads, ``p50_us`` and ``p99_us`` of a single
+        call.
+    cpu_s : float
+        All processor seconds from the request to the answer.
     """
     clock = time.perf_counter_ns
-    together = threading.Barrier(callers)
+    together = threading.Barrier(sum(callers for _, callers in groups))
     cpu = time.process_time()
-    spans: list[tuple[int, int]] = []
-    times: list[int] = []
+    spans: list[list[tuple[int, int]]] = [[] for _ in groups]
+    times: list[list[int]] = [[] for _ in groups]
 
-    def work() -> None:
+    def work(group: int) -> None:
+        call = groups[group][0]
         warm_end = clock() + int(WARM_SECONDS * 1e9)
         while clock() < warm_end:
             call()
@@ -75,23 +80,31 @@ def call_together(call: Callable[[], Any], callers: int, seconds: float) -> dict
             call()
             now = clock()
             took.append(now - start)
-        spans.append((first, now))
-        times.extend(took)
+        spans[group].append((first, now))
+        times[group].extend(took)
 
-    threads = [threading.Thread(target=work) for _ in range(callers)]
+    threads = [
+        threading.Thread(target=work, args=(group,))
+        for group, (_, callers) in enumerate(groups)
+        for _ in range(callers)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    wall = max(last for _, last in spans) - min(first for first, _ in spans)
     settle()
-    p50, p99 = np.percentile(times, [50, 99]) / 1e3
-    return {
-        "calls_per_s": len(times) / (wall * 1e-9),
-        "p50_us": float(p50),
-        "p99_us": float(p99),
-        "cpu_s": round(time.process_time() - cpu, 4),
-    }
+    figures = []
+    for span, took in zip(spans, times, strict=True):
+        wall = max(last for _, last in span) - min(first for first, _ in span)
+        p50, p99 = np.percentile(took, [50, 99]) / 1e3
+        figures.append(
+            {
+                "calls_per_s": len(took) / (wall * 1e-9),
+                "p50_us": float(p50),
+                "p99_us": float(p99),
+            }
+        )
+    return figures, round(time.process_time() - cpu, 4)
 
 
 def serve(connection: Connection, name: str, problem: Problem, cpus: list[int]) -> None:
@@ -110,17 +123,22 @@ def serve(connection: Connection, name: str, problem: Problem, cpus: list[int]) 
             request = connection.recv()
         except EOFError:  # the parent is done
             return
-        connection.send(call_together(prepared.call, *request))
+        callers, seconds = request
+        (figures,), cpu_s = call_together([(prepared.call, callers)], seconds)
+        connection.send(figures | {"cpu_s": cpu_s})
 
 
-def start(name: str, problem: Problem, cpus: list[int]) -> Connection:
-    """Start the process of a library; it ends with this one."""
+def start(library: str, serve: Callable[..., None], *arguments: Any) -> Connection:
+    """Start the process of a library, which runs ``serve(connection, *arguments)``.
+
+    It ends with this one.
+    """
     for variable in REMOVED_VARIABLES:
         os.environ.pop(variable, None)
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1") | ENVIRONMENT.get(name, {}))
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1") | ENVIRONMENT.get(library, {}))
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    spawn.Process(target=serve, args=(there, name, problem, cpus), daemon=True).start()
+    spawn.Process(target=serve, args=(there, *arguments), daemon=True).start()
     there.close()  # so that recv raises when the process has died
     return here
 
@@ -210,7 +228,7 @@ def main() -> int:
     connections = {}
     record["versions"] = {}
     for name in NAMES:
-        connections[name] = start(name, problem, cpus)
+        connections[name] = start(name, serve, name, problem, cpus)
         versions, answer = connections[name].recv()
         if versions is None:
             print(f"{name}: missing: {answer}", file=sys.stderr)

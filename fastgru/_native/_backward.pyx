@@ -186,7 +186,7 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
         work.B, work.T, work.inputs, work.H = B, T, I, H
         work.panels, work.lanes, work.size = panels, 2 * packed.lanes, size
         work.products, work.meetings = T, 1 if spec.reset_after else 2
-        cut = _cut(threads, &work)
+        cut = _cut(threads, &work, True)
         job.input_steps = max(min(INPUT_ROWS // cut.rows, T), <Py_ssize_t> 1)
         job.d_steps = job.input_steps + cut.shared
         d_bytes = _padded(job.d_steps * B * 4 * H * size)

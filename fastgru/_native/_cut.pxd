@@ -17,7 +17,7 @@ cdef struct Cut:
     int parts                 # of the rows, not shared; 0: one per thread
     double alone, split, together
 
-cdef Cut _cut(int threads, const Work *work) noexcept
+cdef Cut _cut(int threads, const Work *work, bint heed) noexcept
 cdef void _work(
     Work *work, Py_ssize_t B, Py_ssize_t T, Py_ssize_t inputs, Py_ssize_t H, Py_ssize_t lanes,
     Py_ssize_t size, bint has_state, bint reset_after,

@@ -54,9 +54,9 @@ cdef double WAKING = 50       # ... and waking them takes so long, at least
 # that meets at every step as much faster than one that does not: how long a meeting takes depends
 # on where the system puts the threads, and changes.
 cdef double GAIN = 0.9
-# Where other calls take the processors from a team, its threads wait for each other, at each meeting
-# until the system has brought round the one that is missing: a call of 0.1 ms took up to 300. A call
-# that takes so much at most is not made by a team when that may be.
+# Where other calls take the processors from a team, its threads wait at each meeting until the
+# system has brought round the one that is missing: a call of 0.1 ms took up to 300. Calls that take
+# so much at most are not made by teams while that may be.
 cdef double SHORT = 20000
 
 # A measurement on a busy machine may be far off; beyond these bounds it is not believed.
@@ -175,12 +175,8 @@ cdef double _time(const Work *work, Py_ssize_t rows, Py_ssize_t panels) noexcept
     )
 
 
-cdef Cut _cut(int threads, const Work *work) noexcept:
-    return _best_cut(threads, work, True)
-
-
-cdef Cut _best_cut(int threads, const Work *work, bint heed) noexcept:
-    # Heed: whether other calls are in the way.
+cdef Cut _cut(int threads, const Work *work, bint heed) noexcept:
+    # Heed: whether other calls may be in the way.
     global _last, _measured_at
     cdef Cut cut
     cdef int team, most, split_team = 0, together_team = 0
@@ -269,7 +265,7 @@ def plan(spec, Py_ssize_t lanes, shape, bint has_state, int threads):
         has_state, spec.reset_after,
     )
     _last = microseconds()        # as if in the midst of calls
-    cut = _best_cut(threads, &work, False)
+    cut = _cut(threads, &work, False)
     return cut.threads, cut.shared, cut.alone, cut.split, cut.together
 
 

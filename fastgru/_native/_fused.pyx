@@ -174,7 +174,7 @@ cdef Cut _cut_job(gru_job *job, Fused packed, int threads) noexcept:
         &work, job.B, job.T, job.inputs, job.H, packed.lanes, packed.size,
         job.h0 != NULL or not job.u_finite, job.reset_after,
     )
-    return _cut(threads, &work)
+    return _cut(threads, &work, True)
 
 
 cdef void _kernel(Fused packed, run_type *run, run_scratch_type *run_scratch) noexcept:

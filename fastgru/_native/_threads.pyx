@@ -33,7 +33,7 @@ cdef enum:
 
 cdef bint _pool_lost = False  # OpenMP waits for threads of the process that forked this one
 cdef thread_counts _counts
-_counts.used, _counts.processors, _counts.crowded = 0, 1 << 30, 0
+_counts.processors = 1 << 30
 cdef int _limit = 1           # threads that may run calls, but for callers' own
 
 

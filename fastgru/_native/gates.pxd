@@ -21,7 +21,6 @@ cdef extern from "runtime.h" nogil:
     double microseconds()
     ctypedef struct thread_counts:
         int used, processors
-        size_t crowded
     int leased(const thread_counts *counts)
     int lease(thread_counts *counts, int wanted, int limit)
     void give_back(thread_counts *counts, int granted)
