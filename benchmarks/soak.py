@@ -9,14 +9,16 @@ the threads rest; what the process then holds must not grow by a megabyte (media
 of the first third of the rounds), and no call may take 50 times the median of its like.
 
 Which of eight threads goes on is the system's choice, and Python's, every few milliseconds. What
-takes microseconds takes hundreds of times as long when it is not chosen: the last row of the table
-is a loop in Python, with nothing of ours in it. So only calls whose median is at least a
+takes microseconds takes hundreds of times as long when it is not chosen: the last rows of the table
+are a loop in Python, and a hash, which lets Python's lock go as calls of more than a few
+microseconds do. There is nothing of ours in them. So only calls whose median is at least a
 millisecond are judged, and on a busy machine not even those can be. Status 1: something was missed.
 """
 
 import argparse
 import ctypes
 import gc
+import hashlib
 import os
 import sys
 import threading
@@ -186,8 +188,9 @@ class Worker(threading.Thread):
         super().__init__(daemon=True)
         self.soak, self.rng = soak, np.random.default_rng(seed)
         self.calls = [case.make() for case in soak.cases]
-        self.times = np.full((len(soak.cases) + 1, BINS), 0)  # its memory is there from now on
-        self.worst = np.zeros(len(soak.cases) + 1)
+        self.calls += CONTROLS.values()
+        self.times = np.full((len(self.calls), BINS), 0)  # its memory is there from now on
+        self.worst = np.zeros(len(self.calls))
         self.wrong: set[str] = set()
         self.swaps = 0
 
@@ -220,14 +223,14 @@ class Worker(threading.Thread):
             soak.layers[layer].set_weights(soak.weights[layer][self.rng.integers(2)])
             self.swaps += 1
             return
-        number = int(self.rng.integers(len(self.calls) + 1))
+        number = int(self.rng.integers(len(self.calls)))
         start = time.perf_counter()
-        outputs = self.calls[number]() if number < len(self.calls) else python_alone()
+        outputs = self.calls[number]()
         seconds = time.perf_counter() - start
         place = int(np.log(max(seconds * 1e6, 1)) / np.log(BIN))
         self.times[number, min(place, BINS - 1)] += 1
         self.worst[number] = max(self.worst[number], seconds)
-        if number == len(self.calls):
+        if number >= len(soak.cases):
             return
         if not any(same(outputs, expected) for expected in soak.expected[number]):
             case = soak.cases[number]
@@ -240,6 +243,16 @@ def python_alone() -> Outputs:
     for number in range(700):
         total += number
     return []
+
+
+def hash_alone() -> Outputs:
+    """Compute for about as long as a call of one row, without Python's lock."""
+    hashlib.sha256(HASHED)
+    return []
+
+
+HASHED = bytes(100_000)
+CONTROLS = {"Python alone": python_alone, "hash alone": hash_alone}
 
 
 def resident() -> int:
@@ -265,7 +278,8 @@ def stalls(soak: Soak, workers: list[Worker]) -> tuple[list[list[str]], float]:
     medians = 1e-6 * BIN ** (np.argmax(times.cumsum(1) * 2 >= times.sum(1)[:, None], 1) + 0.5)
     rows = [["layer", "call", "calls", "median ms", "worst ms", "worst/median"]]
     judged = 0.0
-    names = [(str(case.layer), case.name) for case in soak.cases] + [("-", "Python alone")]
+    names = [(str(case.layer), case.name) for case in soak.cases]
+    names += [("-", name) for name in CONTROLS]
     for name, count, median, longest in zip(names, times.sum(1), medians, worst, strict=True):
         ratio = longest / median
         if median >= LEAST:

@@ -197,8 +197,6 @@ cdef inline void _run_block(
         chunk = s1 - s0
         if job.watch != NULL and watch_stops(job.watch, s0, s1):
             return
-        if team == 1:
-            end_turn(job.counts, job.granted, &turn)
         t_first = T - s1 if job.reverse else s0
         ldx = _direct(job, n, chunk, &p_k, &p_t)
         if ldx != 0:
@@ -217,6 +215,8 @@ cdef inline void _run_block(
         used = 0
 
         for s in range(s0, s1):
+            if team == 1:
+                end_turn(job.counts, job.granted, &turn)
             t = T - 1 - s if job.reverse else s
             last = s == T - 1
             new = final if now == other else other
