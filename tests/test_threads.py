@@ -175,9 +175,9 @@ def leases():
         pytest.skip("the extension is not built")
     from fastgru._native import _threads
 
-    assert _threads.threads_in_use() == 0
+    assert _threads.threads_in_use() == _threads.add_brief(0) == 0
     yield _threads
-    assert _threads.threads_in_use() == 0
+    assert _threads.threads_in_use() == _threads.add_brief(0) == 0
 
 
 def test_callers_share_the_limit(leases):
@@ -348,9 +348,9 @@ TURNS = """
             thread.join()
         return sum(counts)
 
-    with_turns = switches()
-    _threads.set_processors(1 << 30)
-    print(with_turns, switches())
+    by_themselves = switches()
+    _threads.add_brief(1)
+    print(switches(), by_themselves)
 """
 
 
@@ -366,7 +366,7 @@ TURNS = """
     ids=["forward", "few units", "backward", "BLAS"],
 )
 def test_long_calls_take_turns(leases, shape, units, backward, kernel):
-    """Two on one processor change places far more often than the system would have them."""
+    """Beside a brief call two on one processor change places far more often than by themselves."""
     if kernel == "fused" and cpu_backend.build_info()["kernel"] != "fused":
         pytest.skip("this compiler made no fused loop")
     code = TURNS.format(shape=shape, units=units, backward=backward)

@@ -14,6 +14,8 @@ from fastgru._native._threads cimport (
     _is_long,
     _lease,
     _raise_if_stopped,
+    _enter_brief,
+    _leave_brief,
     _team_limit,
     _thread_counts,
     _watch,
@@ -212,6 +214,8 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
             if job.watch == NULL or watch.end == PTRDIFF_MAX:
                 watch.together, watch.finished = False, 0
                 _run_products(&job, products, threads)
+            _enter_brief()
+        _leave_brief()
         free_aligned(scratch)
         if job.watch != NULL:
             _raise_if_stopped(job.watch)

@@ -21,6 +21,8 @@ from fastgru._native._threads cimport (
     _is_long,
     _lease,
     _raise_if_stopped,
+    _enter_brief,
+    _leave_brief,
     _team_limit,
     _thread_counts,
     _watch,
@@ -415,6 +417,8 @@ def forward(Packed packed, problem, int threads, bint save):
         else:
             with nogil:
                 _run(&job)
+                _enter_brief()
+            _leave_brief()
         _blas_exit()
         free_aligned(job.scratch)
         if job.watch != NULL:

@@ -19,7 +19,8 @@ cdef class Fused:
     cdef object backward_panels(self, int threads)
 
 cdef Py_ssize_t _lanes(Py_ssize_t itemsize) noexcept
-cdef double _flops(const gru_job *job) noexcept
+cdef double _flops(const gru_job *job) noexcept nogil
+cdef bint _is_brief(const gru_job *job) noexcept nogil
 cdef void _kernel(Fused packed, run_type *run, run_scratch_type *run_scratch) noexcept
 cdef char *_allocate(
     gru_job *job, const Cut *cut, Fused packed, run_scratch_type run_scratch, bint save,

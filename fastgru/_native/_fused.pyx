@@ -15,6 +15,8 @@ from fastgru._native._threads cimport (
     _is_long,
     _lease,
     _raise_if_stopped,
+    _enter_brief,
+    _leave_brief,
     _thread_counts,
     _watch,
 )
@@ -50,6 +52,7 @@ cdef enum:
     P_BYTES = 1 << 18         # x.W of one time chunk, per thread: stays in L2 beside the weights
     P_ROWS = 32               # ... but at least so many rows, or W is read too often
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
+    BRIEF_FLOPS = 50000000    # half a millisecond, or 5 without vectors
     STEP_FLOPS = 1 << 30      # of a step of a long call, a thread: 15 ms to 0.2 s
     STEP_ROWS = 128           # ... but at least so many rows
 
@@ -152,8 +155,12 @@ cdef int _set_masks(_Views views, problem, const Py_ssize_t **lengths, const uns
     return 0
 
 
-cdef double _flops(const gru_job *job) noexcept:
+cdef double _flops(const gru_job *job) noexcept nogil:
     return 6.0 * job.B * job.T * job.H * (job.H + job.inputs)
+
+
+cdef bint _is_brief(const gru_job *job) noexcept nogil:
+    return _flops(job) < BRIEF_FLOPS
 
 
 cdef int _threads_for(get_num_threads, double flops) except -1:
@@ -237,9 +244,14 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
         _run_forward(job, &cut, packed.panels, run, scratch, each)
     else:
         with nogil:
+            if _is_brief(job):
+                _enter_brief()
             _run_forward(job, &cut, packed.panels, run, scratch, each)
             if entered != NULL:
                 _leave(entered)
+            if not _is_brief(job):
+                _enter_brief()
+        _leave_brief()
     free_aligned(scratch)
     return _raise_if_stopped(&watch) if job.watch != NULL else 0
 

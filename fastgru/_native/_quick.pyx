@@ -21,6 +21,7 @@ from fastgru._native._fused cimport (
     Fused,
     _allocate,
     _flops,
+    _is_brief,
     _kernel,
     _lanes,
     _run,
@@ -28,7 +29,7 @@ from fastgru._native._fused cimport (
     _set_weights,
     _threads_for,
 )
-from fastgru._native._threads cimport _is_long
+from fastgru._native._threads cimport _is_long, _enter_brief, _leave_brief
 from fastgru._native.gates cimport allocate_aligned, free_aligned, gru_job, team_barrier
 
 cnp.import_array()
@@ -145,17 +146,22 @@ cdef int _run_among_others(gru_job *job, Fused packed, int threads) except -1:
     cdef Request request
     request.job, request.packed = job, <void *> packed
     _kernel(packed, &request.run, &request.run_scratch)
-    cdef bint enters = _enter(&request)
+    cdef bint enters = _enter(&request), brief = _is_brief(job)
     try:
         if enters and request.next == NULL:
             _run(job, packed, threads, False, &request)
         else:
             with nogil:
+                if brief:
+                    _enter_brief()
                 if not enters:
                     _sleep(&request)
                 if request.leads:
                     _run_all(&request, packed)
                     _leave(&request)
+                if not brief:
+                    _enter_brief()
+            _leave_brief()
     finally:
         _end(&request)
     if request.failed:

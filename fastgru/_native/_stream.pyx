@@ -20,6 +20,7 @@ from fastgru._native._fused cimport (
     _set_weights,
     _threads_for,
 )
+from fastgru._native._threads cimport _enter_brief, _leave_brief
 from fastgru._native.gates cimport (
     allocate_aligned,
     free_aligned,
@@ -130,10 +131,12 @@ cdef class _Cell:
             )
         else:
             with nogil:
+                _enter_brief()
                 _run_forward(
                     &self.job, &self.cut, self.packed.panels, self.run, self.scratch,
                     self.per_thread,
                 )
+            _leave_brief()
         return self.job.y
 
 

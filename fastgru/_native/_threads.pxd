@@ -7,6 +7,8 @@ cdef int _lease(int wanted) noexcept nogil
 cdef void _give_back(int granted) noexcept nogil
 cdef int _available(int threads) noexcept nogil
 cdef const thread_counts *_thread_counts() noexcept nogil
+cdef void _enter_brief() noexcept nogil
+cdef void _leave_brief() noexcept
 cdef bint _crowded() noexcept nogil
 cdef bint _may_start_threads() noexcept
 cdef bint _is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept

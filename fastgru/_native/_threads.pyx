@@ -10,6 +10,7 @@ from libc.stdint cimport uintptr_t
 from fastgru._native.gates cimport (
     FASTGRU_OPENMP,
     PTRDIFF_MAX,
+    add_to,
     call_watch,
     crowded,
     end_idle_threads,
@@ -88,6 +89,16 @@ cdef const thread_counts *_thread_counts() noexcept nogil:
     return &_counts
 
 
+cdef void _enter_brief() noexcept nogil:
+    # The caller will ask for the GIL soon: its call is short, or done. Long ones give way.
+    add_to(&_counts.brief, 1)
+
+
+cdef void _leave_brief() noexcept:
+    # It has the GIL.
+    add_to(&_counts.brief, -1)
+
+
 cdef bint _crowded() noexcept nogil:
     # Whether a team would share its processors with other calls now: so it was of late.
     return crowded(&_counts)
@@ -114,6 +125,12 @@ def give_back_threads(int granted):
     _give_back(granted)
 
 
+def add_brief(int change):
+    """Count that many more calls that want the GIL back soon; return how many there are now."""
+    add_to(&_counts.brief, change)
+    return _counts.brief
+
+
 def threads_in_use():
     """Return how many threads run calls now, the callers' own among them."""
     return leased(&_counts)
@@ -135,7 +152,8 @@ def _before_fork():
 def _after_fork():
     # In the child no call runs.
     global _pool_lost
-    _counts.used, _pool_lost = 0, _pool_kept
+    _counts.used = _counts.brief = 0
+    _pool_lost = _pool_kept
 
 
 if hasattr(os, "register_at_fork"):

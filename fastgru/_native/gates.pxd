@@ -20,10 +20,11 @@ cdef extern from "runtime.h" nogil:
     int team_size()
     double microseconds()
     ctypedef struct thread_counts:
-        int used, processors
+        int used, processors, brief
     int leased(const thread_counts *counts)
     int lease(thread_counts *counts, int wanted, int limit)
     void give_back(thread_counts *counts, int granted)
+    void add_to(int *count, int change)
     bint crowded(const thread_counts *counts)
     void end_turn(const thread_counts *counts, int granted, double *since)
     long cache_bytes(int level)

@@ -200,6 +200,7 @@ static inline int swap_if(int *value, int *expected, int wanted) {
 typedef struct {
     int used;       /* threads that run calls, the callers' own among them */
     int processors; /* how many of them can do so at a time */
+    int brief;      /* callers that want the GIL back soon: of short calls, or done with theirs */
     size_t crowded; /* when a call came last and found so many running: as a clock of microseconds */
 } thread_counts;
 
@@ -226,10 +227,13 @@ static inline int lease(thread_counts *counts, int wanted, int limit) {
     } while (!swap_if(&counts->used, &now, now + granted));
     return granted;
 }
-static inline void give_back(thread_counts *counts, int granted) {
-    int now = leased(counts);
-    while (!swap_if(&counts->used, &now, now - granted))
+static inline void add_to(int *count, int change) {
+    int now = RELAXED_LOAD((volatile int *)count);
+    while (!swap_if(count, &now, now + change))
         ;
+}
+static inline void give_back(thread_counts *counts, int granted) {
+    add_to(&counts->used, -granted);
 }
 
 /* Whether a team would have to share its processors with other calls: so it was of late. */
@@ -238,14 +242,16 @@ static inline int crowded(const thread_counts *counts) {
 }
 
 /* Between steps of a call that holds `granted` threads, by one that meets no other: gives its processor
- * to whoever waits for it, if other calls run too and there are no more processors. Else the system
- * leaves it there for about 3 ms; and a small call waits so long each time that it wakes to ask for the
- * GIL, and finds it taken again. since: when the turn began, 0 at first. */
+ * to whoever waits for it, if the process has no more of them than calls, and brief ones among these.
+ * Else the system leaves it there for about 3 ms; and a small call waits so long each time that it wakes
+ * to ask for the GIL, and finds it taken again. Not for each other's sake: other processes would gain
+ * by it. since: when the turn began, 0 at first. */
 static inline void end_turn(const thread_counts *counts, int granted, double *since) {
     if (counts == NULL)
         return;
     const int used = leased(counts);
-    if (used <= granted || used < RELAXED_LOAD((const volatile int *)&counts->processors))
+    if (used <= granted || used < RELAXED_LOAD((const volatile int *)&counts->processors) ||
+        RELAXED_LOAD((const volatile int *)&counts->brief) == 0)
         return;
     const double now = microseconds();
     if (*since == 0) {
