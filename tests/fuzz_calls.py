@@ -299,6 +299,8 @@ class Fuzzer:
         if self.rng.random() < 0.3:
             del shapes["bias"]
         plain = {name: self.numbers(*shape, dtype=dtype) for name, shape in shapes.items()}
+        # Else roundings grow from step to step: the reference was 5e-5 off in float32, and we 2e-5.
+        plain["recurrent_kernel"] = (plain["recurrent_kernel"] / 2).astype(dtype)
         given = {
             name: self.hostile(array, 0.2, alone=name == "x", state=name == "initial_state")
             for name, array in plain.items()
