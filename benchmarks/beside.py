@@ -18,42 +18,28 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import callers
 import records
-from callers import call_together, start
-from compare import TOLERANCE
 from machine import busy_seconds, choose_cpus
-from peers import PEERS
-from problems import Problem, Shape, forward_reference, make_problem
+from problems import Problem, Shape, make_problem
 from report import DISTURBED
 
 NO_TURNS = "fastgru, no turns"
-NAMES = ("fastgru", NO_TURNS, "onnxruntime")
+LIBRARIES = {"fastgru": "fastgru", NO_TURNS: "fastgru", "onnxruntime": "onnxruntime"}
 KEYS = ("calls_per_s", "p50_us", "p99_us")
 
 
 def serve(connection: Connection, name: str, problems: list[Problem], cpus: list[int]) -> None:
-    """Be the process of one library: give its versions and answers, then call as it is asked to."""
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
-    try:
-        peer = PEERS[name.partition(",")[0]](1)
-        calls = [peer.forward(problem) for problem in problems]
-    except ImportError as error:
-        connection.send((None, str(error)))
-        return
-    connection.send((peer.versions(), [c.to_numpy(c.call()) for c in calls]))
+    """Be the process of one library, as in callers.py, or of fastgru without turns."""
     if name == NO_TURNS:
         from fastgru._native import _threads
+        from fastgru.backends import cpu
 
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, cpus)
+        cpu.build_info()  # which sets the true number, here and for calls in line
         _threads.set_processors(1 << 30)  # so many are never taken
-    while True:
-        try:
-            callers, seconds = connection.recv()
-        except EOFError:  # the parent is done
-            return
-        groups = [(c.call, count) for c, count in zip(calls, callers, strict=True)]
-        connection.send(call_together(groups, seconds))
+    callers.serve(connection, LIBRARIES[name], problems, cpus)
 
 
 def measure(
@@ -101,26 +87,16 @@ def main() -> int:
         "beside", {k: str(v) for k, v in vars(options).items()} | {"cpus": cpus}
     )
     problems = [make_problem(Shape.parse(shape), seed=1) for shape in options.shapes]
-    truths = [forward_reference(problem)[0] for problem in problems]
-    connections = {}
-    record["versions"] = {}
-    for name in NAMES:
-        connections[name] = start(name.partition(",")[0], serve, name, problems, cpus)
-        versions, answers = connections[name].recv()
-        if versions is None:
-            print(f"{name}: missing: {answers}", file=sys.stderr)
-            return 2
-        for answer, truth in zip(answers, truths, strict=True):
-            error = float(np.abs(answer - truth).max())
-            if not error <= TOLERANCE:
-                print(f"{name}: WRONG: off by {error:.1e}", file=sys.stderr)
-                return 2
-        record["versions"] |= {k: v for k, v in versions.items() if k != "path"}
+    connections = callers.introduce(LIBRARIES, serve, problems, cpus, record)
+    if connections is None:
+        return 2
     results = record["results"] = measure(connections, cpus, options)
     if results["disturbance"] > DISTURBED:
         print(f"DISTURBED: other programs took {results['disturbance']:.2f} of {len(cpus)} cpus")
     rows = [["library", "small/s", "p50 us", "p99 us", "long/s", "p50 us", "p99 us"]]
-    rows += [[name, *(f"{f[key]:.0f}" for f in results[name] for key in KEYS)] for name in NAMES]
+    rows += [
+        [name, *(f"{f[key]:.0f}" for f in results[name] for key in KEYS)] for name in LIBRARIES
+    ]
     where = f"on {len(cpus)} ({', '.join(map(str, cpus))}) of {os.cpu_count()} processors"
     print(f"{' and '.join(options.shapes)} {where}\n{records.text_table(rows)}")
     if options.output is not None:

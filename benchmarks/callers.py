@@ -107,25 +107,27 @@ def call_together(
     return figures, round(time.process_time() - cpu, 4)
 
 
-def serve(connection: Connection, name: str, problem: Problem, cpus: list[int]) -> None:
-    """Be the process of one library: give its versions and answer, then call as it is asked to."""
+def serve(connection: Connection, name: str, problems: list[Problem], cpus: list[int]) -> None:
+    """Be the process of one library: give its versions and answers, then call as it is asked to.
+
+    What is asked for is the number of callers of each problem, and how long.
+    """
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     try:
         peer = PEERS[name](1)
-        prepared = peer.forward(problem)
+        prepared = [peer.forward(problem) for problem in problems]
     except ImportError as error:
         connection.send((None, str(error)))
         return
-    connection.send((peer.versions(), prepared.to_numpy(prepared.call())))
+    connection.send((peer.versions(), [p.to_numpy(p.call()) for p in prepared]))
     while True:
         try:
-            request = connection.recv()
+            counts, seconds = connection.recv()
         except EOFError:  # the parent is done
             return
-        callers, seconds = request
-        (figures,), cpu_s = call_together([(prepared.call, callers)], seconds)
-        connection.send(figures | {"cpu_s": cpu_s})
+        calls = [p.call for p in prepared]
+        connection.send(call_together(list(zip(calls, counts, strict=True)), seconds))
 
 
 def start(library: str, serve: Callable[..., None], *arguments: Any) -> Connection:
@@ -141,6 +143,35 @@ def start(library: str, serve: Callable[..., None], *arguments: Any) -> Connecti
     spawn.Process(target=serve, args=(there, *arguments), daemon=True).start()
     there.close()  # so that recv raises when the process has died
     return here
+
+
+def introduce(
+    libraries: dict[str, str],
+    serve: Callable[..., None],
+    problems: list[Problem],
+    cpus: list[int],
+    record: dict[str, Any],
+) -> dict[str, Connection] | None:
+    """Start a process for each name, of its library, and check its answers against float64.
+
+    Their versions go into the record. None, and the reason on stderr, if one is missing or wrong.
+    """
+    truths = [forward_reference(problem)[0] for problem in problems]
+    connections = {}
+    record["versions"] = {}
+    for name, library in libraries.items():
+        connections[name] = start(library, serve, name, problems, cpus)
+        versions, answers = connections[name].recv()
+        if versions is None:
+            print(f"{name}: missing: {answers}", file=sys.stderr)
+            return None
+        for answer, truth in zip(answers, truths, strict=True):
+            error = float(np.abs(answer - truth).max())
+            if not error <= TOLERANCE:
+                print(f"{name}: WRONG: off by {error:.1e}", file=sys.stderr)
+                return None
+        record["versions"] |= {k: v for k, v in versions.items() if k != "path"}
+    return connections
 
 
 def measure(
@@ -163,11 +194,11 @@ def measure(
         for count in counts:
             for name in order:
                 busy, begin = busy_seconds(cpus), time.monotonic()
-                connections[name].send((count, options.seconds))
-                figures = connections[name].recv()
+                connections[name].send(([count], options.seconds))
+                (figures,), cpu_s = connections[name].recv()
                 figures["tail"] = figures["p99_us"] / figures["p50_us"]
                 wall += time.monotonic() - begin
-                foreign += busy_seconds(cpus) - busy - figures["cpu_s"]
+                foreign += busy_seconds(cpus) - busy - cpu_s
                 results[name][count]["rounds"].append(figures)
         order.reverse()
     for by_count in results.values():
@@ -224,20 +255,9 @@ def main() -> int:
         "callers", {k: str(v) for k, v in vars(options).items()} | {"cpus": cpus}
     )
     problem = make_problem(Shape.parse(options.shape), seed=1)
-    truth = forward_reference(problem)[0]
-    connections = {}
-    record["versions"] = {}
-    for name in NAMES:
-        connections[name] = start(name, serve, name, problem, cpus)
-        versions, answer = connections[name].recv()
-        if versions is None:
-            print(f"{name}: missing: {answer}", file=sys.stderr)
-            return 2
-        error = float(np.abs(answer - truth).max())
-        if not error <= TOLERANCE:
-            print(f"{name}: WRONG: off by {error:.1e}", file=sys.stderr)
-            return 2
-        record["versions"] |= {k: v for k, v in versions.items() if k != "path"}
+    connections = introduce({name: name for name in NAMES}, serve, [problem], cpus, record)
+    if connections is None:
+        return 2
     results = record["results"] = measure(connections, cpus, options)
     disturbance = results["disturbance"]
     if disturbance > DISTURBED:

@@ -10,12 +10,12 @@ from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded, _strided,
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
 from fastgru._native._fused cimport Fused, _set_masks
 from fastgru._native._threads cimport (
+    _enter_brief,
     _give_back,
     _is_long,
     _lease,
-    _raise_if_stopped,
-    _enter_brief,
     _leave_brief,
+    _raise_if_stopped,
     _team_limit,
     _thread_counts,
     _watch,

@@ -11,12 +11,12 @@ from fastgru._native._cpu cimport _functions, _kernels_f32, _kernels_f64, _padde
 from fastgru._native._crowd cimport Request, _leave
 from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts, _work
 from fastgru._native._threads cimport (
+    _enter_brief,
     _give_back,
     _is_long,
     _lease,
-    _raise_if_stopped,
-    _enter_brief,
     _leave_brief,
+    _raise_if_stopped,
     _thread_counts,
     _watch,
 )
@@ -227,6 +227,7 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
     cdef Cut cut = _cut_job(job, packed, threads)
     cdef call_watch watch
     cdef Py_ssize_t each
+    cdef bint brief = _is_brief(job)
     if _is_long(<double> job.B * job.T, job.inputs, job.H) and _watch(&watch, cut.shared):
         job.watch = &watch
         _cut_rows(job, &cut)
@@ -244,12 +245,12 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
         _run_forward(job, &cut, packed.panels, run, scratch, each)
     else:
         with nogil:
-            if _is_brief(job):
+            if brief:
                 _enter_brief()
             _run_forward(job, &cut, packed.panels, run, scratch, each)
             if entered != NULL:
                 _leave(entered)
-            if not _is_brief(job):
+            if not brief:
                 _enter_brief()
         _leave_brief()
     free_aligned(scratch)

@@ -29,7 +29,7 @@ from fastgru._native._fused cimport (
     _set_weights,
     _threads_for,
 )
-from fastgru._native._threads cimport _is_long, _enter_brief, _leave_brief
+from fastgru._native._threads cimport _enter_brief, _is_long, _leave_brief
 from fastgru._native.gates cimport allocate_aligned, free_aligned, gru_job, team_barrier
 
 cnp.import_array()

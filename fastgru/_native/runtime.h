@@ -6,7 +6,7 @@
  * microseconds           a clock
  * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
  * crowded                whether calls of late found a thread of theirs on every processor
- * end_turn               a long call among more than there are processors lets others have its own
+ * end_turn               a long call gives way to brief ones where processors are short
  * cache_bytes            size of a core's L2 and of the L3 behind it
  * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
  *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
