@@ -224,9 +224,9 @@ def check(
         answer = worker.prepare(task, problem)
     except WorkerError as failure:
         return {"failed": str(failure)}
-    came, expected = ([array.shape for array in arrays] for arrays in (answer, truth))
-    if came != expected:
-        return {"failed": f"shapes {came}, expected {expected}", "wrong": True}
+    got, expected = ([array.shape for array in arrays] for arrays in (answer, truth))
+    if got != expected:
+        return {"failed": f"shapes {got}, expected {expected}", "wrong": True}
     errors = [
         np.abs(array - right).max() / (np.abs(right).max() if TASKS[task].relative else 1.0)
         for array, right in zip(answer, truth, strict=True)

@@ -212,7 +212,7 @@ def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAP
         body = await request.body()
         if len(body) != 4 * sessions.inputs:
             expected = f"expected {sessions.inputs} float32, {4 * sessions.inputs} bytes"
-            raise HTTPException(422, f"{expected}, came {len(body)} bytes")
+            raise HTTPException(422, f"{expected}, got {len(body)} bytes")
         x = np.frombuffer(body, "<f4").astype(np.float32)
         y, steps = await batcher.step(sessions.row(name), x)
         return Response(y, media_type="application/octet-stream", headers={"steps": str(steps)})

@@ -56,7 +56,7 @@ def device_array(value: Any, what: str) -> Any:
         import cupy
     except ImportError as error:
         raise BackendError(
-            f"{what}: came an array on a CUDA device ({type(value).__module__}), and CuPy is "
+            f"{what}: got an array on a CUDA device ({type(value).__module__}), and CuPy is "
             f"missing ({error}); install it with pip install 'fastgru[cuda12]' or [cuda13], or "
             "move the data to host memory"
         ) from None
@@ -66,27 +66,27 @@ def device_array(value: Any, what: str) -> Any:
             shared = hasattr(value, "__dlpack__")
             value = cupy.from_dlpack(value) if shared else cupy.asarray(value)
     except BufferError as error:
-        raise TypeError(f"{what}: expected an array that can be shared, came {error}") from None
+        raise TypeError(f"{what}: expected an array that can be shared, got {error}") from None
     except cupy.cuda.runtime.CUDARuntimeError as error:
         raise BackendError(
-            f"{what}: came an array on a CUDA device, and CuPy cannot use the device: {error}"
+            f"{what}: got an array on a CUDA device, and CuPy cannot use the device: {error}"
         ) from error
     if value.device.id != current:
         raise ValueError(
-            f"{what}: expected an array on the current device {current}, came one on device "
+            f"{what}: expected an array on the current device {current}, got one on device "
             f"{value.device.id}; call inside `with cupy.cuda.Device({value.device.id}):`"
         )
     return value
 
 
-def check_place(came: str | None, value: Any, like: Any, what: str) -> None:
-    """Raise TypeError where ``value``, which is at ``came``, is not where ``like`` is."""
+def check_place(got: str | None, value: Any, like: Any, what: str) -> None:
+    """Raise TypeError where ``value``, which is at ``got``, is not where ``like`` is."""
     expected = "device" if on_device(like) else "host"
-    if came not in (None, expected):
+    if got not in (None, expected):
         kinds = {"host": "an array in host memory", "device": "an array on a CUDA device"}
         move = "cupy.asarray" if expected == "device" else "cupy.asnumpy"
         raise TypeError(
-            f"{what}: expected {kinds[expected]} like the sequences, came {kinds[came]} "
+            f"{what}: expected {kinds[expected]} like the sequences, got {kinds[got]} "
             f"({type(value).__module__}); nothing is copied silently: pass {move}({what})"
         )
 

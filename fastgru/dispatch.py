@@ -43,7 +43,7 @@ def available() -> list[str]:
 
 def _named(name: str) -> Backend:
     if name not in _BY_NAME:
-        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, came {name!r}")
+        raise ValueError(f"backend: expected one of {', '.join(NAMES)}, got {name!r}")
     return _BY_NAME[name]
 
 

@@ -1,7 +1,7 @@
 """Dropout masks, drawn before the loop.
 
 A draw depends on the seed, on which of the two masks it is and on how many have been drawn
-before, and on nothing else: neither dtype, backend nor threads (SPEC 5.7).
+before, and on nothing else: neither dtype, backend nor threads (docs/semantics.md 7).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class DropoutGenerator:
         if seed is None:
             self.entropy = int(np.random.SeedSequence().entropy)  # type: ignore[arg-type]
         elif isinstance(seed, bool) or not hasattr(seed, "__index__"):
-            raise TypeError(f"seed: expected an integer or None, came {seed!r}")
+            raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         elif seed.__index__() < 0:
-            raise ValueError(f"seed: expected a non-negative integer, came {seed}")
+            raise ValueError(f"seed: expected a non-negative integer, got {seed}")
         else:
             self.entropy = int(seed.__index__())
         self._counts = [0, 0]

@@ -158,7 +158,7 @@ def gru_cell(
     x = as_array(x, spec.dtype, "x", weights.kernel)
     check_shape(x, (None, spec.input_dim), "x", "(B, I)")
     if h is None:
-        raise TypeError("h: expected the state (B, H), came None; use zeros to start")
+        raise TypeError("h: expected the state (B, H), got None; use zeros to start")
     problem = GRUProblem(
         spec,
         x[:, None, :],
@@ -194,13 +194,13 @@ def _operands(
     name = kernel.dtype.name
     expected = (*FLOATS, "bfloat16") if on_a_device else HOST_FLOATS
     if name not in expected:
-        raise TypeError(f"kernel: expected {' or '.join(expected)}, came {name}")
+        raise TypeError(f"kernel: expected {' or '.join(expected)}, got {name}")
     dtype = float_dtype(name)
     kernel = as_array(kernel, dtype, "kernel")
     check_shape(kernel, (None, None), "kernel", "(I, 3H)")
     inputs, columns = kernel.shape
     if columns == 0 or columns % 3:
-        raise ValueError(f"kernel: expected shape (I, 3H), came {kernel.shape}")
+        raise ValueError(f"kernel: expected shape (I, 3H), got {kernel.shape}")
     units = columns // 3
     recurrent = as_array(recurrent_kernel, dtype, "recurrent_kernel", kernel)
     check_shape(recurrent, (units, columns), "recurrent_kernel", "(H, 3H)")

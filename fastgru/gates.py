@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         One array (2, 3H); two of (3H,); one (6H,), input half first; one (3H,); or one (4H,) of
         z, r, the input's h, the recurrent h.
     reset_after : bool
-        The formula the weights are for, SPEC 5.1: pass it on to `fastgru.GRU`.
+        The formula the weights are for, docs/semantics.md 1: pass it on to `fastgru.GRU`.
     """
 
     gates: str
@@ -118,7 +118,7 @@ def to_keras(
     given = {"w_ih": w_ih, "w_hh": w_hh}
     given.update((k, b) for k, b in (("b_ih", b_ih), ("b_hh", b_hh)) if b is not None)
     if b_ih is None and b_hh is not None:
-        raise ValueError(f"layout {name}: b_hh came without b_ih; a single bias array is b_ih")
+        raise ValueError(f"layout {name}: b_hh was given without b_ih; a single bias array is b_ih")
     arrays = _same_float(given)
     I, H = _sizes(name, source.matrices != "rows", arrays["w_ih"], arrays["w_hh"])
     order = [source.gates.index(gate) for gate in KERAS_GATES]
@@ -185,7 +185,7 @@ def from_keras(
     if b.shape != expected:
         raise ValueError(
             f"layout {name} has reset_after={target.reset_after}: expected bias of shape "
-            f"{expected}, came {b.shape}; this layout cannot store a GRU of the other reset_after"
+            f"{expected}, got {b.shape}; this layout cannot store a GRU of the other reset_after"
         )
     return *weights, *_write_bias(target.biases, b.reshape(-1, 3, H)[:, order])
 
@@ -252,11 +252,11 @@ def _resolve(layout: str | Layout) -> tuple[str, Layout]:
     if isinstance(layout, Layout):
         if sorted(layout.gates) != sorted(KERAS_GATES):
             raise ValueError(
-                f"expected gates to be an order of 'z', 'r', 'h', came {layout.gates!r}"
+                f"expected gates to be an order of 'z', 'r', 'h', got {layout.gates!r}"
             )
         return repr(layout), layout
     if layout not in LAYOUTS:
-        raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, came {layout!r}")
+        raise ValueError(f"expected a layout among {', '.join(LAYOUTS)}, got {layout!r}")
     return repr(layout), LAYOUTS[layout]
 
 
@@ -265,15 +265,13 @@ def _same_float(given: dict[str, ArrayLike]) -> dict[str, NDArray[Any]]:
     for name, array in arrays.items():
         if array.dtype.kind != "f" or array.dtype.itemsize not in (2, 4, 8):
             raise TypeError(
-                f"expected {name} of float16, float32 or float64, came {array.dtype}; "
+                f"expected {name} of float16, float32 or float64, got {array.dtype}; "
                 f"convert it with astype first"
             )
     native = {name: array.dtype.newbyteorder("=") for name, array in arrays.items()}
     if len(set(native.values())) > 1:
-        came = ", ".join(f"{name} {dtype}" for name, dtype in native.items())
-        raise TypeError(
-            f"expected arrays of one dtype, came {came}; convert them with astype first"
-        )
+        got = ", ".join(f"{name} {dtype}" for name, dtype in native.items())
+        raise TypeError(f"expected arrays of one dtype, got {got}; convert them with astype first")
     return {name: array.astype(native[name], copy=False) for name, array in arrays.items()}
 
 
@@ -292,7 +290,7 @@ def _sizes(name: str, columns: bool, w_ih: NDArray[Any], w_hh: NDArray[Any]) -> 
     )
     raise ValueError(
         f"layout {name}: expected input and recurrent matrix of shapes {expected}, "
-        f"came {w_ih.shape} and {w_hh.shape}; {hint}"
+        f"got {w_ih.shape} and {w_hh.shape}; {hint}"
     )
 
 
@@ -304,10 +302,10 @@ def _check_biases(name: str, form: Biases, biases: list[NDArray[Any]], H: int) -
         "sum": [(3 * H,)],
         "split_h": [(4 * H,)],
     }
-    came = [b.shape for b in biases]
-    if came != shapes[form]:
-        fits = [key for key, layout in LAYOUTS.items() if shapes[layout.biases] == came]
+    got = [b.shape for b in biases]
+    if got != shapes[form]:
+        fits = [key for key, layout in LAYOUTS.items() if shapes[layout.biases] == got]
         hint = f"; such biases belong to {' or '.join(fits)}" if fits else ""
         raise ValueError(
-            f"layout {name} with H={H}: expected bias shapes {shapes[form]}, came {came}{hint}"
+            f"layout {name} with H={H}: expected bias shapes {shapes[form]}, got {got}{hint}"
         )

@@ -141,14 +141,14 @@ def _as_steps(
     array = _plain_array(values, like, what)
     if array.dtype.kind not in "biuf":
         raise TypeError(
-            f"{what}: expected a bool or 0/1 array, came dtype {array.dtype}; "
+            f"{what}: expected a bool or 0/1 array, got dtype {array.dtype}; "
             f"convert it with {what}.astype(bool)"
         )
     expected = (timesteps, batch) if time_major else (batch, timesteps)
     if array.shape != expected:
         order = "(T, B)" if time_major else "(B, T)"
         raise ValueError(
-            f"{what}: expected shape {order} = {expected} like the sequences, came {array.shape}"
+            f"{what}: expected shape {order} = {expected} like the sequences, got {array.shape}"
         )
     steps, binary = array, []
     if array.dtype.kind != "b":
@@ -159,7 +159,7 @@ def _as_steps(
 
 def _not_binary(what: str) -> ValueError:
     return ValueError(
-        f"{what}: expected only 0 and 1 (or bool), came other values; "
+        f"{what}: expected only 0 and 1 (or bool), got other values; "
         f"say which steps count, e.g. {what} != 0"
     )
 
@@ -179,14 +179,14 @@ def _plain_array(values: Any, like: Any, what: str) -> Any:
     check_place(where, values, like, what)
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(
-            f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .filled(0)"
+            f"{what}: expected a plain array, got a numpy.ma.MaskedArray; pass its .filled(0)"
         )
     if where == "device":
         return device_array(values, what)
     try:
         array = np.asarray(values)
     except ValueError as error:  # ragged lists
-        raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
+        raise ValueError(f"{what}: expected a rectangular array, got {error}") from None
     return follow(array, like)
 
 
@@ -199,18 +199,18 @@ def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.nd
     empty = array.dtype.kind == "f" and array.shape == (0,)  # what a list of none becomes
     if array.dtype.kind not in "iu" and not empty:
         raise TypeError(
-            f"lengths: expected integers, came dtype {array.dtype}; "
+            f"lengths: expected integers, got dtype {array.dtype}; "
             "give the number of valid steps of each row"
         )
     if array.shape != (batch,):
         raise ValueError(
-            f"lengths: expected shape (B,) = ({batch},), one per row, came {array.shape}"
+            f"lengths: expected shape (B,) = ({batch},), one per row, got {array.shape}"
         )
     counts = array.astype(np.intp)  # before it is read: what has no room here is all too many
     if batch and (array.min() < 0 or array.max() > timesteps):
         raise ValueError(
             f"lengths: expected values in 0..T = 0..{timesteps}, "
-            f"came values from {array.min()} to {array.max()}"
+            f"got values from {array.min()} to {array.max()}"
         )
     return counts
 

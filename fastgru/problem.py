@@ -220,7 +220,7 @@ def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
     if not isinstance(name, str) or name not in FLOATS:
         raise ValueError(
             f"{what}: expected 'float32' or 'float64', or on GPUs 'float16' or 'bfloat16', "
-            f"came {dtype!r}"
+            f"got {dtype!r}"
         )
     return FLOATS[name]
 
@@ -256,7 +256,7 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
         check_place(where, value, like, what)
     if isinstance(value, np.ma.MaskedArray):
         raise TypeError(
-            f"{what}: expected a plain array, came a numpy.ma.MaskedArray; pass its .data, and "
+            f"{what}: expected a plain array, got a numpy.ma.MaskedArray; pass its .data, and "
             "what to skip as mask=... (True = use the step)"
         )
     array: Any
@@ -268,9 +268,9 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
         try:
             array = np.asarray(value)
         except ValueError as error:  # ragged lists
-            raise ValueError(f"{what}: expected a rectangular array, came {error}") from None
+            raise ValueError(f"{what}: expected a rectangular array, got {error}") from None
         except TypeError as error:  # what it is made of does not become an array
-            raise TypeError(f"{what}: expected an array, came {error}") from None
+            raise TypeError(f"{what}: expected an array, got {error}") from None
     array = _cast_up(array, dtype, what, python_data=where is None and _is_numbers(value))
     if array.nbytes >= ADDRESSES:
         raise MemoryError(f"{what}: {array.nbytes} bytes, a view of shape {array.shape}")
@@ -283,7 +283,7 @@ def _cast_up(array: Any, dtype: np.dtype, what: str, python_data: bool) -> Any:
         return array.astype(dtype, copy=False)  # the native byte order, no copy if it is already
     kind = array.dtype.kind
     if kind == "c":
-        raise TypeError(f"{what}: expected real numbers, came {array.dtype}; pass .real or .imag")
+        raise TypeError(f"{what}: expected real numbers, got {array.dtype}; pass .real or .imag")
     if kind in "biu":
         return array.astype(dtype)
     if kind == "f" and python_data:  # Python floats never widen a layer
@@ -291,15 +291,15 @@ def _cast_up(array: Any, dtype: np.dtype, what: str, python_data: bool) -> Any:
             narrow = array.astype(dtype)
         if np.isinf(narrow).any() and not np.isinf(array).any():
             raise ValueError(
-                f"{what}: expected numbers that {dtype.name} can hold, came larger ones"
+                f"{what}: expected numbers that {dtype.name} can hold, got larger ones"
             )
         return narrow
     if kind in "OSUMmT" or array.dtype.names:
-        raise TypeError(f"{what}: expected numbers, came dtype {array.dtype}")
+        raise TypeError(f"{what}: expected numbers, got dtype {array.dtype}")
     if np.can_cast(array.dtype, dtype, "safe"):
         return array.astype(dtype)
     raise TypeError(
-        f"{what}: expected {dtype.name} or narrower, came {array.dtype}; nothing is cast down "
+        f"{what}: expected {dtype.name} or narrower, got {array.dtype}; nothing is cast down "
         f"silently: pass {what}.astype('{dtype.name}') or build the layer with "
         f"dtype='{array.dtype.name}'"
     )
@@ -319,7 +319,7 @@ def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hin
     ):
         return
     wanted = "(" + ", ".join("any" if n is None else str(n) for n in shape) + ")"
-    raise ValueError(f"{what}: expected shape {hint} = {wanted}, came {array.shape}")
+    raise ValueError(f"{what}: expected shape {hint} = {wanted}, got {array.shape}")
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str, like: Any) -> Any:
@@ -333,13 +333,13 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str, like
         if on_device(like):
             name, right = "CuPy", on_device(out)
         if not right:
-            raise TypeError(f"out: expected a {name} array, came {type(out).__name__}")
+            raise TypeError(f"out: expected a {name} array, got {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
-        raise TypeError(f"out: expected dtype {dtype.name}, came {out.dtype}")
+        raise TypeError(f"out: expected dtype {dtype.name}, got {out.dtype}")
     if out.shape != shape:
-        raise ValueError(f"out: expected shape {hint} = {shape}, came {out.shape}")
+        raise ValueError(f"out: expected shape {hint} = {shape}, got {out.shape}")
     if not on_device(out) and not out.flags.writeable:  # CuPy's arrays always are
-        raise ValueError("out: expected a writeable array, came a read-only one")
+        raise ValueError("out: expected a writeable array, got a read-only one")
     return out
 
 
@@ -348,8 +348,8 @@ def check_num_threads(num_threads: Any) -> int:
     if num_threads is None:
         return 0
     if isinstance(num_threads, (bool, float)) or not hasattr(num_threads, "__index__"):
-        raise TypeError(f"num_threads: expected an integer >= 1, came {num_threads!r}")
+        raise TypeError(f"num_threads: expected an integer >= 1, got {num_threads!r}")
     count = num_threads.__index__()
     if count < 1:
-        raise ValueError(f"num_threads: expected an integer >= 1, came {count}")
+        raise ValueError(f"num_threads: expected an integer >= 1, got {count}")
     return min(int(count), MOST_THREADS)

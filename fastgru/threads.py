@@ -1,4 +1,4 @@
-"""How many threads a call may use: SPEC section 3.
+"""How many threads a call may use.
 
 The default is what this process may really use: the least of its CPU affinity, its cgroup's CPU
 quota and OMP_NUM_THREADS. In a container the host's CPU count says nothing.
@@ -83,7 +83,7 @@ def num_threads(num_threads: int) -> Iterator[None]:
 
 def _checked(count: Any) -> int:
     if count is None:
-        raise TypeError("num_threads: expected an integer >= 1, came None")
+        raise TypeError("num_threads: expected an integer >= 1, got None")
     return check_num_threads(count)
 
 

@@ -151,7 +151,7 @@ class Variable(NDArrayOperatorsMixin):
         array = self._operand(value)
         if array.shape != self._value.shape:
             raise ValueError(
-                f"{self.name}: expected shape {self._value.shape}, came {array.shape}; "
+                f"{self.name}: expected shape {self._value.shape}, got {array.shape}; "
                 "a weight keeps its shape, so build another layer for another size"
             )
         return array

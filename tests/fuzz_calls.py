@@ -4,7 +4,7 @@
     python tests/fuzz_calls.py --soak 10000000
 
 A call ends in one of two ways. It returns what the reference backend computes from plain copies of
-its arguments; or it raises one of the errors of SPEC section 4, and weights, states, ``out`` and
+its arguments; or it raises one of the documented errors, and weights, states, ``out`` and
 arguments are as they were. What a hostile object raises itself may also come out. Every case is
 made from (seed, number) alone, so that one that fails can be run again by itself.
 """

@@ -1,6 +1,6 @@
 """What the tests of layers share: an oracle of another build, and layers with full weights.
 
-`oracle` is written from SPEC section 5 one row and one step at a time, with no array tricks and
+`oracle` is written from docs/semantics.md one row and one step at a time, with no array tricks and
 nothing of the library in it, so that a mistake in the reference backend cannot hide in it.
 """
 

@@ -39,8 +39,8 @@ def gru(
     if isinstance(inputs, keras.KerasTensor):
         raise NotImplementedError  # a symbolic call, for shapes only
     # A mixed_float16 policy comes with float16 arrays, which fastgru does not compute in.
-    came = np.asarray(inputs).dtype
-    dtype = np.float64 if came == np.float64 else np.float32
+    got = np.asarray(inputs).dtype
+    dtype = np.float64 if got == np.float64 else np.float32
     arrays = (inputs, kernel, recurrent_kernel, bias, initial_state)
     outputs, state = fastgru.gru(
         *(None if a is None else np.asarray(a).astype(dtype) for a in arrays),
@@ -53,7 +53,7 @@ def gru(
         zero_output_for_mask=_zero_output_for_mask.get(),
     )
     _calls += 1
-    outputs, state = outputs.astype(came), state.astype(came)
+    outputs, state = outputs.astype(got), state.astype(got)
     return outputs[-1] if time_major else outputs[:, -1], outputs, [state]
 
 

@@ -2,10 +2,10 @@
 
 ``check(Case(...))`` is the whole of it; a failing test prints the case, which can be pasted back.
 
-Keras' own backends disagree where SPEC 5 decides, so the judge is Keras' NumPy backend in the
-configuration that does what the SPEC says:
+Keras' own backends disagree where semantics.md decides, so the judge is Keras' NumPy backend in the
+configuration that does what docs/semantics.md says:
 
-- A masked step before the first valid one gives zeros (SPEC 5.2). The unrolled loop does that;
+- A masked step before the first valid one gives zeros (semantics.md 2). The unrolled loop does;
   the other one repeats ``states[0]`` there, which is the initial state. So ``unroll=True``, except:
 - ``zero_output_for_mask`` is read by the loop with ``unroll=False`` only. So ``unroll=False``
   where it is on (also in a Bidirectional with return_sequences, which turns it on), and then the
@@ -154,7 +154,7 @@ def build_keras(case, ours=None):
 
 
 def unrolled(case):
-    """Which of Keras' two loops follows SPEC 5 here; see the module's docstring."""
+    """Which of Keras' two loops follows docs/semantics.md here; see the module's docstring."""
     if case.merge_mode is not None:
         return not case.layer.get("return_sequences", False)
     return not case.layer.get("zero_output_for_mask", False)
@@ -209,7 +209,7 @@ def hand_over_masks(dealer, layer, case):
     """Put the masks of ``dealer``'s next call where Keras' cells keep those that they have drawn.
 
     ``dealer`` is a twin of our layer: a draw depends on the seed and the call count alone, so the
-    layer itself draws the same (SPEC 5.7).
+    layer itself draws the same (docs/semantics.md 7).
     """
     sizes = [case.inputs, *(cell["units"] for cell in case.cells)]
     pairs = zip(cells_of(dealer), cells_of(layer), strict=True)

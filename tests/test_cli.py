@@ -127,7 +127,7 @@ def test_one_layer_of_several(tmp_path, fake, x, capsys):
     assert run(tmp_path, model) == 2
     assert "choose one with --name: encoder.gru, decoder.gru" in capsys.readouterr().err
     assert run(tmp_path, model, "--name", "gru") == 2
-    assert "one of encoder.gru, decoder.gru, came gru" in capsys.readouterr().err
+    assert "one of encoder.gru, decoder.gru, got gru" in capsys.readouterr().err
     assert left_in(tmp_path) == []
     for option in ("--name", "--prefix", "--node"):
         assert run(tmp_path, model, option, "decoder.gru") == 0
@@ -138,7 +138,7 @@ WRONG_INPUT = {
     "features": (np.zeros((B, T, I + 1), "float32"), "5"),
     "dimensions": (
         np.zeros((B, T), "float32"),
-        r"expected an array \(B, T, I\), came shape \(7, 5\)",
+        r"expected an array \(B, T, I\), got shape \(7, 5\)",
     ),
     "wider than the layer": (np.zeros((B, T, I)), "float64"),
     "objects": (np.array([{}]), "expected a .npy file of numbers"),
@@ -296,7 +296,7 @@ def test_models_that_are_none(tmp_path, capsys, command):
     (tmp_path / "model").touch()
     for name, message in (
         ("absent.keras", "expected a model there"),
-        ("model.docx", "came '.docx'"),
+        ("model.docx", "got '.docx'"),
         ("model", "expected a SavedModel folder or one of .keras, .h5"),
     ):
         assert main([command, str(tmp_path / name), *more]) == 2

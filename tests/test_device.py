@@ -221,7 +221,7 @@ def test_out_on_the_device(cupy, x, merge):
     out = cupy.asarray(np.zeros_like(want))
     assert layer(cupy.asarray(seq), out=out) is out
     np.testing.assert_allclose(out.get(), want, atol=1e-6)
-    with pytest.raises(TypeError, match="out: expected a CuPy array, came Foreign"):
+    with pytest.raises(TypeError, match="out: expected a CuPy array, got Foreign"):
         layer(cupy.asarray(seq), out=Foreign(out))
 
 
@@ -245,7 +245,7 @@ def test_halves_are_for_devices(cupy, x, dtype):
     np.testing.assert_allclose(got.get().astype("float32"), wide(half.astype("float32")), atol=3e-2)
     with pytest.raises(ValueError, match=rf"no backend.*cpu: dtype {dtype} is for CuPy arrays"):
         layer(half)
-    with pytest.raises(TypeError, match=f"expected {dtype} or narrower, came float32"):
+    with pytest.raises(TypeError, match=f"expected {dtype} or narrower, got float32"):
         layer(cupy.asarray(x))
 
 
@@ -255,7 +255,7 @@ def test_precision(cupy, x):
     assert fastgru.GRU.from_config(layer.get_config()).precision == "tf32"
     assert "precision" not in fastgru.GRU(H).get_config()
     np.testing.assert_allclose(layer(cupy.asarray(x)).get(), layer(x), atol=2e-3)
-    with pytest.raises(ValueError, match=r"tf32.*float32 products, came dtype 'float64'"):
+    with pytest.raises(ValueError, match=r"tf32.*float32 products, got dtype 'float64'"):
         fastgru.GRU(H, precision="tf32", dtype="float64")
 
 
@@ -510,5 +510,5 @@ def test_real_cupy_without_a_driver():
             print("raised", error)
         print(engine.missing())
     """)
-    assert said.startswith("raised sequences: came an array on a CUDA device")
+    assert said.startswith("raised sequences: got an array on a CUDA device")
     assert said.count("cudaError") == 2

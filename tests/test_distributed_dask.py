@@ -89,17 +89,17 @@ def in_dask(value):
     return da.from_array(value, chunks=4)
 
 
-def assert_same_bits(came, expected):
+def assert_same_bits(got, expected):
     """Compare what two calls returned, the nesting and types of arrays included."""
-    assert type(came) is type(expected)
+    assert type(got) is type(expected)
     if isinstance(expected, (list, tuple)):
-        assert len(came) == len(expected)
-        for one, other in zip(came, expected, strict=True):
+        assert len(got) == len(expected)
+        for one, other in zip(got, expected, strict=True):
             assert_same_bits(one, other)
     else:
-        assert came.dtype == expected.dtype
-        assert came.shape == expected.shape
-        assert came.tobytes() == expected.tobytes()
+        assert got.dtype == expected.dtype
+        assert got.shape == expected.shape
+        assert got.tobytes() == expected.tobytes()
 
 
 @pytest.fixture(scope="module")
@@ -129,8 +129,8 @@ def test_the_result_is_that_of_one_call(client, kind, arguments):
             assert (array.shape, array.dtype) == (result.shape, result.dtype)
             assert type(array._meta) is np.ndarray
             assert array._meta.dtype == result.dtype
-        (came,) = dask.compute(lazy)
-        assert_same_bits(came, expected)
+        (got,) = dask.compute(lazy)
+        assert_same_bits(got, expected)
 
 
 def test_both_processes_work(client):
@@ -195,11 +195,11 @@ def test_a_killed_worker_changes_nothing(client, tmp_path):
     # Its shape comes from its own task, after that of the layer's copy and of other blocks.
     cut = cut.map_blocks(killed_once, str(marker), dtype=x.dtype, meta=x[:0])
     lazy = apply(layer, cut, **calls["lengths"])
-    (came,) = dask.compute(lazy)
+    (got,) = dask.compute(lazy)
     assert marker.exists(), "nobody was killed"
     client.wait_for_workers(2, timeout=60)
     assert set(client.run(os.getpid).values()) != before
-    assert_same_bits(came, layer(x, **calls["lengths"]))
+    assert_same_bits(got, layer(x, **calls["lengths"]))
 
 
 def test_the_documentation(client, tmp_path):
@@ -291,8 +291,8 @@ def test_chunks_of_unknown_size(here):
     some = x[:, 0, 0] > 0
     chosen = cut[da.from_array(some, chunks=5)]
     mask = chosen[:, :, 1] > -0.5
-    came = dask.compute(apply(layer, chosen, mask=mask))[0]
-    assert_same_bits(came, layer(x[some], mask=x[some][:, :, 1] > -0.5))
+    got = dask.compute(apply(layer, chosen, mask=mask))[0]
+    assert_same_bits(got, layer(x[some], mask=x[some][:, :, 1] > -0.5))
     with pytest.raises(
         ValueError, match=r"mask: expected a Dask array in 5 blocks.*compute_chunk_sizes"
     ):
@@ -312,7 +312,7 @@ def test_no_rows_and_no_steps(here):
 
 X = da.zeros((B, T, I), chunks=(CHUNKS, T, I), dtype="float32")
 WRONG = {
-    "numpy": (TypeError, "x: expected a Dask array, came ndarray", np.zeros((2, T, I)), {}),
+    "numpy": (TypeError, "x: expected a Dask array, got ndarray", np.zeros((2, T, I)), {}),
     "two axes": (ValueError, r"x: expected \(B, T, I\)", X[0], {}),
     "time": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X.rechunk({1: 4}), {}),
     "features": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X.rechunk({2: 4}), {}),
@@ -392,7 +392,7 @@ def test_blocks_of_cupy_stay_on_the_device(here, monkeypatch):
     blocks = [block.compute() for block in y.blocks]
     assert {type(block) for block in blocks} == {fake_cupy.ndarray}
     expected, _ = layer(x, **calls["lengths"])
-    came = np.concatenate([block.get() for block in blocks])
-    np.testing.assert_allclose(came, expected, rtol=0, atol=4e-6)
+    got = np.concatenate([block.get() for block in blocks])
+    np.testing.assert_allclose(got, expected, rtol=0, atol=4e-6)
     with pytest.raises(TypeError, match="initial_state: expected an array on a CUDA device"):
         apply(layer, cut, calls["lengths"]["initial_state"])

@@ -67,11 +67,11 @@ def expected(layer, table):
     return {"id": table["id"], "y": y, "state": state}
 
 
-def assert_same_bits(came, expected):
-    assert list(came) == list(expected)
+def assert_same_bits(got, expected):
+    assert list(got) == list(expected)
     for name, column in expected.items():
-        assert (came[name].shape, came[name].dtype) == (column.shape, column.dtype)
-        assert came[name].tobytes() == column.tobytes(), name
+        assert (got[name].shape, got[name].dtype) == (column.shape, column.dtype)
+        assert got[name].tobytes() == column.tobytes(), name
 
 
 @pytest.mark.parametrize("source", ["path", "layer"])
@@ -108,11 +108,11 @@ def test_arrays_of_a_device_go_in_and_host_arrays_come_out(layer, monkeypatch):
         predict, "layer", lambda *a, **k: seen.append(type(k["lengths"])) or layer(*a, **k)
     )
     table = columns()
-    came, on_host = predict(table), expected(layer, table)
+    got, on_host = predict(table), expected(layer, table)
     assert seen == [fake_cupy.ndarray]
     for name, column in on_host.items():
-        assert type(came[name]) is np.ndarray
-        np.testing.assert_allclose(came[name], column, rtol=0, atol=4e-6)
+        assert type(got[name]) is np.ndarray
+        np.testing.assert_allclose(got[name], column, rtol=0, atol=4e-6)
 
 
 def cupy_without_a_gpu(monkeypatch):
@@ -153,9 +153,9 @@ def test_layers_that_no_actor_can_run(layer, error, message):
 
 def test_wrong_columns(layer):
     table = columns()
-    with pytest.raises(ValueError, match=r"outputs: expected 2 names.*came \['y'\]"):
+    with pytest.raises(ValueError, match=r"outputs: expected 2 names.*got \['y'\]"):
         Predictor(layer)(table)
-    with pytest.raises(ValueError, match=r"expected a column 'length', came \['h0', 'id'"):
+    with pytest.raises(ValueError, match=r"expected a column 'length', got \['h0', 'id'"):
         Predictor(layer, lengths="length")(table)
     with pytest.raises(TypeError, match="expected lists of column names"):
         Predictor(layer, outputs="y")
@@ -217,26 +217,26 @@ def on_ray(data, table, *arguments):
         num_cpus=1,
     ).take_all()
     done.sort(key=lambda row: row["id"])
-    came = {name: np.stack([row[name] for row in done]) for name in done[0]}
-    return came, {tuple(told) for told in came.pop("told").tolist()}
+    got = {name: np.stack([row[name] for row in done]) for name in done[0]}
+    return got, {tuple(told) for told in got.pop("told").tolist()}
 
 
 def test_two_actors_give_the_result_of_one_call(data, layer, path):
     table = columns()
-    came, told = on_ray(data, table, path)
+    got, told = on_ray(data, table, path)
     processes = {process for process, _ in told}
     assert len(processes - {os.getpid()}) == 2
     assert {loaded for _, loaded in told} == {1}
-    assert_same_bits(came, expected(layer, table))
+    assert_same_bits(got, expected(layer, table))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="SIGKILL is POSIX")
 def test_a_killed_actor_changes_nothing(data, layer, path, tmp_path):
     table = columns()
     marker = tmp_path / "killed"
-    came, _ = on_ray(data, table, path, str(marker))
+    got, _ = on_ray(data, table, path, str(marker))
     assert marker.exists(), "nobody was killed"
-    assert_same_bits(came, expected(layer, table))
+    assert_same_bits(got, expected(layer, table))
 
 
 def test_the_documentation(data, tmp_path):

@@ -129,8 +129,8 @@ def test_the_result_is_that_of_one_call(session, tmp_path, case):
     if len(outputs) > 1:
         kind = f"struct<{','.join(f'{name}:{kind}' for name in outputs)}>"
     assert dict(rows.dtypes)["out"] == kind
-    for came, expected in zip(collected(rows), results, strict=True):
-        assert came.reshape(expected.shape).astype(expected.dtype).tobytes() == expected.tobytes()
+    for got, expected in zip(collected(rows), results, strict=True):
+        assert got.reshape(expected.shape).astype(expected.dtype).tobytes() == expected.tobytes()
 
 
 def killing(marker):
@@ -157,10 +157,10 @@ def test_a_killed_worker_changes_nothing(session, tmp_path):
     marker = tmp_path / "killed"
     predict = predict_udf(path, T, arguments=["lengths"], batch_size=4)
     rows = frame(session, table).withColumn("out", predict("x", "n"))
-    (came,) = collected(rows.withColumn("id", killing(str(marker))("id")))
+    (got,) = collected(rows.withColumn("id", killing(str(marker))("id")))
     assert marker.exists(), "nobody was killed"
     expected = layer(table["x"], lengths=table["n"])
-    assert came.astype("float32").tobytes() == expected.tobytes()
+    assert got.astype("float32").tobytes() == expected.tobytes()
 
 
 def test_a_worker_computes_on_one_thread(tmp_path, monkeypatch):
@@ -181,21 +181,21 @@ def test_wrong_arguments(tmp_path):
     path = saved(fastgru.GRU(H, return_state=True), tmp_path)
     two = ["y", "state"]
     for error, message, how in [
-        (ValueError, r"outputs: expected 2 names.*came \['y'\]", {}),
+        (ValueError, r"outputs: expected 2 names.*got \['y'\]", {}),
         (
             ValueError,
-            "arguments: expected some of mask, lengths, .*came 'length'",
+            "arguments: expected some of mask, lengths, .*got 'length'",
             {"outputs": two, "arguments": ["length"]},
         ),
         (TypeError, "expected lists of names", {"outputs": two, "arguments": "lengths"}),
-        (ValueError, "timesteps: expected an integer >= 1, came 0", {"timesteps": 0}),
+        (ValueError, "timesteps: expected an integer >= 1, got 0", {"timesteps": 0}),
     ]:
         with pytest.raises(error, match=message):
             predict_udf(path, **{"timesteps": T, **how})
     for layer, message in [
         (fastgru.GRU(H, stateful=True), "expected stateful=False"),
         (fastgru.GRU(H, time_major=True), "expected time_major=False"),
-        (fastgru.GRU(H, dtype="float16"), "expected a layer of float32 or float64, came float16"),
+        (fastgru.GRU(H, dtype="float16"), "expected a layer of float32 or float64, got float16"),
     ]:
         with pytest.raises(ValueError, match=message):
             predict_udf(saved(layer, tmp_path), T)

@@ -41,11 +41,11 @@ def test_the_sum_over_shards_is_the_gradient_of_one_call(example, dtype):
     one = example.loss_and_gradients(layer, whole)
     terms = whole[0].shape[0] * whole[0].shape[1]
     assert len(one) == 4
-    for came, expected in zip(summed, one, strict=True):
-        assert came.dtype == dtype
+    for got, expected in zip(summed, one, strict=True):
+        assert got.dtype == dtype
         assert np.abs(expected).max() > 0
         atol = terms * np.finfo(dtype).eps * np.abs(expected).max()
-        np.testing.assert_allclose(came, expected, rtol=0, atol=atol)
+        np.testing.assert_allclose(got, expected, rtol=0, atol=atol)
 
 
 def test_workers_do_not_change_the_weights(example):

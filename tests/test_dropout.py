@@ -1,4 +1,4 @@
-"""Dropout: SPEC section 5, line 7, the cell's mask members, and those of TF 2.x on the GRU."""
+"""Dropout: docs/semantics.md 7, the cell's mask members, and those of TF 2.x on the GRU."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def masks_of(seed, *, implementation=2, dtype="float64", calls=1, **rates):
     ("implementation", "dropout", "recurrent"),
     [(2, 0.4, 0), (1, 0.4, 0), (2, 0, 0.3), (1, 0.4, 0.3)],
 )
-def test_5_07_one_mask_per_call_held_over_all_steps(
+def test_rule_07_one_mask_per_call_held_over_all_steps(
     backend, implementation, dropout, recurrent, reset_after
 ):
     rates = {"dropout": dropout, "recurrent_dropout": recurrent}
@@ -67,7 +67,7 @@ def test_5_07_one_mask_per_call_held_over_all_steps(
         near(final, expected_state)
 
 
-def test_5_07_inverted_scaling():
+def test_rule_07_inverted_scaling():
     layer = fastgru.GRUCell(2000, dropout=0.25, recurrent_dropout=0.6, seed=5)
     drop = np.stack(layer.get_dropout_mask(np.zeros((3, 4000), "float32")))
     recurrent = np.stack(layer.get_recurrent_dropout_mask(np.zeros((3, 2000), "float32")))
@@ -79,7 +79,7 @@ def test_5_07_inverted_scaling():
         assert mask.dtype == np.float32
 
 
-def test_5_07_recurrent_dropout_forces_implementation_1():
+def test_rule_07_recurrent_dropout_forces_implementation_1():
     assert fastgru.GRU(3, implementation=2).implementation == 2
     assert fastgru.GRU(3, implementation=2, recurrent_dropout=0.1).implementation == 1
     drop, recurrent = masks_of(1, implementation=2, dropout=0.5, recurrent_dropout=0.5)
@@ -87,7 +87,7 @@ def test_5_07_recurrent_dropout_forces_implementation_1():
     assert any((drop[0] != drop[g]).any() for g in (1, 2))
 
 
-def test_5_07_the_draw_depends_on_seed_and_call_count_alone(backend):
+def test_rule_07_the_draw_depends_on_seed_and_call_count_alone(backend):
     rates = {"dropout": 0.5, "recurrent_dropout": 0.5}
     outputs = {}
     for dtype, threads in itertools.product(DTYPES, (1, 2)):
@@ -107,7 +107,7 @@ def test_5_07_the_draw_depends_on_seed_and_call_count_alone(backend):
             near(got, want, dtype)
 
 
-def test_5_07_only_training_draws(backend):
+def test_rule_07_only_training_draws(backend):
     layer = gru(dropout=0.5, recurrent_dropout=0.5, seed=3)
     plain = gru()
     for training in (False, None, 0):

@@ -1,4 +1,4 @@
-"""SPEC section 4, wrong calls: each is refused before any work, with a message that helps.
+"""Errors, wrong calls: each is refused before any work, with a message that helps.
 
 Checked for each: the type, what the message says was expected and came, and that nothing has
 changed: weights, states, losses, dropout counters, built flags, ``out``. The same table is run
@@ -70,23 +70,23 @@ def call(*args, **kwargs):
     return args, kwargs
 
 
-SHAPE = r"mask: expected shape \(B, T\) = \(4, 7\).*came "
-STATE = r"initial_state: expected shape \(B, H\) = \(4, 5\), came "
-NUMBERS = r"expected numbers, came "
+SHAPE = r"mask: expected shape \(B, T\) = \(4, 7\).*got "
+STATE = r"initial_state: expected shape \(B, H\) = \(4, 5\), got "
+NUMBERS = r"expected numbers, got "
 
 # What is wrong with a call of a GRU layer (B, T, I) = (4, 7, 3), H = 5, float32, return_sequences.
 CALLS = {
     # sequences
     "two axes": (call(x()[0]), ValueError, r"expected three axes \(B, T, I\).*\(7, 3\).*add the"),
-    "one axis": (call(x()[0, 0]), ValueError, r"sequences: expected three axes.*came shape \(3,\)"),
-    "four axes": (call(x()[None]), ValueError, r"expected three axes.*came shape \(1, 4, 7, 3\)"),
-    "a scalar": (call(3.0), ValueError, r"sequences: expected three axes.*came shape \(\)"),
-    "an empty list": (call([]), ValueError, r"sequences: expected three axes.*came shape \(0,\)"),
+    "one axis": (call(x()[0, 0]), ValueError, r"sequences: expected three axes.*got shape \(3,\)"),
+    "four axes": (call(x()[None]), ValueError, r"expected three axes.*got shape \(1, 4, 7, 3\)"),
+    "a scalar": (call(3.0), ValueError, r"sequences: expected three axes.*got shape \(\)"),
+    "an empty list": (call([]), ValueError, r"sequences: expected three axes.*got shape \(0,\)"),
     "float64": (call(x("float64")), TypeError, r"sequences: expected float32.*float64.*astype"),
     "longdouble": (call(x("longdouble")), TypeError, r"sequences: expected float32 or narrower"),
     "float64 scalars": (call([[[np.float64(1)] * I]]), TypeError, r"expected float32 or narrower"),
-    "complex": (call(x("complex64")), TypeError, r"expected real numbers, came complex64.*\.real"),
-    "complex list": (call([[[1j] * I]]), TypeError, r"expected real numbers, came complex128"),
+    "complex": (call(x("complex64")), TypeError, r"expected real numbers, got complex64.*\.real"),
+    "complex list": (call([[[1j] * I]]), TypeError, r"expected real numbers, got complex128"),
     "text": (call("abc"), TypeError, rf"sequences: {NUMBERS}dtype <U3"),
     "bytes": (call(b"abc"), TypeError, rf"sequences: {NUMBERS}dtype \|S3"),
     "objects": (call(x("O")), TypeError, rf"sequences: {NUMBERS}dtype object"),
@@ -94,7 +94,7 @@ CALLS = {
     "dates": (call(np.zeros((B, T, I), "M8[s]")), TypeError, rf"{NUMBERS}dtype datetime64"),
     "records": (call(np.zeros((B, T), "f4,f4,f4")), TypeError, NUMBERS),
     "ragged": (call([RAGGED]), ValueError, r"sequences: expected a rectangular array"),
-    "masked array": (call(masked(x())), TypeError, r"came a numpy.ma.MaskedArray.*mask="),
+    "masked array": (call(masked(x())), TypeError, r"got a numpy.ma.MaskedArray.*mask="),
     "device array": (call(OnDevice()), fastgru.BackendError, r"sequences: .*CUDA device.*CuPy"),
     # mask
     "mask of one row": (call(x(), mask=[1] * T), ValueError, rf"{SHAPE}\(7,\)"),
@@ -113,8 +113,8 @@ CALLS = {
     "mask masked": (call(x(), mask=masked(ALL)), TypeError, r"mask: expected.*MaskedArray"),
     "mask and lengths": (call(x(), mask=ALL, lengths=[T] * B), ValueError, r"not both; drop one"),
     # lengths
-    "lengths too long": (call(x(), lengths=[7, 8, 1, 0]), ValueError, r"0\.\.7, came.*0 to 8"),
-    "lengths negative": (call(x(), lengths=[-1, 2, 1, 0]), ValueError, r"0\.\.7, came.*-1 to 2"),
+    "lengths too long": (call(x(), lengths=[7, 8, 1, 0]), ValueError, r"0\.\.7, got.*0 to 8"),
+    "lengths negative": (call(x(), lengths=[-1, 2, 1, 0]), ValueError, r"0\.\.7, got.*-1 to 2"),
     "lengths float": (
         call(x(), lengths=[7.0] * B),
         TypeError,
@@ -123,10 +123,10 @@ CALLS = {
     "lengths bool": (call(x(), lengths=[True] * B), TypeError, r"lengths: expected integers.*bool"),
     "lengths text": (call(x(), lengths=["7"] * B), TypeError, r"lengths: expected integers"),
     "lengths None": (call(x(), lengths=[None] * B), TypeError, r"expected integers.*object"),
-    "lengths count": (call(x(), lengths=[7] * 3), ValueError, r"\(B,\) = \(4,\).*came \(3,\)"),
+    "lengths count": (call(x(), lengths=[7] * 3), ValueError, r"\(B,\) = \(4,\).*got \(3,\)"),
     "lengths column": (call(x(), lengths=[[7]] * B), ValueError, r"\(4,\), one per row.*\(4, 1\)"),
-    "lengths scalar": (call(x(), lengths=7), ValueError, r"lengths: expected shape.*came \(\)"),
-    "lengths empty": (call(x(), lengths=[]), ValueError, r"lengths: expected shape.*came \(0,\)"),
+    "lengths scalar": (call(x(), lengths=7), ValueError, r"lengths: expected shape.*got \(\)"),
+    "lengths empty": (call(x(), lengths=[]), ValueError, r"lengths: expected shape.*got \(0,\)"),
     "lengths ragged": (call(x(), lengths=RAGGED), (ValueError, TypeError), r"lengths: expected"),
     # reset_mask
     "reset_mask (T, B)": (call(x(), reset_mask=ALL.T), ValueError, r"reset_mask: expected shape"),
@@ -137,8 +137,8 @@ CALLS = {
     "state units": (call(x(), h()[:, 1:]), ValueError, rf"{STATE}\(4, 4\)"),
     "state axes": (call(x(), h()[None]), ValueError, rf"{STATE}\(1, 4, 5\)"),
     "state scalar": (call(x(), 0.0), ValueError, rf"{STATE}\(\)"),
-    "two states": (call(x(), [h(), h()]), ValueError, r"expected 1 state\(s\).*came 2"),
-    "no states": (call(x(), []), ValueError, r"initial_state: expected 1 state\(s\).*came 0"),
+    "two states": (call(x(), [h(), h()]), ValueError, r"expected 1 state\(s\).*got 2"),
+    "no states": (call(x(), []), ValueError, r"initial_state: expected 1 state\(s\).*got 0"),
     "state float64": (call(x(), h("float64")), TypeError, r"initial_state: expected float32.*cast"),
     "state complex": (call(x(), h("complex64")), TypeError, r"initial_state: expected real number"),
     "state text": (call(x(), "zeros"), TypeError, rf"initial_state: {NUMBERS}"),
@@ -146,21 +146,21 @@ CALLS = {
     "state None in list": (call(x(), [None]), TypeError, rf"initial_state: {NUMBERS}dtype object"),
     "state masked": (call(x(), masked(h())), TypeError, r"initial_state: .*MaskedArray"),
     # out
-    "out list": (call(x(), out=[]), TypeError, r"out: expected a NumPy array, came list"),
-    "out shape": (call(x(), out=h()), ValueError, r"out: expected shape.*\(4, 7, 5\), came \(4, 5"),
-    "out float64": (call(x(), out=np.zeros((B, T, H))), TypeError, r"dtype float32, came float64"),
-    "out swapped": (call(x(), out=np.zeros((B, T, H), ">f4")), TypeError, r"float32, came >f4"),
+    "out list": (call(x(), out=[]), TypeError, r"out: expected a NumPy array, got list"),
+    "out shape": (call(x(), out=h()), ValueError, r"out: expected shape.*\(4, 7, 5\), got \(4, 5"),
+    "out float64": (call(x(), out=np.zeros((B, T, H))), TypeError, r"dtype float32, got float64"),
+    "out swapped": (call(x(), out=np.zeros((B, T, H), ">f4")), TypeError, r"float32, got >f4"),
     "out read-only": (
         call(x(), out=read_only(np.zeros((B, T, H), "float32"))),
         ValueError,
-        r"out: expected a writeable array, came a read-only",
+        r"out: expected a writeable array, got a read-only",
     ),
     # num_threads
-    "no threads": (call(x(), num_threads=0), ValueError, r"expected an integer >= 1, came 0"),
-    "-1 threads": (call(x(), num_threads=-1), ValueError, r"expected an integer >= 1, came -1"),
-    "1.5 threads": (call(x(), num_threads=1.5), TypeError, r"expected an integer >= 1, came 1.5"),
-    "'2' threads": (call(x(), num_threads="2"), TypeError, r"expected an integer >= 1, came '2'"),
-    "True threads": (call(x(), num_threads=True), TypeError, r"an integer >= 1, came True"),
+    "no threads": (call(x(), num_threads=0), ValueError, r"expected an integer >= 1, got 0"),
+    "-1 threads": (call(x(), num_threads=-1), ValueError, r"expected an integer >= 1, got -1"),
+    "1.5 threads": (call(x(), num_threads=1.5), TypeError, r"expected an integer >= 1, got 1.5"),
+    "'2' threads": (call(x(), num_threads="2"), TypeError, r"expected an integer >= 1, got '2'"),
+    "True threads": (call(x(), num_threads=True), TypeError, r"an integer >= 1, got True"),
 }
 
 RATES = {"dropout": 0.3, "recurrent_dropout": 0.2, "seed": 1, "activity_regularizer": "l2"}
@@ -224,19 +224,19 @@ def test_wrong_calls_of_a_bidirectional(name, merge_mode):
 def test_wrong_features_once_built():
     for kind in ("gru", "stateful", "rnn"):
         wrong = call(x(shape=(B, T, 2)))
-        refused(make(kind), "__call__", wrong, ValueError, r"expected I = 3 features.*came 2")
+        refused(make(kind), "__call__", wrong, ValueError, r"expected I = 3 features.*got 2")
     cell = fill(fastgru.GRUCell(H))
     fresh = fastgru.RNN(cell)
-    refused(fresh, "__call__", call(x(shape=(B, T, 2))), ValueError, r"I = 3.*came.*2")
+    refused(fresh, "__call__", call(x(shape=(B, T, 2))), ValueError, r"I = 3.*got.*2")
 
 
 def test_wrong_calls_with_time_major():
     layer = fill(fastgru.GRU(H, time_major=True, return_sequences=True))
     swapped = x(shape=(T, B, I))
     for kwargs, pattern in (
-        ({"mask": ALL}, r"mask: expected shape \(T, B\) = \(7, 4\).*came \(4, 7\)"),
+        ({"mask": ALL}, r"mask: expected shape \(T, B\) = \(7, 4\).*got \(4, 7\)"),
         ({"reset_mask": ALL}, r"reset_mask: expected shape \(T, B\) = \(7, 4\)"),
-        ({"lengths": [1] * T}, r"lengths: expected shape \(B,\) = \(4,\).*came \(7,\)"),
+        ({"lengths": [1] * T}, r"lengths: expected shape \(B,\) = \(4,\).*got \(7,\)"),
         ({"initial_state": h(shape=(T, H))}, rf"{STATE}\(7, 5\)"),
         ({"out": np.zeros((B, T, H), "float32")}, r"out: expected shape \(T, B, H\) = \(7, 4, 5\)"),
     ):
@@ -259,7 +259,7 @@ BIDIRECTIONAL = {
     "wrong backward state": (call(x(), [h(), h()[:, 1:]]), rf"{STATE}\(4, 4\)"),
     "out of one half": (
         call(x(), out=np.zeros((B, T, H), "float32")),
-        r"out: expected shape.*\(4, 7, 10\), came \(4, 7, 5\)",
+        r"out: expected shape.*\(4, 7, 10\), got \(4, 7, 5\)",
     ),
     "two axes and out": (
         call(x()[0], out=np.zeros((B, T, 2 * H), "float32")),
@@ -296,10 +296,10 @@ def test_wrong_states_of_sequential_and_stacks(built):
     for layer, states, pattern in (
         (chain, h(), r"initial_state: expected a list of 2, one entry per layer"),
         (chain, [pair[0]], r"initial_state: expected a list of 2, one entry per layer"),
-        (chain, [pair[1], pair[1]], r"expected shape \(B, H\) = \(4, 2\), came \(4, 5\)"),
-        (chain, [None, pair[0]], r"expected shape \(B, H\) = \(4, 5\), came \(4, 2\)"),
-        (stack, h(), r"initial_state: expected a list of 2 states, came one"),
-        (stack, [pair[0]], r"initial_state: expected 2 state\(s\).*came 1"),
+        (chain, [pair[1], pair[1]], r"expected shape \(B, H\) = \(4, 2\), got \(4, 5\)"),
+        (chain, [None, pair[0]], r"expected shape \(B, H\) = \(4, 5\), got \(4, 2\)"),
+        (stack, h(), r"initial_state: expected a list of 2 states, got one"),
+        (stack, [pair[0]], r"initial_state: expected 2 state\(s\).*got 1"),
         (stack, pair[::-1], r"initial_state\[0\]: expected shape \(B, H\) = \(4, 2\)"),
         (stack, [[pair[0]], [pair[0]]], r"initial_state\[1\]: expected shape \(B, H\) = \(4, 5\)"),
     ):
@@ -308,13 +308,13 @@ def test_wrong_states_of_sequential_and_stacks(built):
 
 def test_stateful_batch_size():
     layer = make("stateful")
-    refused(layer, "__call__", call(x()[1:]), ValueError, r"keeps B = 4 rows, came B = 3; use the")
+    refused(layer, "__call__", call(x()[1:]), ValueError, r"keeps B = 4 rows, got B = 3; use the")
     both = fastgru.Bidirectional(fastgru.GRU(H, stateful=True, **RATES))
     both(x())
-    refused(both, "__call__", call(x()[1:]), ValueError, r"keeps B = 4 rows, came B = 3")
+    refused(both, "__call__", call(x()[1:]), ValueError, r"keeps B = 4 rows, got B = 3")
     chain = make("sequential")
     chain(x())
-    refused(chain, "__call__", call(x()[1:]), ValueError, r"keeps B = 4 rows, came B = 3")
+    refused(chain, "__call__", call(x()[1:]), ValueError, r"keeps B = 4 rows, got B = 3")
 
 
 # -- a backend that was asked for ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""SPEC section 4, everything but calls: constructors, weights, states, configs, functions.
+"""Errors, everything but calls: constructors, weights, states, configs, functions.
 
 Each is checked for its type and for a message that says what was expected and what came; what
 already existed is unchanged afterwards. Wrong calls are in test_errors.py, tapes in test_tape.py.
@@ -29,48 +29,48 @@ SHARED = GRU(3, return_sequences=True)
 
 # What is built wrongly: the call, the error, what its message says.
 CONSTRUCTORS = {
-    "no units": (lambda: GRU(0), ValueError, r"units: expected a positive integer, came 0"),
-    "negative units": (lambda: GRU(-3), ValueError, r"units: expected a positive integer, came -3"),
-    "4.0 units": (lambda: GRU(4.0), TypeError, r"units: expected a positive integer, came 4.0"),
-    "'4' units": (lambda: GRUCell("4"), TypeError, r"units: expected a positive integer, came '4'"),
-    "True units": (lambda: GRU(True), TypeError, r"units: expected a positive integer, came True"),
-    "None units": (lambda: GRU(None), TypeError, r"units: expected a positive integer, came None"),
-    "dropout below": (lambda: GRU(3, dropout=-0.1), ValueError, r"dropout: .*\[0, 1\], came -0.1"),
-    "dropout above": (lambda: GRU(3, dropout=1.1), ValueError, r"dropout: .*\[0, 1\], came 1.1"),
-    "dropout NaN": (lambda: GRU(3, dropout=np.nan), ValueError, r"dropout: .*\[0, 1\], came nan"),
-    "dropout text": (lambda: GRU(3, dropout="0.5"), TypeError, r"dropout: .*\[0, 1\], came '0.5'"),
-    "dropout True": (lambda: GRU(3, dropout=True), TypeError, r"dropout: .*\[0, 1\], came True"),
-    "dropout None": (lambda: GRU(3, dropout=None), TypeError, r"dropout: .*\[0, 1\], came None"),
+    "no units": (lambda: GRU(0), ValueError, r"units: expected a positive integer, got 0"),
+    "negative units": (lambda: GRU(-3), ValueError, r"units: expected a positive integer, got -3"),
+    "4.0 units": (lambda: GRU(4.0), TypeError, r"units: expected a positive integer, got 4.0"),
+    "'4' units": (lambda: GRUCell("4"), TypeError, r"units: expected a positive integer, got '4'"),
+    "True units": (lambda: GRU(True), TypeError, r"units: expected a positive integer, got True"),
+    "None units": (lambda: GRU(None), TypeError, r"units: expected a positive integer, got None"),
+    "dropout below": (lambda: GRU(3, dropout=-0.1), ValueError, r"dropout: .*\[0, 1\], got -0.1"),
+    "dropout above": (lambda: GRU(3, dropout=1.1), ValueError, r"dropout: .*\[0, 1\], got 1.1"),
+    "dropout NaN": (lambda: GRU(3, dropout=np.nan), ValueError, r"dropout: .*\[0, 1\], got nan"),
+    "dropout text": (lambda: GRU(3, dropout="0.5"), TypeError, r"dropout: .*\[0, 1\], got '0.5'"),
+    "dropout True": (lambda: GRU(3, dropout=True), TypeError, r"dropout: .*\[0, 1\], got True"),
+    "dropout None": (lambda: GRU(3, dropout=None), TypeError, r"dropout: .*\[0, 1\], got None"),
     "recurrent above": (
         lambda: GRU(3, recurrent_dropout=2),
         ValueError,
-        r"recurrent_dropout: expected a number in \[0, 1\], came 2",
+        r"recurrent_dropout: expected a number in \[0, 1\], got 2",
     ),
-    "implementation 0": (lambda: GRU(3, implementation=0), ValueError, r"expected 1 or 2, came 0"),
-    "implementation 3": (lambda: GRUCell(3, implementation=3), ValueError, r"1 or 2, came 3"),
+    "implementation 0": (lambda: GRU(3, implementation=0), ValueError, r"expected 1 or 2, got 0"),
+    "implementation 3": (lambda: GRUCell(3, implementation=3), ValueError, r"1 or 2, got 3"),
     "seed text": (lambda: GRU(3, seed="x"), TypeError, r"seed: expected an integer or None"),
-    "seed 0.5": (lambda: GRU(3, seed=0.5), TypeError, r"seed: expected an integer.*came 0.5"),
-    "seed -1": (lambda: GRU(3, seed=-1), ValueError, r"seed: expected a non-negative.*came -1"),
-    "int8": (lambda: GRU(3, dtype="int8"), ValueError, r"'float32' or 'float64'.*came 'int8'"),
+    "seed 0.5": (lambda: GRU(3, seed=0.5), TypeError, r"seed: expected an integer.*got 0.5"),
+    "seed -1": (lambda: GRU(3, seed=-1), ValueError, r"seed: expected a non-negative.*got -1"),
+    "int8": (lambda: GRU(3, dtype="int8"), ValueError, r"'float32' or 'float64'.*got 'int8'"),
     "int": (lambda: GRU(3, dtype=int), ValueError, r"expected 'float32' or 'float64'"),
     "mixed policy": (
         lambda: GRU(3, dtype="mixed_float16"),
         ValueError,
-        r"dtype: expected 'float32' or 'float64'.*came 'mixed_float16'",
+        r"dtype: expected 'float32' or 'float64'.*got 'mixed_float16'",
     ),
     "dtype list": (lambda: GRU(3, dtype=["float32"]), ValueError, r"dtype: expected 'float32' or"),
-    "name": (lambda: GRU(3, name=5), TypeError, r"name: expected a string or None, came 5"),
+    "name": (lambda: GRU(3, name=5), TypeError, r"name: expected a string or None, got 5"),
     "use_cudnn": (
         lambda: GRU(3, use_cudnn="yes"),
         ValueError,
-        r"'auto', True or False, came 'yes'",
+        r"'auto', True or False, got 'yes'",
     ),
-    "use_cudnn 1": (lambda: GRU(3, use_cudnn=1), ValueError, r"'auto', True or False, came 1"),
-    "precision": (lambda: GRU(3, precision="half"), ValueError, r"None or 'tf32', came 'half'"),
+    "use_cudnn 1": (lambda: GRU(3, use_cudnn=1), ValueError, r"'auto', True or False, got 1"),
+    "precision": (lambda: GRU(3, precision="half"), ValueError, r"None or 'tf32', got 'half'"),
     "tf32": (
         lambda: GRU(3, precision="tf32", dtype="float64"),
         ValueError,
-        r"'tf32' is a precision of float32 products, came dtype 'float64'",
+        r"'tf32' is a precision of float32 products, got dtype 'float64'",
     ),
     "activation": (lambda: GRU(3, "tnah"), ValueError, r"'tnah'.*[Dd]id you mean 'tanh'"),
     "activation 3": (lambda: GRU(3, 3), ValueError, r"3.*activation.*expected"),
@@ -98,15 +98,15 @@ CONSTRUCTORS = {
     # RNN and stacks
     "no cell": (lambda: RNN(None), ValueError, r"cell: expected an object with __call__.*None"),
     "a class": (lambda: RNN(GRUCell), ValueError, r"cell: expected a state_size.*GRUCell"),
-    "a function": (lambda: RNN(len), ValueError, r"cell: expected a state_size.*came None on"),
+    "a function": (lambda: RNN(len), ValueError, r"cell: expected a state_size.*got None on"),
     "no cells": (lambda: RNN([]), ValueError, r"cells: expected at least one cell"),
     "empty stack": (lambda: StackedRNNCells([]), ValueError, r"cells: expected at least one"),
-    "stack of 3": (lambda: StackedRNNCells([3]), ValueError, r"cell: expected an object.*came 3"),
+    "stack of 3": (lambda: StackedRNNCells([3]), ValueError, r"cell: expected an object.*got 3"),
     "cell twice": (lambda: RNN([SHARED.cell] * 2), ValueError, r"expected different cells"),
     "cells' dtypes": (
         lambda: RNN([GRUCell(3), GRUCell(3, dtype="float64")]),
         ValueError,
-        r"dtype float32, came float64",
+        r"dtype float32, got float64",
     ),
     "cell's dtype": (
         lambda: RNN(GRUCell(3), dtype="float64"),
@@ -120,12 +120,12 @@ CONSTRUCTORS = {
         r"layer: expected.*GRU or RNN",
     ),
     "both of both": (lambda: Bidirectional(Bidirectional(GRU(3))), ValueError, r"layer: expected"),
-    "both of None": (lambda: Bidirectional(None), ValueError, r"layer: expected.*came None"),
-    "merge_mode": (lambda: Bidirectional(GRU(3), "max"), ValueError, r"merge_mode: .*came 'max'"),
+    "both of None": (lambda: Bidirectional(None), ValueError, r"layer: expected.*got None"),
+    "merge_mode": (lambda: Bidirectional(GRU(3), "max"), ValueError, r"merge_mode: .*got 'max'"),
     "backward 3": (
         lambda: Bidirectional(GRU(3), backward_layer=3),
         ValueError,
-        r"backward_layer: expected.*GRU or RNN layer, came 3",
+        r"backward_layer: expected.*GRU or RNN layer, got 3",
     ),
     "same way": (
         lambda: Bidirectional(GRU(3), backward_layer=GRU(3)),
@@ -135,12 +135,12 @@ CONSTRUCTORS = {
     "backward dtype": (
         lambda: Bidirectional(GRU(3), backward_layer=backwards(dtype="float64")),
         ValueError,
-        r"layer's dtype = 'float32', came 'float64'",
+        r"layer's dtype = 'float32', got 'float64'",
     ),
     "backward units": (
         lambda: Bidirectional(GRU(3), "sum", backward_layer=backwards(2)),
         ValueError,
-        r"merge_mode='sum' expects as many units as the layer's 3, came 2",
+        r"merge_mode='sum' expects as many units as the layer's 3, got 2",
     ),
     "both dtype": (lambda: Bidirectional(GRU(3), dtype="float64"), ValueError, r"dtype: expected"),
     # Sequential
@@ -164,7 +164,7 @@ CONSTRUCTORS = {
     "dtypes inside": (
         lambda: Sequential([SHARED, GRU(3, dtype="float64")]),
         ValueError,
-        r"layers\[1\]: expected dtype = 'float32'.*came 'float64'",
+        r"layers\[1\]: expected dtype = 'float32'.*got 'float64'",
     ),
     "orders inside": (
         lambda: Sequential([SHARED, GRU(3, time_major=True)]),
@@ -177,7 +177,7 @@ for _name in ("stateful", "return_sequences", "return_state", "time_major"):
     CONSTRUCTORS[f"backward {_name}"] = (
         lambda name=_name: Bidirectional(GRU(3), backward_layer=backwards(**{name: True})),
         ValueError,
-        rf"backward_layer: expected the layer's {_name} = False, came True",
+        rf"backward_layer: expected the layer's {_name} = False, got True",
     )
 
 
@@ -202,20 +202,20 @@ def test_a_refused_bidirectional_has_not_touched_the_layers():
 
 GOOD = gru(dtype="float32").get_weights()
 WEIGHTS = {
-    "a number": (5, TypeError, r"expected a list of arrays as get_weights\(\) gives, came int"),
+    "a number": (5, TypeError, r"expected a list of arrays as get_weights\(\) gives, got int"),
     "None": (None, TypeError, r"expected a list of arrays"),
-    "too few": (GOOD[:2], ValueError, r"expected 3 weights.*bias.*came 2"),
-    "too many": (GOOD * 2, ValueError, r"expected 3 weights.*came 6"),
+    "too few": (GOOD[:2], ValueError, r"expected 3 weights.*bias.*got 2"),
+    "too many": (GOOD * 2, ValueError, r"expected 3 weights.*got 6"),
     "shape": (
         [*GOOD[:2], GOOD[2][:1]],
         ValueError,
-        r"bias: expected shape \(2, 15\), came \(1, 15",
+        r"bias: expected shape \(2, 15\), got \(1, 15",
     ),
-    "flat bias": ([*GOOD[:2], GOOD[2].ravel()], ValueError, r"bias: expected shape.*came \(30,\)"),
+    "flat bias": ([*GOOD[:2], GOOD[2].ravel()], ValueError, r"bias: expected shape.*got \(30,\)"),
     "first": (
         [GOOD[0].T, *GOOD[1:]],
         ValueError,
-        r"kernel: expected shape \(3, 15\), came \(15, 3",
+        r"kernel: expected shape \(3, 15\), got \(15, 3",
     ),
     "float64": (
         [*GOOD[:2], GOOD[2].astype("f8")],
@@ -240,9 +240,9 @@ def test_set_weights(name, kind):
         "sequential": lambda: Sequential([GRU(H)]),
     }[kind]()
     if kind == "bidirectional":
-        pattern = pattern.replace("expected 3", "expected 6").replace("came 6", "came 12")
+        pattern = pattern.replace("expected 3", "expected 6").replace("got 6", "got 12")
         values = [*GOOD, *values] if isinstance(values, list) else values
-        pattern = pattern.replace("came 2", "came 5").replace("came 12", "came 9")
+        pattern = pattern.replace("got 2", "got 5").replace("got 12", "got 9")
     fill(layer)
     before = [v.value for v in layer.weights]
     with pytest.raises(error, match=f"(?s){pattern}"):
@@ -276,7 +276,7 @@ def test_build_shapes(make, shape):
 def test_build_for_another_size():
     layer = gru()
     kernel = layer.kernel.value
-    with pytest.raises(ValueError, match=r"built for I = 3 features, came.*8"):
+    with pytest.raises(ValueError, match=r"built for I = 3 features, got.*8"):
         layer.build((None, None, 8))
     assert layer.kernel.value is kernel
 
@@ -339,9 +339,9 @@ def test_reset_states_of_a_wrong_shape_or_dtype():
     for owner, wrap in ((layer, lambda s: s), (layer, lambda s: [s]), (pair, lambda s: [good, s])):
         before = [v.value for v in flatten_variables(owner.states)]
         for wrong, pattern in (
-            (good[1:], r"expected shape \(4, 5\), came \(3, 5\)"),
-            (good[:, 1:], r"expected shape \(4, 5\), came \(4, 4\)"),
-            (good.astype("float64"), r"expected float32 or narrower, came float64"),
+            (good[1:], r"expected shape \(4, 5\), got \(3, 5\)"),
+            (good[:, 1:], r"expected shape \(4, 5\), got \(4, 4\)"),
+            (good.astype("float64"), r"expected float32 or narrower, got float64"),
             (good * 1j, r"expected real numbers"),
             ("zeros", r"expected numbers"),
         ):
@@ -363,8 +363,8 @@ def flatten_variables(states):
 
 CUSTOM = {"module": "mine", "class_name": "Mine", "config": {}, "registered_name": "Mine"}
 CONFIGS = {
-    "GRU None": (GRU, None, TypeError, r"config: expected a dict.*came None"),
-    "GRU list": (GRU, [], TypeError, r"config: expected a dict.*came \[\]"),
+    "GRU None": (GRU, None, TypeError, r"config: expected a dict.*got None"),
+    "GRU list": (GRU, [], TypeError, r"config: expected a dict.*got \[\]"),
     "GRU empty": (GRU, {}, ValueError, r"config: expected the key 'units'"),
     "GRUCell empty": (GRUCell, {}, ValueError, r"config: expected the key 'units'"),
     "RNN empty": (RNN, {}, ValueError, r"config: expected the key 'cell'"),
@@ -388,13 +388,13 @@ CONFIGS = {
         ValueError,
         r"'Mine'.*custom_objects",
     ),
-    "custom cell": (RNN, {"cell": CUSTOM}, ValueError, r"expected one of .*GRUCell.*came 'Mine'"),
-    "cell's config": (RNN, {"cell": 3}, ValueError, r"expected a dict with 'class_name'.*came int"),
+    "custom cell": (RNN, {"cell": CUSTOM}, ValueError, r"expected one of .*GRUCell.*got 'Mine'"),
+    "cell's config": (RNN, {"cell": 3}, ValueError, r"expected a dict with 'class_name'.*got int"),
     "Dense": (
         Sequential,
         {"layers": [{"class_name": "Dense", "config": {"units": 3}}]},
         ValueError,
-        r"expected one of .*came 'Dense'",
+        r"expected one of .*got 'Dense'",
     ),
     "lambda": (
         GRU,
@@ -425,11 +425,11 @@ CELL = fill(GRUCell(H, dropout=0.3, seed=1))
 X, S = sequences("float32", shape=(B, I)), state("float32")
 CELL_CALLS = {
     "sequences": ((sequences("float32"), S), ValueError, r"inputs: expected shape \(B, I\)"),
-    "features": ((X[:, 1:], S), ValueError, r"inputs: .*\(B, I\) = \(any, 3\), came \(4, 2\)"),
-    "rows": ((X, S[1:]), ValueError, r"states: expected shape \(B, H\) = \(4, 5\), came \(3, 5\)"),
+    "features": ((X[:, 1:], S), ValueError, r"inputs: .*\(B, I\) = \(any, 3\), got \(4, 2\)"),
+    "rows": ((X, S[1:]), ValueError, r"states: expected shape \(B, H\) = \(4, 5\), got \(3, 5\)"),
     "units": ((X, [S[:, 1:]]), ValueError, r"states: expected shape \(B, H\) = \(4, 5\)"),
-    "two states": ((X, [S, S]), ValueError, r"states: expected one state \(B, H\), came 2"),
-    "no state": ((X, []), ValueError, r"states: expected one state \(B, H\), came 0"),
+    "two states": ((X, [S, S]), ValueError, r"states: expected one state \(B, H\), got 2"),
+    "no state": ((X, []), ValueError, r"states: expected one state \(B, H\), got 0"),
     "None": ((X, None), TypeError, r"states: expected numbers"),
     "float64": ((X.astype("f8"), S), TypeError, r"inputs: expected float32 or narrower"),
     "state float64": ((X, S.astype("f8")), TypeError, r"states: expected float32 or narrower"),
@@ -479,7 +479,7 @@ def test_what_a_cell_of_the_users_own_returns(name, mask):
 
 
 def test_backends_by_name():
-    with pytest.raises(ValueError, match=r"backend: expected one of .*reference, came 'gpu'"):
+    with pytest.raises(ValueError, match=r"backend: expected one of .*reference, got 'gpu'"):
         fastgru.use_backend("gpu").__enter__()
     assert GRU(2).explain(np.zeros((1, 1, 1), "f4")).backend == "cpu"
 
@@ -489,6 +489,6 @@ def test_numbers_of_threads(count):
     before = fastgru.get_num_threads()
     error = ValueError if type(count) is int else TypeError
     for wrong in (fastgru.set_num_threads, lambda n: fastgru.num_threads(n).__enter__()):
-        with pytest.raises(error, match=rf"num_threads: expected an integer >= 1, came {count!r}"):
+        with pytest.raises(error, match=rf"num_threads: expected an integer >= 1, got {count!r}"):
             wrong(count)
     assert fastgru.get_num_threads() == before

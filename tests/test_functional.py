@@ -101,7 +101,7 @@ W, U, V = (w.astype("float32") for w in weights_of())
 X, S = sequences("float32"), state("float32")
 WRONG = {
     "x axes": ((X[0], W, U, V), {}, ValueError, r"x: expected shape \(B, T, I\) = \(any, any, 3\)"),
-    "x features": ((X[..., 1:], W, U, V), {}, ValueError, r"x: expected .*came \(4, 7, 2\)"),
+    "x features": ((X[..., 1:], W, U, V), {}, ValueError, r"x: expected .*got \(4, 7, 2\)"),
     "x float64": ((X.astype("f8"), W, U, V), {}, TypeError, r"x: expected float32 or narrower"),
     "x complex": ((X * 1j, W, U, V), {}, TypeError, r"x: expected real numbers"),
     "kernel int": ((X, W.astype(int), U, V), {}, TypeError, r"kernel: expected float32 or float64"),
@@ -126,9 +126,9 @@ WRONG = {
         (X, W, U, V),
         {"reset_after": False},
         ValueError,
-        r"bias: expected shape \(3H,\), for reset_after=False.*came \(2, 15\)",
+        r"bias: expected shape \(3H,\), for reset_after=False.*got \(2, 15\)",
     ),
-    "state": ((X, W, U, V, S[1:]), {}, ValueError, r"initial_state: expected .*\(4, 5\), came \(3"),
+    "state": ((X, W, U, V, S[1:]), {}, ValueError, r"initial_state: expected .*\(4, 5\), got \(3"),
     "states": ((X, W, U, V, [S, S]), {}, (ValueError, TypeError), r"initial_state: expected"),
     "mask": ((X, W, U, V), {"mask": [1]}, ValueError, r"mask: expected shape"),
     "both": ((X, W, U, V), {"mask": MASKS["holes"], "lengths": [1] * B}, ValueError, r"not both"),
@@ -157,9 +157,9 @@ def test_wrong_calls_of_gru(name):
     ("x", "h", "error", "pattern"),
     [
         (X, S, ValueError, r"x: expected shape \(B, I\)"),
-        (X[:, 0, 1:], S, ValueError, r"x: expected shape \(B, I\) = \(any, 3\), came \(4, 2\)"),
-        (X[:, 0], S[1:], ValueError, r"h: expected shape \(B, H\) = \(4, 5\), came \(3, 5\)"),
-        (X[:, 0], None, TypeError, r"h: expected the state \(B, H\), came None; use zeros"),
+        (X[:, 0, 1:], S, ValueError, r"x: expected shape \(B, I\) = \(any, 3\), got \(4, 2\)"),
+        (X[:, 0], S[1:], ValueError, r"h: expected shape \(B, H\) = \(4, 5\), got \(3, 5\)"),
+        (X[:, 0], None, TypeError, r"h: expected the state \(B, H\), got None; use zeros"),
         (X[:, 0], S.astype("f8"), TypeError, r"h: expected float32 or narrower"),
         (X[:, 0] * 1j, S, TypeError, r"x: expected real numbers"),
     ],

@@ -1,4 +1,4 @@
-"""The fused kernels: backward against the reference, and SPEC 5.12 bit for bit, on every ISA."""
+"""The fused kernels: backward beside the reference; semantics.md 12 bit for bit on every ISA."""
 
 import numpy as np
 import pytest
@@ -145,9 +145,9 @@ def draw(dtype, kind, batch=64, steps=7, inputs=37, units=75):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", ["after", "before", "other", "narrow"])
 class TestBitForBit:
-    """SPEC 5.12."""
+    """docs/semantics.md 12."""
 
-    def test_5_12_batch_of_one_equals_batch_of_64(self, isa, dtype, kind):
+    def test_rule_12_batch_of_one_equals_batch_of_64(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind)
         whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         for size in (1, 2, 3, 5, 7, 9, 13):
@@ -155,7 +155,7 @@ class TestBitForBit:
             np.testing.assert_array_equal(part.y, whole.y[:size])
             np.testing.assert_array_equal(part.state, whole.state[:size])
 
-    def test_5_12_permuted_rows(self, isa, dtype, kind):
+    def test_rule_12_permuted_rows(self, isa, dtype, kind):
         spec, weights, x, h0, rng = draw(dtype, kind)
         lengths = rng.integers(0, 8, 64)
         order = rng.permutation(64)
@@ -164,7 +164,7 @@ class TestBitForBit:
         second = forward(GRUProblem(spec, x[order], h0[order], mask), weights)
         np.testing.assert_array_equal(second.y, first.y[order])
 
-    def test_5_12_threads(self, isa, dtype, kind):
+    def test_rule_12_threads(self, isa, dtype, kind):
         for batch, steps in ((64, 7), (3, 60), (2, 7)):
             spec, weights, x, h0, _ = draw(dtype, kind, batch, steps, units=150)
             ys = [
@@ -174,7 +174,7 @@ class TestBitForBit:
             np.testing.assert_array_equal(ys[1], ys[0])
             np.testing.assert_array_equal(ys[2], ys[0])
 
-    def test_5_12_cuts(self, isa, dtype, kind):
+    def test_rule_12_cuts(self, isa, dtype, kind):
         from fastgru._native import _cut
 
         spec, weights, x, h0, _ = draw(dtype, kind, 10, 9, units=150)
@@ -214,7 +214,7 @@ class TestBitForBit:
             for got, want in zip(grads, found[0], strict=True):
                 np.testing.assert_array_equal(got, want)
 
-    def test_5_12_pieces(self, isa, dtype, kind):
+    def test_rule_12_pieces(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind, steps=29)
         whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         pieces, state = [], h0
@@ -225,7 +225,7 @@ class TestBitForBit:
         np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole.y)
         np.testing.assert_array_equal(state, whole.state)
 
-    def test_5_12_masked_rows_change_nothing_in_others(self, isa, dtype, kind):
+    def test_rule_12_masked_rows_change_nothing_in_others(self, isa, dtype, kind):
         spec, weights, x, h0, rng = draw(dtype, kind)
         alone = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         mask = rng.random((64, 7)) < 0.5
@@ -233,7 +233,7 @@ class TestBitForBit:
         mixed = forward(GRUProblem(spec, x, h0, plan_mask(mask, None, 64, 7)), weights)
         np.testing.assert_array_equal(mixed.y[::3], alone.y[::3])
 
-    def test_5_12_saving_for_backward_changes_no_output(self, isa, dtype, kind):
+    def test_rule_12_saving_for_backward_changes_no_output(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind)
         plain = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
         saved = forward(GRUProblem(spec, x, h0, NO_MASK), weights, save=True)

@@ -22,7 +22,7 @@ def draw(*shape, seed=0):
 
 
 def keras_step(x, h, kernel, recurrent_kernel, bias, reset_after):
-    """SPEC 5.1, gate order z, r, h."""
+    """docs/semantics.md 1, gate order z, r, h."""
     wz, wr, wh = np.split(kernel, 3, axis=1)
     uz, ur, uh = np.split(recurrent_kernel, 3, axis=1)
     if bias is None:
@@ -228,7 +228,7 @@ KERAS = keras_weights("keras")
     ("call", "error", "says"),
     [
         (lambda: gates.to_keras("pytorch", *TORCH), ValueError, "expected a layout among keras, "),
-        (lambda: gates.from_keras("tf", *KERAS), ValueError, "came 'tf'"),
+        (lambda: gates.from_keras("tf", *KERAS), ValueError, "got 'tf'"),
         (
             lambda: gates.to_keras(gates.Layout("rzn", "rows", "pair", True), *TORCH),
             ValueError,
@@ -236,7 +236,7 @@ KERAS = keras_weights("keras")
         ),
         (lambda: gates.to_keras("keras", *TORCH[:2]), ValueError, "is it another layout"),
         (lambda: gates.to_keras("torch", *KERAS[:2]), ValueError, r"\(3H, I\) and \(3H, H\)"),
-        (lambda: gates.to_keras("torch", TORCH[0][:-1], TORCH[1]), ValueError, r"came \(14, 3\)"),
+        (lambda: gates.to_keras("torch", TORCH[0][:-1], TORCH[1]), ValueError, r"got \(14, 3\)"),
         (
             lambda: gates.to_keras("onnx_lbr1", TORCH[0][None], TORCH[1][None]),
             ValueError,
@@ -252,7 +252,7 @@ KERAS = keras_weights("keras")
         (lambda: gates.to_keras("torch", *TORCH[:3], TORCH[3][:-1]), ValueError, r"\(14,\)"),
         (lambda: gates.from_keras("keras", *KERAS[:2], KERAS[2][0]), ValueError, r"\(2, 15\)"),
         (lambda: gates.from_keras("onnx_lbr0", *KERAS), ValueError, "the other reset_after"),
-        (lambda: gates.from_keras("torch", KERAS[0].T, KERAS[1]), ValueError, r"came \(15, 3\)"),
+        (lambda: gates.from_keras("torch", KERAS[0].T, KERAS[1]), ValueError, r"got \(15, 3\)"),
         (
             lambda: gates.to_keras("torch", TORCH[0].astype(int), TORCH[1]),
             TypeError,

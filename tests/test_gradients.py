@@ -1,6 +1,6 @@
 """`backward` against central differences in float64: inputs, initial states and every weight.
 
-The loss is what SPEC section 2 says: <outputs, output_gradients> + <state, state_gradients> +
+The loss is what `GRU.backward` documents: <outputs, output_gradients> + <state, state_gradients> +
 sum(layer.losses). `differences` compares along random directions, which costs two calls a direction
 and sees every element; `test_every_element` does it one element at a time.
 

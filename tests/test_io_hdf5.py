@@ -72,9 +72,9 @@ def test_all_that_keras_writes(tmp_path):
     assert root.group("absent") is None
     assert root.group("many/layer_3/absent/far") is None
     assert root.group("compact") is None
-    with pytest.raises(ValueError, match="expected an array many, came a group"):
+    with pytest.raises(ValueError, match="expected an array many, got a group"):
         root.array("many")
-    with pytest.raises(ValueError, match="expected an array absent, came nothing"):
+    with pytest.raises(ValueError, match="expected an array absent, got nothing"):
         root.array("absent")
 
 
@@ -138,17 +138,17 @@ def committed_type(file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (chunked, "expected an array in one piece in the file, came layout 2"),
+        (chunked, "expected an array in one piece in the file, got layout 2"),
         (compressed, "expected an array in one piece"),
         (bomb, "expected an array in one piece"),
         (never_written, "it would end beyond the file's"),
         (empty_but_huge, "expected the 0 bytes of shape (0, 4611686018427387904)"),
         (external, "expected an array in one piece in the file"),
         (virtual, "expected an array in one piece in the file"),
-        (integers, "expected IEEE floats or strings, came type 0 of 8 bytes"),
-        (opaque, "expected IEEE floats or strings, came type 5 of 2 bytes"),
-        (soft_link, "expected x itself, came a link to another place"),
-        (external_link, "expected x itself, came a link to another place"),
+        (integers, "expected IEEE floats or strings, got type 0 of 8 bytes"),
+        (opaque, "expected IEEE floats or strings, got type 5 of 2 bytes"),
+        (soft_link, "expected x itself, got a link to another place"),
+        (external_link, "expected x itself, got a link to another place"),
         (many_names_beyond_ascii, "expected at most eight names"),
         (committed_type, "expected its type and shape in its header"),
     ],
@@ -165,7 +165,7 @@ def test_what_keras_does_not_write_is_refused(make, message, tmp_path):
 def test_newer_formats_are_refused(libver, tmp_path):
     with h5py.File(tmp_path / "f.h5", "w", libver=libver) as file:
         file["x"] = np.ones(3, "f4")
-    with pytest.raises(ValueError, match=r"superblock version 0, came [23].*save it again"):
+    with pytest.raises(ValueError, match=r"superblock version 0, got [23].*save it again"):
         read(tmp_path / "f.h5")
 
 

@@ -296,7 +296,7 @@ def test_verify(tmp_path):
     fastgru.io.from_keras(path, "a", verify=(X, expected))
     with pytest.raises(ValueError, match=r"verify: .* differ"):
         fastgru.io.from_keras(path, "a", verify=(X, expected + 0.01))
-    with pytest.raises(ValueError, match="expected one layer, came a, b"):
+    with pytest.raises(ValueError, match="expected one layer, got a, b"):
         fastgru.io.from_keras(path, verify=(X, expected))
 
 
@@ -339,7 +339,7 @@ def changed(path, to, edit):
         (lambda c: c["config"].update(units=H - 1), f"units={H - 1}.*bias"),
         (lambda c: c["config"].update(units="many"), "units: expected a positive integer"),
         (lambda c: c["config"].update(reset_after=False), r"expected a bias of shape \(15,\)"),
-        (lambda c: c["config"].update(use_bias=False), "expected 2 arrays .* came 3"),
+        (lambda c: c["config"].update(use_bias=False), "expected 2 arrays .* got 3"),
         (lambda c: c["config"].update(dtype="int8"), "dtype: expected"),
         (lambda c: c["config"].update(activation="tanhh"), "Did you mean 'tanh'"),
         (lambda c: c["config"].update(surprise=1), "surprise"),
@@ -366,7 +366,7 @@ def test_names_are_unique(tmp_path):
 
 def test_wrong_sources(tmp_path):
     path = saved(model_of(gru(name="it")), tmp_path, ".keras")
-    with pytest.raises(ValueError, match="expected one of it, came name='that'"):
+    with pytest.raises(ValueError, match="expected one of it, got name='that'"):
         fastgru.io.from_keras(path, "that")
     with pytest.raises(ValueError, match="found none"):
         fastgru.io.from_keras(saved(model_of(L.Dense(2)), tmp_path, ".h5"))

@@ -94,7 +94,7 @@ def test_cudnn_weights_into_a_gru(name):
     model = fastgru.Sequential([fastgru.GRU(H, return_sequences=True, name="one"), two, three])
     load_keras_weights(model, DATA / name)
     assert_close(model(X), "cudnn:three")
-    with pytest.raises(ValueError, match=r"reset_after=False: expected .*\(15,\), came \(30,\)"):
+    with pytest.raises(ValueError, match=r"reset_after=False: expected .*\(15,\), got \(30,\)"):
         load_keras_weights(fastgru.GRU(H, reset_after=False, name="one"), DATA / name)
 
 
@@ -119,7 +119,7 @@ def test_before_reset_after_existed(tmp_path):
     layer = from_keras(path, "before")
     assert layer.reset_after is False
     assert_close(layer(X), "before:before")
-    with pytest.raises(ValueError, match=r"expected a bias of shape \(15,\), came \(2, 15\)"):
+    with pytest.raises(ValueError, match=r"expected a bias of shape \(15,\), got \(2, 15\)"):
         from_keras(with_config(DATA / "nested.h5", tmp_path / "b.h5", edit))
 
 

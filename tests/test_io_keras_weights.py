@@ -141,9 +141,9 @@ def test_a_layer_of_a_larger_model(ending, tmp_path):
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
-        (fastgru.GRU(H + 1), r"units=6 .*expected a bias of shape \(2, 18\), came \(2, 15\)"),
-        (fastgru.GRU(H, reset_after=False), r"expected a bias of shape \(15,\), came \(2, 15\)"),
-        (fastgru.GRU(H, use_bias=False), "expected 2 arrays .* came 3"),
+        (fastgru.GRU(H + 1), r"units=6 .*expected a bias of shape \(2, 18\), got \(2, 15\)"),
+        (fastgru.GRU(H, reset_after=False), r"expected a bias of shape \(15,\), got \(2, 15\)"),
+        (fastgru.GRU(H, use_bias=False), "expected 2 arrays .* got 3"),
         (fastgru.Bidirectional(fastgru.GRU(H)), "expected weights of one bidirectional"),
         (fastgru.RNN(fastgru.GRUCell(H)), "expected weights of one rnn"),
     ],
@@ -164,7 +164,7 @@ def test_sizes_that_do_not_follow_from_each_other(tmp_path):
         del file["layers/gru_1/cell/vars/0"]
         file["layers/gru_1/cell/vars/0"] = kernel[:-1]
     ours = ours_of("sequential")
-    with pytest.raises(ValueError, match=r"w.weights.h5: .*built for I = 4 features, came .*5"):
+    with pytest.raises(ValueError, match=r"w.weights.h5: .*built for I = 4 features, got .*5"):
         load_keras_weights(ours, path)
     assert not ours.built
     assert not any(layer.built for layer in (*ours.layers, *ours.layers[1].halves))
@@ -179,7 +179,7 @@ def test_a_built_layer_keeps_its_weights_after_an_error(tmp_path):
     ours = fastgru.GRU(H)
     ours.build((None, None, I + 1))
     before = ours.get_weights()
-    with pytest.raises(ValueError, match=r"kernel: expected shape \(5, 15\), came \(4, 15\)"):
+    with pytest.raises(ValueError, match=r"kernel: expected shape \(5, 15\), got \(4, 15\)"):
         load_keras_weights(ours, tmp_path / "w.weights.h5")
     for mine, kept in zip(ours.get_weights(), before, strict=True):
         assert np.array_equal(mine, kept)

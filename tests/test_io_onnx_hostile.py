@@ -239,9 +239,9 @@ def test_links_that_lead_out_are_not_followed(tmp_path):
         ({"offset": "six"}, "expected offset to be a number of bytes"),
         ({"offset": "9" * 30}, "expected offset to be a number of bytes"),
         ({"offset": 1 << 60}, "a file is damaged"),
-        ({"offset": 300}, r"takes 240 bytes, came 240 from byte 300 .*a file is damaged"),
-        ({"length": 239}, "takes 240 bytes, came 239"),
-        ({"length": 1 << 50}, "came 1125899906842624"),
+        ({"offset": 300}, r"takes 240 bytes, got 240 from byte 300 .*a file is damaged"),
+        ({"length": 239}, "takes 240 bytes, got 239"),
+        ({"length": 1 << 50}, "got 1125899906842624"),
     ],
 )
 def test_files_that_are_not_as_the_model_says(entries, message, tmp_path):
@@ -275,21 +275,21 @@ def change_w(model, **fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"dims": [1, 3 * H, 1 << 40]}, "takes 52776558133248 bytes, came 240"),
+        ({"dims": [1, 3 * H, 1 << 40]}, "takes 52776558133248 bytes, got 240"),
         ({"dims": [1 << 40, 1 << 40, 1 << 40]}, "the file is damaged"),
-        ({"dims": [1, -3 * H, I]}, r"axes of length >= 0, came \(1, -12, 5\)"),
+        ({"dims": [1, -3 * H, I]}, r"axes of length >= 0, got \(1, -12, 5\)"),
         ({"dims": [-1, -3 * H, I]}, "axes of length >= 0"),
         ({"dims": [1] * 9}, "at most 8 axes"),
-        ({"dims": []}, r"shape \(\) takes 4 bytes, came 240"),
-        ({"dims": [1, I, 3 * H]}, r"came W \(1, 5, 12\)"),
-        ({"dims": [1, 3 * H, I, 1]}, r"came W \(1, 12, 5, 1\)"),
-        ({"raw_data": b"\0" * 239}, "takes 240 bytes, came 239"),
-        ({"raw_data": b""}, "takes 240 bytes, came 0"),
-        ({"data_type": TensorProto.DOUBLE}, "takes 480 bytes, came 240"),
-        ({"data_type": TensorProto.INT32}, r"one floating dtype, came \['float32', 'int32'\]"),
+        ({"dims": []}, r"shape \(\) takes 4 bytes, got 240"),
+        ({"dims": [1, I, 3 * H]}, r"got W \(1, 5, 12\)"),
+        ({"dims": [1, 3 * H, I, 1]}, r"got W \(1, 12, 5, 1\)"),
+        ({"raw_data": b"\0" * 239}, "takes 240 bytes, got 239"),
+        ({"raw_data": b""}, "takes 240 bytes, got 0"),
+        ({"data_type": TensorProto.DOUBLE}, "takes 480 bytes, got 240"),
+        ({"data_type": TensorProto.INT32}, r"one floating dtype, got \['float32', 'int32'\]"),
         ({"data_type": TensorProto.STRING}, "expected a tensor of float32"),
-        ({"data_type": 999}, "expected a tensor of float32.*came 999"),
-        ({"dims": [1, 3 * H, 0], "raw_data": b""}, r"came W \(1, 12, 0\)"),
+        ({"data_type": 999}, "expected a tensor of float32.*got 999"),
+        ({"dims": [1, 3 * H, 0], "raw_data": b""}, r"got W \(1, 12, 0\)"),
     ],
 )
 def test_damaged_tensors(fields, message):
@@ -394,14 +394,14 @@ def test_many_layers_that_share_their_weights():
 def test_a_value_of_constant_of_shape_is_one_number():
     value = numpy_helper.from_array(np.zeros(1000, "float32"), "value")
     nodes = [op("ConstantOfShape", ["X"], "h", value=value), gru_node(start="h")]
-    with pytest.raises(ValueError, match=r"expected one value, came shape \(1000,\)"):
+    with pytest.raises(ValueError, match=r"expected one value, got shape \(1000,\)"):
         from_onnx(make_model(nodes, random_weights(9, 1, I, H)))
 
 
 def test_too_many_layers():
     many = [gru_node(outputs=(f"Y{i}",)) for i in range(1001)]
     model = make_model(many, random_weights(9, 1, 1, 1), outputs=["Y0"])
-    quickly_refused(model.SerializeToString(), "expected at most 1000 GRUs, came more")
+    quickly_refused(model.SerializeToString(), "expected at most 1000 GRUs, got more")
 
 
 def test_a_thousand_layers_of_one_name_are_read():

@@ -175,19 +175,19 @@ def test_activations_of_each_direction():
     ("options", "message"),
     [
         ({"clip": 3.0}, "clip=3 limits what goes into the activations"),
-        ({"direction": "sideways"}, "expected direction forward, reverse, bidirectional, came"),
-        ({"layout": 2}, "expected layout 0 or 1, came 2"),
-        ({"hidden_size": H + 1}, r"hidden_size 5 .* came W \(1, 12, 5\)"),
+        ({"direction": "sideways"}, "expected direction forward, reverse, bidirectional, got"),
+        ({"layout": 2}, "expected layout 0 or 1, got 2"),
+        ({"hidden_size": H + 1}, r"hidden_size 5 .* got W \(1, 12, 5\)"),
         ({"hidden_size": 0}, "hidden_size 0"),
         ({"hidden_size": -(1 << 40)}, "hidden_size -1099511627776"),
-        ({"hidden_size": 1.5}, "expected hidden_size of int, one, came 1.5"),
+        ({"hidden_size": 1.5}, "expected hidden_size of int, one, got 1.5"),
         ({"direction": "bidirectional"}, r"2 direction\(s\)"),
         ({"linear_before_resett": 1}, "no attribute 'linear_before_resett'"),
         ({"activations": ["Sigmoid"]}, "expected 2 activations"),
-        ({"activations": ["Sigmoid", "Swish"]}, "came 'Swish'"),
+        ({"activations": ["Sigmoid", "Swish"]}, "got 'Swish'"),
         ({"activations": [1, 2]}, "expected activations of bytes"),
-        ({"activations": 3}, "expected activations of bytes, several, came 3"),
-        ({"layout": [1]}, r"expected layout of int, one, came \[1\]"),
+        ({"activations": 3}, "expected activations of bytes, several, got 3"),
+        ({"layout": [1]}, r"expected layout of int, one, got \[1\]"),
         ({"activations": ["Sigmoid", "Affine"]}, "Affine has no defaults"),
         (
             {"activations": ["HardSigmoid", "Tanh"], "activation_alpha": [0.3]},
@@ -217,7 +217,7 @@ def test_nodes_that_no_layer_can_be_made_of(options, message):
 def test_an_attribute_that_comes_twice():
     model = one_node_model(random_weights(10, 1, I, H), linear_before_reset=1)
     model.graph.node[0].attribute.append(helper.make_attribute("linear_before_reset", 0))
-    with pytest.raises(ValueError, match="'linear_before_reset' came twice"):
+    with pytest.raises(ValueError, match="'linear_before_reset' stands there twice"):
         from_onnx(model)
 
 
@@ -300,7 +300,7 @@ def test_names_of_nodes():
     assert list(layers) == ["same", "same_1", "Y2", "Y3"]
     assert [layer.name for layer in layers.values()] == list(layers)
     assert from_onnx(model, "Y3").name == "Y3"
-    with pytest.raises(ValueError, match="one of: same, same_1, Y2, Y3; came 'Y4'"):
+    with pytest.raises(ValueError, match="one of: same, same_1, Y2, Y3; got 'Y4'"):
         from_onnx(model, "Y4")
 
 

@@ -281,7 +281,7 @@ def custom(x):
                 fastgru.RNN([fastgru.GRUCell(H), fastgru.GRUCell(H)]), I, 1
             ),
             TypeError,
-            "expected an RNN of one GRUCell, came StackedRNNCells",
+            "expected an RNN of one GRUCell, got StackedRNNCells",
         ),
     ],
 )
@@ -297,5 +297,5 @@ def test_more_than_protobuf_can_write(monkeypatch, tmp_path):
 
     monkeypatch.setattr(onnx_writer, "MOST_BYTES", 100)
     layer = with_random_weights(fastgru.GRU(H), I, 1)
-    with pytest.raises(ValueError, match="expected weights of less than 2 GB, came"):
+    with pytest.raises(ValueError, match="expected weights of less than 2 GB, got"):
         to_onnx(layer, tmp_path / "model.onnx")

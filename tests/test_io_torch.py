@@ -25,9 +25,9 @@ def rng(seed=0):
 
 def check(layer, x, y, h):
     """The outputs are torch's, and the states the last layer's part of h_n."""
-    came, *states = layer(x)
-    assert came.dtype == x.dtype
-    np.testing.assert_allclose(came, y, rtol=0, atol=TOLERANCE[x.dtype.name])
+    got, *states = layer(x)
+    assert got.dtype == x.dtype
+    np.testing.assert_allclose(got, y, rtol=0, atol=TOLERANCE[x.dtype.name])
     np.testing.assert_allclose(states, h[-len(states) :], rtol=0, atol=TOLERANCE[x.dtype.name])
     assert len(states) == y.shape[2] // h.shape[2]
 
@@ -242,15 +242,15 @@ def changed(**changes):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (changed(weight_hh_l1=None), r"weight_hh_l1 of shape \(12, 4\), came nothing"),
-        (changed(bias_ih_l0_reverse=None), "bias_ih_l0_reverse of shape .* came nothing"),
+        (changed(weight_hh_l1=None), r"weight_hh_l1 of shape \(12, 4\), got nothing"),
+        (changed(bias_ih_l0_reverse=None), "bias_ih_l0_reverse of shape .* got nothing"),
         (changed(weight_ih_l0=None), "weight_norm"),
-        (changed(weight_ih_l1=(12, 4)), r"weight_ih_l1 of shape \(12, 8\), came \(12, 4\)"),
-        (changed(bias_hh_l1=(13,)), r"bias_hh_l1 of shape \(12,\), came \(13,\)"),
+        (changed(weight_ih_l1=(12, 4)), r"weight_ih_l1 of shape \(12, 8\), got \(12, 4\)"),
+        (changed(bias_hh_l1=(13,)), r"bias_hh_l1 of shape \(12,\), got \(13,\)"),
         (changed(weight_hh_l0=(12, 5)), r"weight_ih_l0 of shape \(15, 5\)"),
-        (changed(weight_ih_l3=(12, 8)), "weight_ih_l2 of shape .* came nothing"),
-        (changed(weight_hh_l0=np.zeros((12, 4), "int8")), "came int8; dequantise"),
-        (changed(weight_hh_l0=(12,)), r"\(3H, H\), came shapes"),
+        (changed(weight_ih_l3=(12, 8)), "weight_ih_l2 of shape .* got nothing"),
+        (changed(weight_hh_l0=np.zeros((12, 4), "int8")), "got int8; dequantise"),
+        (changed(weight_hh_l0=(12,)), r"\(3H, H\), got shapes"),
         ({"weight_ih": np.zeros((16, 3)), "weight_hh": np.zeros((16, 4))}, "an LSTM"),
         ({"weight_ih_l0": np.zeros((4, 3)), "weight_hh_l0": np.zeros((4, 4))}, "a plain RNN"),
         ({"weight_hh_l0": np.zeros((16, 2)), "weight_hr_l0": np.zeros((2, 4))}, "projection"),
@@ -262,8 +262,8 @@ def changed(**changes):
             },
             "expected bias_hh_l0 beside weight_ih and weight_hh and bias_ih",
         ),
-        ({"kernel": np.zeros((3, 12))}, "came no weight_ih_l0"),
-        ({}, "came no weight_ih_l0"),
+        ({"kernel": np.zeros((3, 12))}, "got no weight_ih_l0"),
+        ({}, "got no weight_ih_l0"),
     ],
 )
 def test_what_is_no_gru_is_refused_with_its_reason(weights, message):
@@ -284,7 +284,7 @@ def test_other_sources():
     ("layer", "message"),
     [
         (fastgru.GRU(H, reset_after=False), "reset_after=True"),
-        (fastgru.GRU(H, activation="relu"), "has tanh as activation, came"),
+        (fastgru.GRU(H, activation="relu"), "has tanh as activation, got"),
         (fastgru.GRU(H, recurrent_activation="hard_sigmoid"), "sigmoid as recurrent_activation"),
         (fastgru.GRU(H, go_backwards=True), "go_backwards"),
         (fastgru.Bidirectional(fastgru.GRU(H), merge_mode="sum"), "merge_mode='sum'"),

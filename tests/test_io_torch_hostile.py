@@ -204,9 +204,9 @@ def test_all_that_plain_containers_need():
     value |= {"t": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), "long": "x" * 300, "l": [[], [0]]}
     value["again"] = value["a"]
     for protocol in (2, 3, 4, 5):
-        came = load_pickle(pickle.dumps(value, protocol), "here")
-        assert came == value
-        assert came["again"] is came["a"]
+        got = load_pickle(pickle.dumps(value, protocol), "here")
+        assert got == value
+        assert got["again"] is got["a"]
     many = list(range(3000))
     assert load_pickle(pickle.dumps([many, dict.fromkeys(many)], 4), "") == [
         many,
@@ -256,11 +256,11 @@ def one_tensor_changed(path, changed, **storages):
         (tensor("1", 48, (12, 4), (4, 1), offset=1), "inside its storage"),
         (tensor("1", 48, (12, 4), (4, 2)), "inside its storage"),
         (tensor("1", 48, (12, 4), (4,)), "inside its storage"),
-        (tensor("1", 1, (12, 4), (0, 0)), "expected 1 elements of float32 in data/1, came 192"),
+        (tensor("1", 1, (12, 4), (0, 0)), "expected 1 elements of float32 in data/1, got 192"),
         (tensor("1", 2**40, (12, 4), (4, 1)), "expected 1099511627776 elements"),
         (tensor("1", -48, (12, 4), (4, 1)), "expected -48 elements"),
         (tensor("1", 24, (12, 4), (4, 1), storage="DoubleStorage"), "inside its storage"),
-        (tensor("1", 48, (12, 4), (4, 1), storage="IntStorage"), "came int32; dequantise"),
+        (tensor("1", 48, (12, 4), (4, 1), storage="IntStorage"), "got int32; dequantise"),
         (tensor("1", 48, (-12, -4), (4, 1)), "expected weight_ih_l0"),
         (tensor("2", 12, (12, 4), (0, 1)), "inside its storage of 12 elements"),
         (tensor("../data.pkl", 48, (12, 4), (4, 1)), "expected a member"),
@@ -281,7 +281,7 @@ def test_gigantic_layers_in_small_files(tmp_path):
         "weight_hh_l0": tensor("1", 3 * h * h, (3 * h, h), (h, 1)),
     }
     path = write(tmp_path / "a.pt", pickled_dict(items), {"data/0": b"", "data/1": b""})
-    refused(path, "came 0 bytes")
+    refused(path, "got 0 bytes")
     expanded = {
         "weight_ih_l0": tensor("0", 1, (3 * 2**20, 2**20), (0, 0)),
         "weight_hh_l0": tensor("0", 1, (3 * 2**20, 2**20), (0, 0)),
@@ -315,7 +315,7 @@ def test_a_member_twice(tmp_path):
     path = torch_files.write_state_dict(tmp_path / "a.pt", weights())
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("archive/data/0", b"x")
-    refused(path, "plain unique member names, came 'archive/data/0'")
+    refused(path, "plain unique member names, got 'archive/data/0'")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="lists open files in /proc")
@@ -376,7 +376,7 @@ def test_sizes_that_the_directory_makes_up(tmp_path):
 def test_a_storage_cut_short(tmp_path):
     whole = weights()["weight_ih_l0"].tobytes()
     path = one_tensor_changed(tmp_path / "a.pt", {}, **{"0": whole[:-1]})
-    refused(path, "expected 60 elements of float32 in data/0, came 239 bytes")
+    refused(path, "expected 60 elements of float32 in data/0, got 239 bytes")
 
 
 def test_files_cut_at_every_byte(tmp_path):
@@ -389,9 +389,9 @@ def test_files_cut_at_every_byte(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"byteorder": b"middle"}, "expected byteorder little or big, came 'middle'"),
+        ({"byteorder": b"middle"}, "expected byteorder little or big, got 'middle'"),
         ({"constants.pkl": b"x"}, "TorchScript"),
-        ({"!other/data.pkl": b"x"}, r"came archive/data\.pkl, !other/data\.pkl"),
+        ({"!other/data.pkl": b"x"}, r"got archive/data\.pkl, !other/data\.pkl"),
     ],
 )
 def test_members_that_say_something_else(tmp_path, members, message):
@@ -400,8 +400,8 @@ def test_members_that_say_something_else(tmp_path, members, message):
 
 
 def test_what_is_pickled_is_no_dict(tmp_path):
-    for pickled, came in {b"].": "list", b"N.": "NoneType", b"K\1.": "int"}.items():
-        refused(write(tmp_path / "a.pt", b"\x80\x02" + pickled), f"state dict, came a {came}")
+    for pickled, got in {b"].": "list", b"N.": "NoneType", b"K\1.": "int"}.items():
+        refused(write(tmp_path / "a.pt", b"\x80\x02" + pickled), f"state dict, got a {got}")
     (tmp_path / "b.pt").write_bytes(b"PK\3\4 and no more")
     refused(tmp_path / "b.pt", "expected a zip file")
     with zipfile.ZipFile(tmp_path / "c.pt", "w") as archive:

@@ -26,9 +26,9 @@ def check(layer, gru, dtype=torch.float32):
     x = torch.randn(B, T, I, dtype=dtype)
     with torch.no_grad():
         y, h = gru.to(dtype)(x)
-    came, *states = layer(x.numpy())
-    assert came.dtype == y.numpy().dtype
-    np.testing.assert_allclose(came, y, rtol=0, atol=TOLERANCE[dtype])
+    got, *states = layer(x.numpy())
+    assert got.dtype == y.numpy().dtype
+    np.testing.assert_allclose(got, y, rtol=0, atol=TOLERANCE[dtype])
     assert len(states) == 1 + gru.bidirectional
     np.testing.assert_allclose(states, h[-len(states) :], rtol=0, atol=TOLERANCE[dtype])
 
@@ -106,8 +106,8 @@ def test_initial_states_are_torchs():
     x, h0 = torch.randn(B, T, I), torch.randn(2, B, H)
     with torch.no_grad():
         y, h = gru(x, h0)
-    came, *states = io.from_torch(gru)(x.numpy(), initial_state=list(h0.numpy()))
-    np.testing.assert_allclose(came, y, rtol=0, atol=1e-5)
+    got, *states = io.from_torch(gru)(x.numpy(), initial_state=list(h0.numpy()))
+    np.testing.assert_allclose(got, y, rtol=0, atol=1e-5)
     np.testing.assert_allclose(states, h, rtol=0, atol=1e-5)
 
 

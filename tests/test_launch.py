@@ -145,9 +145,9 @@ def test_a_status_without_a_name():
 def test_numbers_that_do_not_fit():
     """CUDA and cuBLAS take ints: more is an error, and not what its low bits are."""
     program, most = Program(0, 0, 0), 2**31 - 1
-    with pytest.raises(ValueError, match=f"up to {most} blocks, came {most + 1}"):
+    with pytest.raises(ValueError, match=f"up to {most} blocks, got {most + 1}"):
         program.add_kernel(0, most + 1, 128, 0, False, [])
-    with pytest.raises(ValueError, match="up to 24 arguments, came 25"):
+    with pytest.raises(ValueError, match="up to 24 arguments, got 25"):
         program.add_kernel(0, 1, 128, 0, False, 25 * [(0, 0)])
     for position in range(6):
         m, n, k, lda, ldb, ldc = (2 if i != position else most + 1 for i in range(6))

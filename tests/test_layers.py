@@ -1,4 +1,4 @@
-"""The members of layers (SPEC section 1): attributes, shapes, states, configs, copies, backends.
+"""The members of layers: attributes, shapes, states, configs, copies, backends.
 
 What arrays a call takes, and `out=`, are in test_layers_arrays.py; cells of the user's own in
 test_custom_cells.py.

@@ -265,7 +265,7 @@ def test_the_environment_decides(loader, monkeypatch):
 
 def test_an_old_library_is_told(loader):
     loader.there = {("libcudnn.so.8", True): FakeCudnn(8900), ("libcudnn.so.9", False): FakeCudnn()}
-    assert re.search(r"so.8: expected cuDNN 8.9.1 or later, came version 8900", libcudnn.missing())
+    assert re.search(r"so.8: expected cuDNN 8.9.1 or later, got version 8900", libcudnn.missing())
 
 
 def test_cudnn_8():

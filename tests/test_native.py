@@ -126,7 +126,7 @@ def draw_mask(rng, kind, batch, steps):
 
 
 def draw_problem(seed):
-    """Return a random problem and weights, anything that SPEC section 1 allows."""
+    """Return a random problem and weights, anything that a layer allows."""
     rng = np.random.default_rng(seed)
 
     def flag(chance=0.5):
@@ -151,7 +151,7 @@ def draw_problem(seed):
     mask = draw_mask(rng, rng.choice(["none", "lengths", "steps"]), batch, steps)
     valid = mask.valid(steps)
     if valid is not None:
-        x[~valid] = np.nan  # SPEC 5.4
+        x[~valid] = np.nan  # docs/semantics.md 4
     h0 = rng.standard_normal((batch, units)).astype(spec.dtype) if flag(0.7) else None
     resets = plan_resets(rng.random((batch, steps)) < 0.2, batch, steps) if flag(0.3) else None
 
@@ -332,7 +332,7 @@ def test_forced_isa_runs(isa):
 
 
 def test_unknown_isa_is_an_error():
-    with pytest.raises(ValueError, match=r"FASTGRU_ISA: expected one of base.*, came 'avx1024'"):
+    with pytest.raises(ValueError, match=r"FASTGRU_ISA: expected one of base.*, got 'avx1024'"):
         cpu.set_isa("avx1024")
 
 
@@ -422,7 +422,7 @@ def test_state_and_states_are_apart_from_out():
 @pytest.mark.parametrize("return_sequences", [True, False])
 @pytest.mark.parametrize("shape", [(0, 4, 3, 5), (2, 0, 3, 5), (2, 4, 0, 5), (0, 0, 0, 5)], ids=str)
 def test_empty_axes(shape, return_sequences):
-    """SPEC 5.3: B = 0 and T = 0 are legal; I = 0 leaves the biases."""
+    """docs/semantics.md 3: B = 0 and T = 0 are legal; I = 0 leaves the biases."""
     batch, steps, inputs, units = shape
     rng = np.random.default_rng(8)
     spec = make_spec(inputs, units)
@@ -439,7 +439,7 @@ def test_empty_axes(shape, return_sequences):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_nan_at_masked_steps_changes_no_bit(reverse):
-    """SPEC 5.4."""
+    """docs/semantics.md 4."""
     rng = np.random.default_rng(9)
     spec = make_spec(5, 20)
     weights = make_weights(rng, spec)

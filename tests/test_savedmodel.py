@@ -173,7 +173,7 @@ def test_two_weights_of_one_name_that_differ(tmp_path):
     graph = b"".join(field(1, n) for n in nodes)
     a, b = np.ones((2, 3), "float32"), np.zeros((2, 3), "float32")
     write_bundle(tmp_path, {"a": a, "b": b, support.GRAPH: graph})
-    with pytest.raises(ValueError, match=r"one weight gru/gru_cell/kernel, came two that differ"):
+    with pytest.raises(ValueError, match=r"one weight gru/gru_cell/kernel, got two that differ"):
         find(tmp_path)
 
 
@@ -191,7 +191,7 @@ def test_float64(tmp_path):
     given = [w.astype("float64") for w in random_weights()]
     (one,) = find(write_gru(tmp_path, given, {**CONFIG, "dtype": "float64"}))
     assert one.layer.dtype == "float64"
-    with pytest.raises(ValueError, match="expected float32 or narrower, came float64"):
+    with pytest.raises(ValueError, match="expected float32 or narrower, got float64"):
         find(write_gru(tmp_path / "narrow", given, CONFIG))
 
 
@@ -278,5 +278,5 @@ def test_from_keras_reads_folders(folder):
     pair = (expected["encoder"], expected["gru"])
     layer = fastgru.io.from_keras(folder / "nested", "gru", verify=pair)
     np.testing.assert_allclose(layer(pair[0]), pair[1], atol=TOLERANCE)
-    with pytest.raises(ValueError, match="one of shared, gru, encoder/gru, came name='other'"):
+    with pytest.raises(ValueError, match="one of shared, gru, encoder/gru, got name='other'"):
         fastgru.io.from_keras(folder / "nested", "other")

@@ -32,20 +32,20 @@ FORGED_ENTRIES = {
         "expected 39582418599936 bytes at byte 0",
     ),
     "units of 2^40": (entry(1, (4, 2**40), 0, 144, GOOD), "expected 17592186044416 bytes"),
-    "many dimensions": (entry(1, (1,) * 9, 0, 144, GOOD), "at most 8 dimensions, came 9"),
+    "many dimensions": (entry(1, (1,) * 9, 0, 144, GOOD), "at most 8 dimensions, got 9"),
     "size": (entry(1, (4, 9), 0, 145, GOOD), "expected 144 bytes"),
     "size of 2^62": (entry(1, (4, 9), 0, 2**62, GOOD), "expected 144 bytes"),
     "offset": (entry(1, (4, 9), 2**50, 144, GOOD), "expected 144 bytes at byte 1125899906842624"),
     "offset by one": (entry(1, (4, 9), 1, 144, GOOD), "its checksum is not"),
-    "shard": (entry(1, (4, 9), 0, 144, GOOD, shard=1), "shard below 1, came 1"),
+    "shard": (entry(1, (4, 9), 0, 144, GOOD, shard=1), "shard below 1, got 1"),
     "dtype": (entry(9, (4, 9), 0, 144, GOOD), "expected float16, float32 or float64, .* 9"),
     "slices": (entry(1, (4, 9), 0, 144, GOOD, more=field(7, b"")), "kept in slices"),
     "checksum": (entry(1, (4, 9), 0, 144, GOOD ^ 1), "its checksum is not"),
-    "no field": (b"", "came TensorFlow's dtype number 0"),
-    "no end of a number": (b"\x08" + b"\xff" * 20, "came none that ends"),
-    "a number cut off": (b"\x08\xff", "came none that ends"),
+    "no field": (b"", "got TensorFlow's dtype number 0"),
+    "no end of a number": (b"\x08" + b"\xff" * 20, "got none that ends"),
+    "a number cut off": (b"\x08\xff", "got none that ends"),
     "a field cut off": (varint(2 << 3 | 2) + varint(2**60), "truncated or damaged"),
-    "a group": (varint(2 << 3 | 3), "came type 3"),
+    "a group": (varint(2 << 3 | 3), "got type 3"),
     "bytes for a number": (field(5, b"12"), "expected a number as field 5"),
     "a number for bytes": (field(2, 12), "expected bytes as field 2"),
 }
@@ -74,10 +74,10 @@ FORGED_BLOCKS = {
     ),
     "length of 2^60": ([b"\x00\x01" + varint(2**60) + b"a" + RESTARTS], "entry within"),
     "restarts": ([b"\xff" * 8], "bytes of restarts"),
-    "not sorted": ([pairs(b"b"), pairs(b"a")], "sorted names, came b'a' after b'b'"),
-    "no header": ([pairs(b"a")], "expected a header, came 1 tensors"),
-    "nothing": ([support.block([])], "expected a header, came 0 tensors"),
-    "big-endian": ([support.block([(b"", field(2, 1))])], "came a big-endian one"),
+    "not sorted": ([pairs(b"b"), pairs(b"a")], "sorted names, got b'a' after b'b'"),
+    "no header": ([pairs(b"a")], "expected a header, got 1 tensors"),
+    "nothing": ([support.block([])], "expected a header, got 0 tensors"),
+    "big-endian": ([support.block([(b"", field(2, 1))])], "got a big-endian one"),
     "no graph": ([pairs(b"")], "expected a tensor '_CHECKPOINTABLE_OBJECT_GRAPH'"),
 }
 
@@ -134,7 +134,7 @@ def test_a_compressed_block(tmp_path):
     parts = [part + support.masked(part).to_bytes(4, "little") for part in (body, index)]
     footer = varint(0) + varint(0) + varint(size + 5) + varint(len(index) - 1)
     path.write_bytes(b"".join(parts) + footer.ljust(40, b"\0") + bytes(data[-8:]))
-    with pytest.raises(ValueError, match="came compression 1"):
+    with pytest.raises(ValueError, match="got compression 1"):
         find(tmp_path)
 
 
@@ -149,7 +149,7 @@ FORGED_CONFIGS = {
     "reset before": ({**CONFIG, "reset_after": False}, "reset_after=False"),
     "no bias": (
         {**CONFIG, "use_bias": False},
-        "expected 2 arrays .* use_bias=False, came 3",
+        "expected 2 arrays .* use_bias=False, got 3",
     ),
     "unknown argument": ({**CONFIG, "surprise": 1}, "surprise"),
     "unknown activation": (
@@ -197,7 +197,7 @@ def test_an_object_that_is_not_there(tmp_path):
     write_gru(tmp_path, random_weights(), CONFIG)
     graph = field(1, support.node({"gru": 7}))
     write_bundle(tmp_path, {support.GRAPH: graph})
-    with pytest.raises(ValueError, match="expected one of 1 objects, came 7"):
+    with pytest.raises(ValueError, match="expected one of 1 objects, got 7"):
         find(tmp_path)
 
 

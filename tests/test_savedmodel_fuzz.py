@@ -138,11 +138,11 @@ def test_altered_files(originals, tmp_path):
         refused += found is None
         read += found is not None
         for one in found or ():
-            came = one.layer.get_weights()
-            y = one.layer(np.ones((2, 3, came[0].shape[0]), one.layer.dtype))
+            got = one.layer.get_weights()
+            y = one.layer(np.ones((2, 3, got[0].shape[0]), one.layer.dtype))
             assert isinstance(y, np.ndarray | tuple | list)
             if what in (INDEX, DATA):  # all of these have checksums
-                for ours, theirs in zip(came, as_they_were[name][one.name], strict=True):
+                for ours, theirs in zip(got, as_they_were[name][one.name], strict=True):
                     np.testing.assert_array_equal(ours, theirs)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     counts = f"{COUNT} altered: {refused} ValueErrors, {read} read"

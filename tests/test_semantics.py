@@ -1,7 +1,6 @@
-"""SPEC section 5, lines 1 to 6, and reset_mask: test_5_NN_* checks line NN, on every backend.
+"""docs/semantics.md, rules 1 to 6, and reset_mask: test_rule_NN_* checks rule NN, everywhere.
 
-docs/semantics.md says the same rules in a user's words and names these tests. Line 7 is in
-test_dropout.py, lines 8 to 12 are in test_semantics_numbers.py.
+Rule 7 is in test_dropout.py, rules 8 to 12 are in test_semantics_numbers.py.
 """
 
 import itertools
@@ -50,7 +49,7 @@ def test_the_cpu_backend_serves_the_layers_of_these_files():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("reset_after", [True, False])
-def test_5_01_equations(backend, reset_after, use_bias, dtype):
+def test_rule_01_equations(backend, reset_after, use_bias, dtype):
     layer = gru(
         reset_after=reset_after,
         use_bias=use_bias,
@@ -65,7 +64,7 @@ def test_5_01_equations(backend, reset_after, use_bias, dtype):
     near(final, expected_state, dtype)
 
 
-def test_5_01_one_step_written_out(backend):
+def test_rule_01_one_step_written_out(backend):
     x, h = sequences(shape=(B, I)), state()
     w, u = (gru(seed=9).get_weights()[i].reshape(-1, 3, H) for i in (0, 1))
     b = gru(seed=9).get_weights()[2].reshape(2, 3, H)
@@ -89,7 +88,7 @@ def z_h_blend(x, h, w, u, b):
     return z * h + (1 - z) * np.tanh(x @ w[:, 2] + b[0, 2] + r * (h @ u[:, 2] + b[1, 2]))
 
 
-def test_5_01_reset_after_is_the_default():
+def test_rule_01_reset_after_is_the_default():
     assert fastgru.GRU(2).reset_after is True
     assert fastgru.GRUCell(2).reset_after is True
 
@@ -101,7 +100,7 @@ def test_5_01_reset_after_is_the_default():
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_5_02_masks_agree_with_the_rule_written_out(backend, name, zero, reverse, dtype):
+def test_rule_02_masks_agree_with_the_rule_written_out(backend, name, zero, reverse, dtype):
     layer = gru(
         return_sequences=True,
         return_state=True,
@@ -118,7 +117,7 @@ def test_5_02_masks_agree_with_the_rule_written_out(backend, name, zero, reverse
     near(final, expected_state, dtype)
 
 
-def test_5_02_masked_step_repeats_the_previous_output_and_keeps_the_state(backend):
+def test_rule_02_masked_step_repeats_the_previous_output_and_keeps_the_state(backend):
     layer = gru(return_sequences=True, return_state=True)
     mask = np.ones((B, T), bool)
     mask[1, 3:5] = False
@@ -131,7 +130,7 @@ def test_5_02_masked_step_repeats_the_previous_output_and_keeps_the_state(backen
     assert (final[1] == y[1, 1]).all()
 
 
-def test_5_02_before_the_first_valid_step_the_output_is_zeros_not_the_initial_state(backend):
+def test_rule_02_before_the_first_valid_step_the_output_is_zeros_not_the_initial_state(backend):
     layer = gru(return_sequences=True, return_state=True)
     mask = MASKS["left_padded"]
     y, _ = layer(sequences(), state() + 1, mask=mask)
@@ -140,7 +139,7 @@ def test_5_02_before_the_first_valid_step_the_output_is_zeros_not_the_initial_st
         assert y[row, valid].all()
 
 
-def test_5_02_zero_output_for_mask_zeroes_every_masked_output(backend):
+def test_rule_02_zero_output_for_mask_zeroes_every_masked_output(backend):
     layer = gru(return_sequences=True, return_state=True, zero_output_for_mask=True)
     kept = fill(fastgru.GRU(H, return_sequences=True, return_state=True, dtype="float64"))
     mask = MASKS["holes"]
@@ -154,7 +153,7 @@ def test_5_02_zero_output_for_mask_zeroes_every_masked_output(backend):
     assert last[mask[:, -1]].all()
 
 
-def test_5_02_lengths_are_a_right_padded_mask(backend):
+def test_rule_02_lengths_are_a_right_padded_mask(backend):
     lengths = np.array([7, 0, 2, 5])
     for zero, reverse, whole in itertools.product([False, True], repeat=3):
         layer = gru(
@@ -169,7 +168,7 @@ def test_5_02_lengths_are_a_right_padded_mask(backend):
             assert (a == b).all()
 
 
-def test_5_02_stacked_cells_and_pythons_cells_keep_the_rule(backend):
+def test_rule_02_stacked_cells_and_pythons_cells_keep_the_rule(backend):
     stack = fill(
         fastgru.RNN(
             [fastgru.GRUCell(H, dtype="float64"), fastgru.GRUCell(2, dtype="float64")],
@@ -210,7 +209,7 @@ class Plain:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_5_03_fully_masked_row(backend, dtype, reverse):
+def test_rule_03_fully_masked_row(backend, dtype, reverse):
     x, h0 = sequences(dtype), state(dtype)
     empty = np.zeros((B, T), bool)
     for whole in (False, True):
@@ -228,7 +227,7 @@ def test_5_03_fully_masked_row(backend, dtype, reverse):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(B, 0, I), (0, T, I), (0, 0, I)])
 @pytest.mark.parametrize("whole", [False, True])
-def test_5_03_no_steps_and_no_rows(backend, dtype, shape, whole):
+def test_rule_03_no_steps_and_no_rows(backend, dtype, shape, whole):
     batch, steps, _ = shape
     layer = gru(dtype=dtype, return_sequences=whole, return_state=True)
     h0 = state(dtype)[:batch]
@@ -249,7 +248,7 @@ def test_5_03_no_steps_and_no_rows(backend, dtype, shape, whole):
 
 
 @pytest.mark.parametrize("shape", [(B, 0, I), (0, T, I)])
-def test_5_03_no_steps_and_no_rows_in_composed_layers(backend, shape):
+def test_rule_03_no_steps_and_no_rows_in_composed_layers(backend, shape):
     batch, steps, _ = shape
     x = np.zeros(shape)
     inner = {"dtype": "float64", "return_sequences": True}
@@ -273,7 +272,7 @@ def test_5_03_no_steps_and_no_rows_in_composed_layers(backend, shape):
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [name for name in MASKS if name != "none"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_5_04_values_at_masked_steps_change_nothing(backend, name, poison, dtype):
+def test_rule_04_values_at_masked_steps_change_nothing(backend, name, poison, dtype):
     mask, h0 = MASKS[name], state(dtype)
     clean, dirty = sequences(dtype), sequences(dtype)
     dirty[~mask] = poison
@@ -293,7 +292,9 @@ def test_5_04_values_at_masked_steps_change_nothing(backend, name, poison, dtype
 @pytest.mark.parametrize("reset_after", [True, False])
 @pytest.mark.parametrize("name", ["right_padded", "holes", "empty_row"])
 @pytest.mark.parametrize("rates", [{}, {"dropout": 0.4}, {"recurrent_dropout": 0.3}])
-def test_5_04_values_at_masked_steps_change_nothing_in_backward(backend, name, rates, reset_after):
+def test_rule_04_values_at_masked_steps_change_nothing_in_backward(
+    backend, name, rates, reset_after
+):
     mask = MASKS[name]
     clean, dirty = sequences(), sequences()
     dirty[~mask] = np.nan
@@ -313,7 +314,7 @@ def test_5_04_values_at_masked_steps_change_nothing_in_backward(backend, name, r
         np.testing.assert_array_equal(a, b)
 
 
-def test_5_04_composed_layers_and_pythons_cells_do_not_read_masked_steps_either(backend):
+def test_rule_04_composed_layers_and_pythons_cells_do_not_read_masked_steps_either(backend):
     mask = MASKS["empty_row"]
     clean, dirty = sequences(), sequences()
     dirty[~mask] = np.nan
@@ -335,7 +336,7 @@ def test_5_04_composed_layers_and_pythons_cells_do_not_read_masked_steps_either(
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_5_05_go_backwards_reverses_time_and_mask_and_keeps_processing_order(backend, name):
+def test_rule_05_go_backwards_reverses_time_and_mask_and_keeps_processing_order(backend, name):
     mask, x, h0 = MASKS[name], sequences(), state()
     flipped = None if mask is None else mask[:, ::-1]
     backwards = gru(return_sequences=True, return_state=True, go_backwards=True)
@@ -351,7 +352,7 @@ def test_5_05_go_backwards_reverses_time_and_mask_and_keeps_processing_order(bac
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("zero", [False, True])
 @pytest.mark.parametrize("reverse", [False, True])
-def test_5_06_last_output_is_the_output_at_the_last_processed_step(backend, name, zero, reverse):
+def test_rule_06_last_output_is_the_output_at_the_last_processed_step(backend, name, zero, reverse):
     arguments = {"zero_output_for_mask": zero, "go_backwards": reverse}
     x, h0 = sequences(), state()
     last = gru(**arguments)(x, h0, mask=MASKS[name], reset_mask=RESETS)
@@ -359,7 +360,7 @@ def test_5_06_last_output_is_the_output_at_the_last_processed_step(backend, name
     near(last, every[:, -1])
 
 
-# -- reset_mask (SPEC section 1) ---------------------------------------------------------------
+# -- reset_mask ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -1,4 +1,4 @@
-"""SPEC section 5, lines 8 to 12: what numbers come out; see test_semantics.py."""
+"""docs/semantics.md, rules 8 to 12: what numbers come out; see test_semantics.py."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def backend(request):
 # -- 8 to 10 -----------------------------------------------------------------------------------
 
 
-def test_5_08_activity_loss_is_divided_by_the_batch_size(backend):
+def test_rule_08_activity_loss_is_divided_by_the_batch_size(backend):
     layer = gru(activity_regularizer="l2", return_sequences=True)
     y = layer(sequences())
     assert layer.losses == [pytest.approx(0.01 * np.sum(y**2) / B, rel=1e-12)]
@@ -65,7 +65,7 @@ MERGE = {
 @pytest.mark.parametrize("merge_mode", [*MERGE, None])
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("whole", [False, True])
-def test_5_09_bidirectional_masks_states_and_order(backend, merge_mode, name, whole):
+def test_rule_09_bidirectional_masks_states_and_order(backend, merge_mode, name, whole):
     layer = both_ways(merge_mode, return_sequences=whole, return_state=True)
     weights, mask, x = layer.get_weights(), MASKS[name], sequences()
     h0 = [state(), state(seed=7)]
@@ -84,7 +84,7 @@ def test_5_09_bidirectional_masks_states_and_order(backend, merge_mode, name, wh
 
 
 @pytest.mark.parametrize("x", [-4.0, -2.7, -0.3, 0.0, 1.1, 2.6, 4.0])
-def test_5_10_hard_sigmoid_of_keras_3_and_of_keras_2(backend, x):
+def test_rule_10_hard_sigmoid_of_keras_3_and_of_keras_2(backend, x):
     config = {"units": 1, "recurrent_activation": "hard_sigmoid", "activation": "linear"}
     now = fastgru.GRU(1, activation="linear", recurrent_activation="hard_sigmoid", dtype="float64")
     old = fastgru.GRU.from_config({**config, "implementation": 2, "dtype": "float64"})
@@ -103,7 +103,7 @@ def test_5_10_hard_sigmoid_of_keras_3_and_of_keras_2(backend, x):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_5_11_the_layers_dtype_comes_out(backend, dtype):
+def test_rule_11_the_layers_dtype_comes_out(backend, dtype):
     layer = gru(dtype=dtype, return_sequences=True, return_state=True, activity_regularizer="l1")
     whole_numbers = np.arange(B * T * I).reshape(B, T, I) % 3 - 1
     inputs = [whole_numbers.astype(kind) for kind in ("int8", "int64", "float16", "float32", dtype)]
@@ -120,7 +120,7 @@ def test_5_11_the_layers_dtype_comes_out(backend, dtype):
     assert {g.dtype.name for g in (grads.inputs, grads.initial_state, *grads.weights)} == {dtype}
 
 
-def test_5_11_python_floats_never_widen(backend):
+def test_rule_11_python_floats_never_widen(backend):
     x, h0 = sequences("float32"), state("float32")
     layer = gru(dtype="float32", dropout=0.3, recurrent_dropout=0.2, seed=1, return_state=True)
     assert [a.dtype for a in layer(x, h0, training=True)] == [np.float32] * 2
@@ -133,15 +133,15 @@ def test_5_11_python_floats_never_widen(backend):
     assert layer([[[0.1] * I] * 2] * B).dtype == np.float32
 
 
-def test_5_11_complex_and_wider_input_is_a_type_error(backend):
+def test_rule_11_complex_and_wider_input_is_a_type_error(backend):
     layer = gru(dtype="float32")
-    with pytest.raises(TypeError, match=r"sequences: expected real numbers, came complex64"):
+    with pytest.raises(TypeError, match=r"sequences: expected real numbers, got complex64"):
         layer(sequences().astype("complex64"))
-    with pytest.raises(TypeError, match=r"sequences: expected float32 or narrower, came float64"):
+    with pytest.raises(TypeError, match=r"sequences: expected float32 or narrower, got float64"):
         layer(sequences())
 
 
-def test_5_11_a_custom_activation_that_widens_does_not_widen_the_result():
+def test_rule_11_a_custom_activation_that_widens_does_not_widen_the_result():
     def wide(a):
         return np.tanh(a.astype("float64"))
 
@@ -156,7 +156,7 @@ def test_5_11_a_custom_activation_that_widens_does_not_widen_the_result():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cut", [0, 1, 4, T])
 @pytest.mark.parametrize("name", MASKS)
-def test_5_12_a_sequence_in_pieces_equals_the_whole(backend, dtype, cut, name):
+def test_rule_12_a_sequence_in_pieces_equals_the_whole(backend, dtype, cut, name):
     layer = gru(dtype=dtype, return_sequences=True, return_state=True, zero_output_for_mask=True)
     x, h0, mask = sequences(dtype), state(dtype), MASKS[name]
     first, rest = (None, None) if mask is None else (mask[:, :cut], mask[:, cut:])
@@ -169,7 +169,7 @@ def test_5_12_a_sequence_in_pieces_equals_the_whole(backend, dtype, cut, name):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", MASKS)
-def test_5_12_a_row_depends_on_no_other_row_nor_on_threads(backend, dtype, name):
+def test_rule_12_a_row_depends_on_no_other_row_nor_on_threads(backend, dtype, name):
     layer = gru(dtype=dtype, return_sequences=True, return_state=True)
     x, h0, mask = sequences(dtype), state(dtype), MASKS[name]
     y, final = layer(x, h0, mask=mask)
@@ -187,14 +187,14 @@ def test_5_12_a_row_depends_on_no_other_row_nor_on_threads(backend, dtype, name)
         near(again[1], final, dtype)
 
 
-def test_5_12_the_same_call_twice_gives_the_same_bits(backend):
+def test_rule_12_the_same_call_twice_gives_the_same_bits(backend):
     layer = gru(dtype="float32", return_sequences=True, return_state=True)
     x, h0 = sequences("float32"), state("float32")
     for a, b in zip(layer(x, h0), layer(x, h0), strict=True):
         assert (a == b).all()
 
 
-def test_5_12_a_stateful_layer_in_pieces_equals_the_whole(backend):
+def test_rule_12_a_stateful_layer_in_pieces_equals_the_whole(backend):
     whole, pieces = gru(return_sequences=True), gru(return_sequences=True, stateful=True)
     x = sequences()
     joined = np.concatenate([pieces(x[:, :2]), pieces(x[:, 2:3]), pieces(x[:, 3:])], 1)

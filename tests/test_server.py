@@ -182,7 +182,7 @@ def test_what_is_wrong_is_said(model, tmp_path, x):
         step = f"/sessions/{session}/step"
         reply = server.client.post(step, content=b"123")
         assert reply.status_code == 422
-        assert "expected 5 float32, 20 bytes, came 3" in reply.text
+        assert "expected 5 float32, 20 bytes, got 3" in reply.text
         assert server.steps(session) == 0
         other = server.begin()
         assert server.client.post("/sessions").status_code == 503

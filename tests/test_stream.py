@@ -1,4 +1,4 @@
-"""Streams: SPEC section 6."""
+"""Streams: `layer.stream`."""
 
 import copy
 import pickle
@@ -43,7 +43,7 @@ def test_steps_equal_the_layer(layer, served):
     for t in range(7):
         out = stream.step(x[:, t])
         if served == "fused" and layer.explain(x).backend == "cpu":
-            np.testing.assert_array_equal(out, y[:, t])  # SPEC 5.12
+            np.testing.assert_array_equal(out, y[:, t])  # docs/semantics.md 12
         np.testing.assert_allclose(out, y[:, t], rtol=0, atol=1e-6)
 
 
@@ -293,11 +293,11 @@ class Cell:
 
 WRONG_STREAMS = [
     (lambda: fastgru.GRU(4).stream(), ValueError, "no weights yet.*build"),
-    (lambda: built().stream(0), ValueError, "at least 1 row, came 0"),
-    (lambda: built().stream(2.0), TypeError, "number of rows, came 2.0"),
+    (lambda: built().stream(0), ValueError, "at least 1 row, got 0"),
+    (lambda: built().stream(2.0), TypeError, "number of rows, got 2.0"),
     (lambda: built(go_backwards=True).stream(), ValueError, "needs the end of the sequence"),
     (lambda: fastgru.Bidirectional(built()).stream(), ValueError, "backward half needs the end"),
-    (lambda: fastgru.RNN(Cell()).stream(), ValueError, "came a custom cell"),
+    (lambda: fastgru.RNN(Cell()).stream(), ValueError, "got a custom cell"),
 ]
 
 
@@ -308,9 +308,9 @@ def test_wrong_streams(call, error, message):
 
 
 WRONG_STEPS = [
-    ({"x": np.ones((2, 3), "float64")}, TypeError, "float32 or narrower, came float64"),
-    ({"x": np.ones((3, 3), "float32")}, ValueError, r"\(n, I\) = \(2, 3\), came \(3, 3\)"),
-    ({"x": np.ones((2, 4), "float32")}, ValueError, r"came \(2, 4\)"),
+    ({"x": np.ones((2, 3), "float64")}, TypeError, "float32 or narrower, got float64"),
+    ({"x": np.ones((3, 3), "float32")}, ValueError, r"\(n, I\) = \(2, 3\), got \(3, 3\)"),
+    ({"x": np.ones((2, 4), "float32")}, ValueError, r"got \(2, 4\)"),
     ({"x": np.ones((2, 3), "float32"), "rows": [0]}, ValueError, r"\(len\(rows\), I\) = \(1, 3\)"),
     ({"x": np.ones((2, 3), "float32"), "rows": [0, 0]}, ValueError, "at most once"),
     ({"x": np.ones((2, 3), "float32"), "rows": [0, 2]}, ValueError, r"numbers in 0..1"),
@@ -349,7 +349,7 @@ def test_the_native_step_takes_rows_again_and_again():
 
 def test_wrong_states():
     stream = built().stream(2)
-    with pytest.raises(ValueError, match=r"\(n, H\) = \(2, 4\), came \(3, 4\)"):
+    with pytest.raises(ValueError, match=r"\(n, H\) = \(2, 4\), got \(3, 4\)"):
         stream.state = np.zeros((3, 4), "float32")
     with pytest.raises(ValueError, match="expected 1 array"):
         stream.state = [np.zeros((2, 4), "float32")] * 2

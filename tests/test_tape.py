@@ -1,4 +1,4 @@
-"""Tapes: good for one use, and for nothing that has changed since (SPEC section 2)."""
+"""Tapes: good for one use, and for nothing that has changed since."""
 
 import numpy as np
 import pytest
@@ -82,10 +82,10 @@ def test_weights_changed(make, index):
 def test_of_another_layer_or_no_tape_at_all(make):
     layer, twin = make(), make()
     outputs, tape = layer.forward(sequences())
-    with pytest.raises(ValueError, match=r"tape: expected .*forward\(\.\.\.\).*came"):
+    with pytest.raises(ValueError, match=r"tape: expected .*forward\(\.\.\.\).*got"):
         twin.backward(tape, *gradients_like(outputs))
     for wrong in (None, 3, outputs):
-        with pytest.raises(TypeError, match=r"tape: expected .*forward.*came"):
+        with pytest.raises(TypeError, match=r"tape: expected .*forward.*got"):
             layer.backward(wrong, *gradients_like(outputs))
     layer.backward(tape, *gradients_like(outputs))  # the refusals have not spent it
 
@@ -96,7 +96,7 @@ def test_a_refused_backward_leaves_the_tape_good(make):
     outputs, tape = layer.forward(sequences())
     dy, dstates = gradients_like(outputs)
     for wrong_dy, wrong_states, error, pattern in (
-        (dy[1:], dstates, ValueError, r"output_gradients: expected shape .*came"),
+        (dy[1:], dstates, ValueError, r"output_gradients: expected shape .*got"),
         (dy[0, 0], dstates, ValueError, r"output_gradients: expected shape"),
         (dy.astype(complex), dstates, TypeError, r"output_gradients: expected real numbers"),
         (dy.astype("longdouble"), dstates, TypeError, r"output_gradients: expected float64"),
@@ -338,6 +338,6 @@ def test_computing_the_gates_again_does_not_write_to_out():
 
 def test_save_knows_two_words():
     layer = fastgru.GRU(H)
-    with pytest.raises(ValueError, match="save: expected 'gates' or 'states', came 'all'"):
+    with pytest.raises(ValueError, match="save: expected 'gates' or 'states', got 'all'"):
         layer.forward(sequences(), save="all")
     assert not layer.built

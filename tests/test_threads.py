@@ -1,4 +1,4 @@
-"""Thread counts (SPEC section 3), and that the calls of a process share them."""
+"""Thread counts, and that the calls of a process share them."""
 
 import ctypes
 import functools
@@ -149,12 +149,12 @@ def test_a_block_is_this_threads_alone():
 @pytest.mark.parametrize(
     ("value", "error", "message"),
     [
-        (0, ValueError, "num_threads: expected an integer >= 1, came 0"),
-        (-2, ValueError, "came -2"),
-        (1.0, TypeError, r"came 1\.0"),
-        (True, TypeError, "came True"),
-        ("2", TypeError, "came '2'"),
-        (None, TypeError, "came None"),
+        (0, ValueError, "num_threads: expected an integer >= 1, got 0"),
+        (-2, ValueError, "got -2"),
+        (1.0, TypeError, r"got 1\.0"),
+        (True, TypeError, "got True"),
+        ("2", TypeError, "got '2'"),
+        (None, TypeError, "got None"),
     ],
 )
 def test_errors_change_nothing(value, error, message):

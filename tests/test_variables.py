@@ -61,9 +61,9 @@ def test_assign_puts_a_new_array_in_place_of_the_old():
 
 
 WRONG = {
-    "shape": (np.zeros((3, 2), "f4"), ValueError, r"w: expected shape \(2, 3\), came \(3, 2\)"),
-    "scalar": (0.0, ValueError, r"w: expected shape \(2, 3\), came \(\)"),
-    "float64": (np.zeros((2, 3)), TypeError, r"w: expected float32 or narrower, came float64"),
+    "shape": (np.zeros((3, 2), "f4"), ValueError, r"w: expected shape \(2, 3\), got \(3, 2\)"),
+    "scalar": (0.0, ValueError, r"w: expected shape \(2, 3\), got \(\)"),
+    "float64": (np.zeros((2, 3)), TypeError, r"w: expected float32 or narrower, got float64"),
     "complex": (VALUE * 1j, TypeError, r"w: expected real numbers"),
     "text": ("abc", TypeError, r"w: expected numbers"),
     "ragged": ([[1], [1, 2]], ValueError, r"w: expected a rectangular array"),
@@ -202,11 +202,11 @@ def test_a_cell_adopts_weights_where_they_lie():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (adoptable()[:2], r"kernel, recurrent_kernel, bias in float32 .* came"),
+        (adoptable()[:2], r"kernel, recurrent_kernel, bias in float32 .* got"),
         (adoptable(H=3), r"\(5, 12\)"),
-        (adoptable(dtype="float64"), "came float64"),
+        (adoptable(dtype="float64"), "got float64"),
         ([w.T.copy().T for w in adoptable()], "C-contiguous"),
-        ([], "came"),
+        ([], "got"),
     ],
 )
 def test_a_cell_adopts_nothing_else(weights, message):

@@ -128,7 +128,7 @@ class Cudnn:
         version.restype, version.argtypes = c_size_t, ()
         self._version = int(version())
         if self._version < OLDEST:
-            raise CudnnError(f"expected cuDNN 8.9.1 or later, came version {self._version}")
+            raise CudnnError(f"expected cuDNN 8.9.1 or later, got version {self._version}")
         self._functions = {}
         for name, arguments in SIGNATURES.items():
             function = self._functions[name] = getattr(library, name)

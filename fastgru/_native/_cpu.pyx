@@ -254,7 +254,7 @@ def set_isa(str name):
     """
     global _isa
     if name not in ISA_NAMES:
-        raise ValueError(f"FASTGRU_ISA: expected one of {', '.join(ISA_NAMES)}, came {name!r}")
+        raise ValueError(f"FASTGRU_ISA: expected one of {', '.join(ISA_NAMES)}, got {name!r}")
     cdef int isa = ISA_NAMES.index(name)
     if not fastgru_isa_supported(isa):
         raise ValueError(f"FASTGRU_ISA: this machine cannot run {name!r}")

@@ -106,9 +106,9 @@ cdef class Program:
             A slot and its stride; or, with None, the address of a struct.
         """
         if blocks > INT_MAX:
-            raise ValueError(f"expected up to {INT_MAX} blocks, came {blocks}: split the batch")
+            raise ValueError(f"expected up to {INT_MAX} blocks, got {blocks}: split the batch")
         if len(arguments) > SLOTS:
-            raise ValueError(f"expected up to {SLOTS} arguments, came {len(arguments)}")
+            raise ValueError(f"expected up to {SLOTS} arguments, got {len(arguments)}")
         call = self._add(COOPERATIVE if cooperative else KERNEL)
         call.function = <void *> function
         call.blocks, call.threads, call.shared_bytes = blocks, threads, shared_bytes
@@ -136,7 +136,7 @@ cdef class Program:
         m, n, k = sizes
         if max(m, n, k, a[3], b[3], c[3]) > INT_MAX:
             raise ValueError(
-                f"expected sizes up to {INT_MAX}, which cuBLAS counts to, came a product of "
+                f"expected sizes up to {INT_MAX}, which cuBLAS counts to, got a product of "
                 f"{m}, {n}, {k} with leading dimensions {a[3]}, {b[3]}, {c[3]}: split the batch"
             )
         call = self._add(PRODUCT)

@@ -72,7 +72,7 @@ typedef struct {
  */
 #define FASTGRU_KERNELS(NAME, TYPE)                                                                \
     typedef struct {                                                                               \
-        /* h_new of SPEC 5.1, reset_after=True */                                                  \
+        /* h_new of docs/semantics.md 1, reset_after=True */                                       \
         void (*after)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,       \
                       const TYPE *h, TYPE *h_new, TYPE *work, const gate_functions *f);            \
         /* reset_after=False, first half: z (n) and rk (n) = r * k, k (n) what r multiplies */     \

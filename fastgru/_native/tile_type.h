@@ -3,7 +3,7 @@
  * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A tile
  * multiplies R rows with P panels and keeps all R * P * N sums in registers. Every sum runs over k in
  * one order, whatever the tile: so a row's result depends neither on the other rows nor on how the
- * work is cut (SPEC 5.12).
+ * work is cut (docs/semantics.md 12).
  */
 typedef TYPE FN(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
 #define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))

@@ -73,7 +73,7 @@ def _load() -> Any:
         _find_blas(_threads)
         _forced_kernel = os.environ.get("FASTGRU_KERNEL") or None
         if _forced_kernel not in (None, "fused", "blas"):
-            raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', came {_forced_kernel!r}")
+            raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', got {_forced_kernel!r}")
         if _forced_kernel == "fused" and not fused.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
         follow(_threads.set_thread_limit)

@@ -3,7 +3,7 @@
 It is the oracle that every other backend is held against, and it serves what they cannot:
 custom and non-elementwise activations. It is not fast and does not try to be.
 
-With x' = x * dropout, k = h * recurrent_dropout (both per gate), per step (SPEC 5.1)::
+With x' = x * dropout, k = h * recurrent_dropout (both per gate), per step (docs/semantics.md 1)::
 
     z  = act_r(x' Wz + bz + k Uz + cz)
     r  = act_r(x' Wr + br + k Ur + cr)
@@ -251,7 +251,7 @@ def activate(activation: Any, x: np.ndarray) -> np.ndarray:
     y = np.asarray(activation(x), like=x)
     if y.shape != x.shape:
         raise ValueError(
-            f"activation {activation!r}: expected it to keep the shape {x.shape}, came {y.shape}"
+            f"activation {activation!r}: expected it to keep the shape {x.shape}, got {y.shape}"
         )
     return y.astype(x.dtype, copy=False)
 

@@ -41,7 +41,7 @@ class Result(NamedTuple):
 def measure(seconds: float, threads: int | None = None) -> list[Result]:
     """Measure each shape with one thread and with all (or ``threads``), ``seconds`` each."""
     if not seconds > 0:
-        raise ValueError(f"--seconds: expected a positive number, came {seconds}")
+        raise ValueError(f"--seconds: expected a positive number, got {seconds}")
     rng = np.random.default_rng(0)
     results = []
     counts = sorted({1, threads or fastgru.get_num_threads()})

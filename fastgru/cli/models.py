@@ -40,7 +40,7 @@ def find(path: Path) -> list[Found]:
     kind = "" if path.is_dir() else path.suffix.lower()
     if kind not in READERS or (path.is_file() and not kind):
         kinds = ", ".join(filter(None, READERS))
-        raise ValueError(f"{path}: expected a SavedModel folder or one of {kinds}, came {kind!r}")
+        raise ValueError(f"{path}: expected a SavedModel folder or one of {kinds}, got {kind!r}")
     if kind == ".safetensors" and (own := _own(path)) is not None:
         return own
     found: list[Found] = importlib.import_module(f"fastgru.io.{READERS[kind]}").find(path)
@@ -76,7 +76,7 @@ def choose(path: Path, name: str | None) -> Found:
     for one in found:
         if one.name == name:
             return one
-    raise ValueError(f"{path}: expected --name to be one of {names}, came {name}")
+    raise ValueError(f"{path}: expected --name to be one of {names}, got {name}")
 
 
 def describe(found: Sequence[Found]) -> str:
@@ -114,8 +114,8 @@ def _shapes(layer: Any) -> str:
     inputs = ("B", "T", layer.weights[0].shape[0])
     if layer.time_major:
         inputs = ("T", "B", inputs[2])
-    came = layer.compute_output_shape(inputs)
-    shapes = [came] if isinstance(came, tuple) and not isinstance(came[0], (tuple, list)) else came
+    got = layer.compute_output_shape(inputs)
+    shapes = [got] if isinstance(got, tuple) and not isinstance(got[0], (tuple, list)) else got
     written = [f"({', '.join(map(str, shape))})" for shape in (inputs, *shapes)]
     return f"{written[0]} -> {', '.join(written[1:])}"
 

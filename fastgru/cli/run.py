@@ -61,15 +61,15 @@ def run_file(
             part.stateful = False
     last = layers[-1]
     if getattr(last, "merge_mode", "") is None:
-        raise ValueError(f"{last.name}: expected one output, came two: its merge_mode is None")
+        raise ValueError(f"{last.name}: expected one output, got two: its merge_mode is None")
     x = _opened(source)
     if x.ndim != 3:
-        raise ValueError(f"{source}: expected an array (B, T, I), came shape {x.shape}")
+        raise ValueError(f"{source}: expected an array (B, T, I), got shape {x.shape}")
     batch_axis = 1 if layer.time_major else 0
     rows = x.shape[batch_axis]
     ends = None if lengths is None else np.array(_opened(lengths))
     if ends is not None and ends.shape != (rows,):
-        raise ValueError(f"{lengths}: expected shape ({rows},), came {ends.shape}")
+        raise ValueError(f"{lengths}: expected shape ({rows},), got {ends.shape}")
 
     def call(part: slice, out: np.ndarray | None = None) -> Any:
         y = layer(

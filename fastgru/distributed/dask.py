@@ -75,13 +75,13 @@ def apply(
         )
     if not isinstance(x, da.Array):
         raise TypeError(
-            f"x: expected a Dask array, came {type(x).__name__}; call the layer itself, or use "
+            f"x: expected a Dask array, got {type(x).__name__}; call the layer itself, or use "
             "dask.array.from_array"
         )
     if x.ndim != 3 or x.numblocks[1:] != (1, 1) or np.isnan(x.shape[1:]).any():
         raise ValueError(
             "x: expected (B, T, I) with T and I in one chunk each, since a row is computed whole, "
-            f"came chunks {x.chunks}; call x.rechunk({{1: -1, 2: -1}})"
+            f"got chunks {x.chunks}; call x.rechunk({{1: -1, 2: -1}})"
         )
 
     rows: list[Any] = []  # the arrays that are cut with x; the call is written with their numbers
@@ -159,7 +159,7 @@ def _taken(blocks: Any, number: int, output: Any, da: Any) -> Any:
 def _cut_like(x: Any, value: Any, what: str, da: Any) -> Any:
     """Return an argument that has one entry per row as a Dask array with x's chunks along B."""
     if isinstance(value, (bool, int, float)):
-        raise TypeError(f"{what}: expected arrays with one row for each of x, came {value!r}")
+        raise TypeError(f"{what}: expected arrays with one row for each of x, got {value!r}")
     if not hasattr(value, "shape"):
         value = np.asarray(value, like=x._meta)
     if np.isnan(x.shape[0]):
@@ -172,7 +172,7 @@ def _cut_like(x: Any, value: Any, what: str, da: Any) -> Any:
             "x's are not known; call x.compute_chunk_sizes() for anything else"
         )
     if value.shape[:1] != x.shape[:1]:
-        raise ValueError(f"{what}: expected B = {x.shape[0]} rows, came shape {value.shape}")
+        raise ValueError(f"{what}: expected B = {x.shape[0]} rows, got shape {value.shape}")
     chunks = (x.chunks[0], *value.shape[1:])
     if isinstance(value, da.Array):
         return value.rechunk(chunks)

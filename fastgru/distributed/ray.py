@@ -75,7 +75,7 @@ class Predictor:
         num_threads: int = 1,
     ) -> None:
         if isinstance(outputs, str) or isinstance(keep, str):
-            raise TypeError("outputs, keep: expected lists of column names, came a string")
+            raise TypeError("outputs, keep: expected lists of column names, got a string")
         self.layer = load_layer(layer)
         check_rows_alone(self.layer)
         check_built(self.layer)
@@ -109,7 +109,7 @@ class Predictor:
         if len(results) != len(self.outputs):
             raise ValueError(
                 f"outputs: expected {len(results)} names, as {self.layer.name} returns so many "
-                f"arrays, came {list(self.outputs)}"
+                f"arrays, got {list(self.outputs)}"
             )
         if self.on_device:
             results = [array.get() for array in results]
@@ -118,10 +118,10 @@ class Predictor:
 
     def _column(self, batch: dict[str, np.ndarray], name: str) -> Any:
         if name not in batch:
-            raise ValueError(f"expected a column {name!r}, came {sorted(batch)}")
+            raise ValueError(f"expected a column {name!r}, got {sorted(batch)}")
         if batch[name].dtype == object:
             raise ValueError(
-                f"column {name!r}: expected arrays of one shape, came rows of different ones; pad "
+                f"column {name!r}: expected arrays of one shape, got rows of different ones; pad "
                 "them, and give their lengths as a column, Predictor(..., lengths=...)"
             )
         if not self.on_device:

@@ -16,7 +16,7 @@ def check_rows_alone(layer: Any) -> None:
     """
     if not isinstance(layer, SequenceLayer):
         raise TypeError(
-            f"layer: expected GRU, RNN, Bidirectional or Sequential, came {type(layer).__name__}"
+            f"layer: expected GRU, RNN, Bidirectional or Sequential, got {type(layer).__name__}"
         )
     parts: list[Any] = getattr(layer, "layers", [layer])
     if any(part.stateful for part in parts):

@@ -68,19 +68,19 @@ def predict_udf(
     """
     predict_batch_udf, types = _package()
     if isinstance(arguments, str) or isinstance(outputs, str):
-        raise TypeError("arguments, outputs: expected lists of names, came a string")
+        raise TypeError("arguments, outputs: expected lists of names, got a string")
     if isinstance(timesteps, bool) or not isinstance(timesteps, int) or timesteps < 1:
-        raise ValueError(f"timesteps: expected an integer >= 1, came {timesteps!r}")
+        raise ValueError(f"timesteps: expected an integer >= 1, got {timesteps!r}")
     layer = load_layer(path)
     check_rows_alone(layer)
     if layer.dtype not in ("float32", "float64"):
-        raise ValueError(f"{path}: expected a layer of float32 or float64, came {layer.dtype}")
+        raise ValueError(f"{path}: expected a layer of float32 or float64, got {layer.dtype}")
     inputs = layer.weights[0].shape[0]
     returned = flatten(layer(np.empty((0, timesteps, inputs), layer.dtype)))
     if len(returned) != len(outputs):
         raise ValueError(
             f"outputs: expected {len(returned)} names, as {layer.name} returns so many arrays, "
-            f"came {list(outputs)}"
+            f"got {list(outputs)}"
         )
     known: dict[str, list[list[int] | None]] = {
         "mask": [[timesteps]],
@@ -91,7 +91,7 @@ def predict_udf(
     shapes: list[list[int] | None] = [[timesteps, inputs]]
     for what in arguments:
         if what not in known:
-            raise ValueError(f"arguments: expected some of {', '.join(known)}, came {what!r}")
+            raise ValueError(f"arguments: expected some of {', '.join(known)}, got {what!r}")
         shapes += known[what]
     number = types.FloatType() if layer.dtype == "float32" else types.DoubleType()
     numbers = types.ArrayType(number, containsNull=False)

@@ -66,7 +66,7 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path}: expected a zip file, came {error}") from None
+            raise ValueError(f"{self.path}: expected a zip file, got {error}") from None
         self._members: dict[str, zipfile.ZipInfo] = {}
         try:
             self._check(size)
@@ -81,7 +81,7 @@ class Archive:
             name = member.filename
             parts = PurePosixPath(name).parts
             if name in self._members or name.startswith("/") or ".." in parts or "\\" in name:
-                raise ValueError(f"{self.path}: expected plain unique member names, came {name!r}")
+                raise ValueError(f"{self.path}: expected plain unique member names, got {name!r}")
             total += member.file_size
             self._members[name] = member
         if total > FREE_BYTES and total > MOST_GROWTH * size:
@@ -107,7 +107,7 @@ class Archive:
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self._members:
             few = ", ".join(self.names[:20])
-            raise ValueError(f"{self.path}: expected a member {name}, came {few}")
+            raise ValueError(f"{self.path}: expected a member {name}, got {few}")
         return self._members[name]
 
     def read(self, name: str) -> bytes:

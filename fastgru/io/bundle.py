@@ -72,7 +72,7 @@ class Bundle:
         for key, value in self._table():
             self.entries[key.decode("utf-8", "backslashreplace")] = value
         if "" not in self.entries:
-            raise ValueError(f"{self.path}: expected a header, came {len(self.entries)} tensors")
+            raise ValueError(f"{self.path}: expected a header, got {len(self.entries)} tensors")
         header = Message(self.entries.pop(""), f"{self.path}: header")
         # Layers may share weights; a small file may not have the same ones read without end.
         sizes = [path.stat().st_size for path in folder.glob(f"{glob.escape(name)}.data-*")]
@@ -80,7 +80,7 @@ class Bundle:
         self._shards = header.number(1)
         if header.number(2) != 0:
             raise ValueError(
-                f"{self.path}: expected a little-endian checkpoint, came a big-endian one"
+                f"{self.path}: expected a little-endian checkpoint, got a big-endian one"
             )
 
     # -- tensors ---------------------------------------------------------------------------
@@ -91,7 +91,7 @@ class Bundle:
             raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
         message = Message(self.entries[key], f"{self.path}: {key}")
         if any(True for _ in message.bytes(7)):
-            raise ValueError(f"{message.place}: expected a whole tensor, came one kept in slices")
+            raise ValueError(f"{message.place}: expected a whole tensor, got one kept in slices")
         shape = tuple(
             dim.number(1)
             for dims in message.messages(2, "shape")
@@ -99,7 +99,7 @@ class Bundle:
         )
         if len(shape) > MOST_DIMENSIONS:
             raise ValueError(
-                f"{message.place}: expected at most {MOST_DIMENSIONS} dimensions, came {len(shape)}"
+                f"{message.place}: expected at most {MOST_DIMENSIONS} dimensions, got {len(shape)}"
             )
         checksums = [int.from_bytes(value, "little") for value in message.bytes(6)]
         checksum = checksums[-1] if checksums else 0
@@ -115,19 +115,19 @@ class Bundle:
         dtype = _DTYPES.get(entry.dtype)
         if dtype is None:
             raise ValueError(
-                f"{self.path}: {key}: expected float16, float32 or float64, came TensorFlow's "
+                f"{self.path}: {key}: expected float16, float32 or float64, got TensorFlow's "
                 f"dtype number {entry.dtype}"
             )
         if entry.size != math.prod(entry.shape) * dtype.itemsize:
             raise ValueError(
                 f"{self.path}: {key}: expected {math.prod(entry.shape) * dtype.itemsize} bytes for "
-                f"shape {entry.shape} of {dtype}, came {entry.size}"
+                f"shape {entry.shape} of {dtype}, got {entry.size}"
             )
         data = self._data(key, entry)
         self._left -= len(data)
         if self._left < 0:
             raise ValueError(
-                f"{self.path}: {key}: expected layers with weights of their own, came more weights "
+                f"{self.path}: {key}: expected layers with weights of their own, got more weights "
                 f"than {MOST_SHARING} times the data"
             )
         self._check(key, data, entry)
@@ -138,13 +138,13 @@ class Bundle:
         entry = self.entry(key)
         if entry.dtype != _STRING or entry.shape or entry.size > MOST_TEXT:
             raise ValueError(
-                f"{self.path}: {key}: expected one string of at most {MOST_TEXT} bytes, came "
+                f"{self.path}: {key}: expected one string of at most {MOST_TEXT} bytes, got "
                 f"dtype {entry.dtype}, shape {entry.shape}, {entry.size} bytes"
             )
         data = memoryview(self._data(key, entry))
         size, at = varint(data, 0, f"{self.path}: {key}")
         if size != len(data) - at - 4:
-            raise ValueError(f"{self.path}: {key}: expected {size} characters, came {len(data)}")
+            raise ValueError(f"{self.path}: {key}: expected {size} characters, got {len(data)}")
         # The checksum is of the length as a fixed number, not as it is stored.
         length = size.to_bytes(4 if size < 1 << 32 else 8, "little")
         self._check(key, b"".join([length, data[at:]]), entry)
@@ -153,7 +153,7 @@ class Bundle:
     def _data(self, key: str, entry: Entry) -> bytes:
         if entry.shard >= self._shards:
             raise ValueError(
-                f"{self.path}: {key}: expected a shard below {self._shards}, came {entry.shard}"
+                f"{self.path}: {key}: expected a shard below {self._shards}, got {entry.shard}"
             )
         # Made of two numbers, so that a file cannot name another file.
         path = self.folder / f"{self.name}.data-{entry.shard:05d}-of-{self._shards:05d}"
@@ -198,7 +198,7 @@ class Bundle:
         if offset < self._end or size < 4 or end > len(self._index) - _FOOTER:
             raise ValueError(
                 f"{place}: expected a block between bytes {self._end} and "
-                f"{len(self._index) - _FOOTER}, came one of {size} bytes at {offset}"
+                f"{len(self._index) - _FOOTER}, got one of {size} bytes at {offset}"
             )
         self._end = end
         block, kind = self._index[offset : offset + size], self._index[offset + size]
@@ -207,7 +207,7 @@ class Bundle:
             raise ValueError(f"{self.path}: the block at byte {offset} is damaged")
         if kind != 0:
             raise ValueError(
-                f"{self.path}: expected blocks as they are, which is what TensorFlow writes, came "
+                f"{self.path}: expected blocks as they are, which is what TensorFlow writes, got "
                 f"compression {kind}"
             )
         return block
@@ -225,12 +225,12 @@ class Bundle:
             size, at = varint(pairs, at, str(self.path))
             if shared > len(key) or shared + rest > MOST_KEY or rest + size > end - at:
                 raise ValueError(
-                    f"{self.path}: expected an entry within {end} bytes, came one of "
+                    f"{self.path}: expected an entry within {end} bytes, got one of "
                     f"{shared} + {rest} characters and {size} bytes at byte {at}"
                 )
             key = key[:shared] + bytes(pairs[at : at + rest])
             if last is not None and key <= last:
-                raise ValueError(f"{self.path}: expected sorted names, came {key!r} after {last!r}")
+                raise ValueError(f"{self.path}: expected sorted names, got {key!r} after {last!r}")
             at += rest + size
             yield key, pairs[at - size : at]
             last = key
@@ -250,7 +250,7 @@ def read_file(path: Path, most: int, offset: int = 0, exactly: bool = False) -> 
     if size < most if exactly else size > most:
         raise ValueError(
             f"{path}: expected {'' if exactly else 'at most '}{most} bytes at byte {offset}, "
-            f"came {max(size, 0)}{'; the file is truncated' if exactly else ''}"
+            f"got {max(size, 0)}{'; the file is truncated' if exactly else ''}"
         )
     with path.open("rb") as file:
         file.seek(offset)

@@ -45,7 +45,7 @@ def by_name(found: Sequence[Found], name: str | None, source: str) -> Any:
     if name is None:
         return layers
     if name not in layers:
-        raise ValueError(f"{source}: expected one of {', '.join(layers)}, came name={name!r}")
+        raise ValueError(f"{source}: expected one of {', '.join(layers)}, got name={name!r}")
     return layers[name]
 
 
@@ -60,7 +60,7 @@ def verify_layer(layer: Any, verify: Any, what: str) -> None:
     if verify is None:
         return
     if not isinstance(verify, (tuple, list)) or len(verify) != 2:
-        raise TypeError(f"verify: expected a pair (input, expected output), came {verify!r}")
+        raise TypeError(f"verify: expected a pair (input, expected output), got {verify!r}")
     x, expected = verify
     y = layer(x)
     y = y[0] if isinstance(y, (tuple, list)) else y

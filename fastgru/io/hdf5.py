@@ -64,14 +64,14 @@ class Cursor:
 
     def expect(self, value: bytes, what: str) -> None:
         """Pass over ``value``, which must come next."""
-        came = self.take(len(value))
-        if came != value:
-            self.wrong(f"{what} {value!r}", repr(came))
+        got = self.take(len(value))
+        if got != value:
+            self.wrong(f"{what} {value!r}", repr(got))
 
-    def wrong(self, expected: str, came: str) -> NoReturn:
-        """Raise the ValueError that says what was expected here, and what came."""
+    def wrong(self, expected: str, got: str) -> NoReturn:
+        """Raise the ValueError that says what was expected here, and what was found."""
         raise ValueError(
-            f"{self.place}: expected {expected}, came {came}; the file is damaged, or is not as "
+            f"{self.place}: expected {expected}, got {got}; the file is damaged, or is not as "
             "Keras writes it: let Keras load it and save it again"
         )
 
@@ -122,7 +122,7 @@ class File:
             start.wrong("the file's own start as base address", hex(base))
         start.take(8)
         if (end := start.number(8)) > self.size:
-            raise ValueError(f"{place}: expected {end} bytes, came {self.size}: it is cut short")
+            raise ValueError(f"{place}: expected {end} bytes, got {self.size}: it is cut short")
         start.take(16)
         root = self.open(start.number(8), "/")
         if isinstance(root, Array):
@@ -389,7 +389,7 @@ class Group(Node):
         found = self.get(path)
         if not isinstance(found, Array):
             raise ValueError(
-                f"{self.place}: expected an array {path}, came {'a group' if found else 'nothing'}"
+                f"{self.place}: expected an array {path}, got {'a group' if found else 'nothing'}"
             )
         return found.read()
 

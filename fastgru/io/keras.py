@@ -102,7 +102,7 @@ def from_keras(
         layers = found if name is None else [one for one in found if one.name == name]
         if len(layers) != 1:
             raise ValueError(
-                f"verify: expected one layer, came {', '.join(one.name for one in layers)}; "
+                f"verify: expected one layer, got {', '.join(one.name for one in layers)}; "
                 "choose it by name="
             )
         verify_layer(layers[0].layer, verify, layers[0].name)
@@ -134,7 +134,7 @@ def find(
             return _loaded(parts, f"{path}: model_config", name, custom_objects)
     if not start.startswith(b"PK"):
         raise ValueError(
-            f"{path}: expected a .keras or .h5 file or a SavedModel folder, came a file that "
+            f"{path}: expected a .keras or .h5 file or a SavedModel folder, got a file that "
             f"begins with {start!r}"
         )
     with Archive(path) as archive:
@@ -149,11 +149,11 @@ def _loaded(
     names = [part.entry.name for part in parts]
     twice = [one for one, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"{place}: expected a name of its own for each layer, came twice: {twice}")
+        raise ValueError(f"{place}: expected a name of its own for each layer, got twice: {twice}")
     if name is not None:
         if name not in names:
-            came = f"expected one of {', '.join(names)}" if names else "it has no GRU"
-            raise ValueError(f"{place}: {came}, came name={name!r}")
+            got = f"expected one of {', '.join(names)}" if names else "it has no GRU"
+            raise ValueError(f"{place}: {got}, got name={name!r}")
         parts = [parts[names.index(name)]]
     found = []
     for entry, arrays in parts:
@@ -173,15 +173,15 @@ def _entries(text: Any, place: str, size: int) -> list[Entry]:
     No more than a weights file of ``size`` bytes has arrays for: each costs time and memory.
     """
     if not isinstance(text, (str, bytes)) or len(text) > MOST_CONFIG:
-        came = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
-        raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, came {came}")
+        got = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
+        raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, got {got}")
     entries, left = [], size // LEAST_CELL
     with named(place):
         for entry in recurrent_layers(parse_json(text)):
             entries.append(entry)
             left -= entry.cells
             if left < 0:
-                raise ValueError(f"expected fewer GRUs than {size} bytes hold, came more")
+                raise ValueError(f"expected fewer GRUs than {size} bytes hold, got more")
     return entries
 
 
@@ -215,12 +215,12 @@ def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
     text = root.attribute("model_config")
     if text is None:
         raise ValueError(
-            f"{path}: expected a whole model, came weights without a config; make a layer of the "
+            f"{path}: expected a whole model, got weights without a config; make a layer of the "
             "same arguments and use load_keras_weights(layer, path)"
         )
     weights = root.group("model_weights")
     if weights is None:
-        raise ValueError(f"{path}: expected a group model_weights, came {', '.join(root.names)}")
+        raise ValueError(f"{path}: expected a group model_weights, got {', '.join(root.names)}")
     parts = []
     for entry in _entries(text, f"{path}: model_config", root.file.size):
 
@@ -234,7 +234,7 @@ def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
 def _live_parts(source: Any) -> list[Part]:
     if not callable(getattr(source, "get_config", None)) or not hasattr(source, "get_weights"):
         raise TypeError(
-            f"source: expected a path, or a live Keras model or layer, came {type(source).__name__}"
+            f"source: expected a path, or a live Keras model or layer, got {type(source).__name__}"
         )
     parts = []
     for path, layer, form in _live_layers(source, ()):

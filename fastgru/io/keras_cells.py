@@ -81,7 +81,7 @@ def cells_of(layer: Any, group: str = "", frozen: bool = False) -> Iterator[Cell
         parts = [(layer.cell, "cell")]
     else:
         raise TypeError(
-            "layer: expected GRU, RNN, Bidirectional or Sequential of GRU cells, came "
+            "layer: expected GRU, RNN, Bidirectional or Sequential of GRU cells, got "
             f"{type(layer).__name__}"
         )
     for part, name in parts:
@@ -111,7 +111,7 @@ def keras3_arrays(root: Group, group: str) -> list[np.ndarray]:
         variables = root.group(f"{place}vars")
         if variables is not None and variables.names:
             return [variables.array(str(i)) for i in range(len(variables.names))]
-    raise ValueError(f"expected weights at {group}vars in {root.place}, came none")
+    raise ValueError(f"expected weights at {group}vars in {root.place}, got none")
 
 
 def names_in(group: Group, what: str) -> list[str]:
@@ -126,7 +126,7 @@ def names_in(group: Group, what: str) -> list[str]:
         if isinstance(part, list):
             names += part
         elif np.size(part) or isinstance(part, str):  # an empty list is an array of floats
-            raise ValueError(f"{group.place}: expected a list of names as {what}, came {part!r}")
+            raise ValueError(f"{group.place}: expected a list of names as {what}, got {part!r}")
     return names
 
 
@@ -138,7 +138,7 @@ def legacy_arrays(root: Group, path: Sequence[str]) -> list[np.ndarray]:
     """
     group = root.group(path[0])
     if group is None:
-        raise ValueError(f"{root.place}: expected layer {path[0]}, came {', '.join(root.names)}")
+        raise ValueError(f"{root.place}: expected layer {path[0]}, got {', '.join(root.names)}")
     names = names_in(group, "weight_names")
     if len(path) > 1:
         names = [name for name in names if _is_below(name.split("/"), path)]
@@ -167,7 +167,7 @@ def shared_out(layer: Any, arrays: Sequence[np.ndarray], frozen: bool) -> list[l
     if len(arrays) == 9 * len(cells):
         counts = [9] * len(cells)
     if len(arrays) != sum(counts):
-        raise ValueError(f"expected {sum(counts)} arrays, came {len(arrays)}")
+        raise ValueError(f"expected {sum(counts)} arrays, got {len(arrays)}")
     result: list[list[np.ndarray]] = [[] for _ in cells]
     at = 0
     for i in sorted(range(len(cells)), key=lambda i: cells[i].frozen):
@@ -214,22 +214,22 @@ def _read_cell(cell: GRUCell, arrays: list[np.ndarray]) -> tuple[list[np.ndarray
     if len(arrays) != 2 + cell.use_bias:
         raise ValueError(
             f"expected {2 + cell.use_bias} arrays for a cell with use_bias={cell.use_bias}, "
-            f"came {len(arrays)}"
+            f"got {len(arrays)}"
         )
     layout = "keras" if cell.reset_after else "keras_reset_before"
     if cell.use_bias:
         layouts = {(2, 3 * H): "keras", (3 * H,): "keras_reset_before", (6 * H,): "cudnn_gru"}
-        came = layouts.get(arrays[2].shape)
-        if came is None or gates.LAYOUTS[came].reset_after != cell.reset_after:
+        got = layouts.get(arrays[2].shape)
+        if got is None or gates.LAYOUTS[got].reset_after != cell.reset_after:
             raise ValueError(
                 f"units={H} and reset_after={cell.reset_after}: expected a bias of shape "
-                f"{(2, 3 * H) if cell.reset_after else (3 * H,)}, came {arrays[2].shape}"
+                f"{(2, 3 * H) if cell.reset_after else (3 * H,)}, got {arrays[2].shape}"
             )
-        layout = came
+        layout = got
     kernel, recurrent_kernel, bias = gates.to_keras(layout, *arrays)
     if recurrent_kernel.shape[0] != H:
         raise ValueError(
-            f"units={H}: expected a recurrent kernel ({H}, {3 * H}), came {recurrent_kernel.shape}"
+            f"units={H}: expected a recurrent kernel ({H}, {3 * H}), got {recurrent_kernel.shape}"
         )
     weights = [kernel, recurrent_kernel] + ([] if bias is None else [bias])
     convention = "Keras 1: nine arrays, gates z r h, reset before" if old else CONVENTIONS[layout]

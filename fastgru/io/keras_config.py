@@ -91,7 +91,7 @@ def recurrent_layers(
     if not _is_object(model):
         return
     if len(path) > MOST_NESTED:
-        raise ValueError(f"expected models nested at most {MOST_NESTED} deep, came more")
+        raise ValueError(f"expected models nested at most {MOST_NESTED} deep, got more")
     inner = model["config"]
     if cells := count_cells(model):
         name = path or (layer_name(model),)

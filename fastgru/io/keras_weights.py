@@ -84,7 +84,7 @@ def _from_legacy(layer: Any, root: hdf5.Group) -> list[list[np.ndarray]]:
         chosen = names
     else:
         raise ValueError(
-            f"expected weights of {', '.join(part.name for part in parts)}, came those of "
+            f"expected weights of {', '.join(part.name for part in parts)}, got those of "
             f"{', '.join(names) or 'none'}; give the layer the name that it has there"
         )
     return [
@@ -103,9 +103,9 @@ def _group_of(layer: Any, root: hdf5.Group) -> str:
     groups = dict(_groups_like(kind, root, ""))
     chosen = [group for group, name in groups.items() if name == layer.name] or list(groups)
     if len(chosen) != 1:
-        came = ", ".join(f"{group} ({name})" for group, name in groups.items()) or "none"
+        got = ", ".join(f"{group} ({name})" for group, name in groups.items()) or "none"
         raise ValueError(
-            f"expected weights of one {kind} called {layer.name}, came {came}; give the layer the "
+            f"expected weights of one {kind} called {layer.name}, got {got}; give the layer the "
             "name that it has there"
         )
     return chosen[0]
@@ -144,7 +144,7 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         h5py is not installed.
     """
     if not str(path).endswith(".weights.h5"):
-        raise ValueError(f"path: expected a name that ends in .weights.h5, came {path}")
+        raise ValueError(f"path: expected a name that ends in .weights.h5, got {path}")
     cells = list(cells_of(layer))
     if not layer.built:
         raise ValueError(f"{layer.name}: it has no weights yet; call build(input_shape) first")

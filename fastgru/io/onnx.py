@@ -109,7 +109,7 @@ def _operators(source: Any, wanted: str | None) -> tuple[Model, list[_Operator]]
     chosen = [operator for operator in operators if operator.name == wanted]
     if not chosen:
         names = ", ".join(operator.name for operator in operators) or "none"
-        raise ValueError(f"{model.where}: expected node to be one of: {names}; came {wanted!r}")
+        raise ValueError(f"{model.where}: expected node to be one of: {names}; got {wanted!r}")
     return model, chosen
 
 
@@ -120,7 +120,7 @@ def _named_operators(model: Model) -> list[_Operator]:
             if not _is_gru(node):
                 continue
             if len(operators) == MOST_LAYERS:
-                raise ValueError(f"{model.where}: expected at most {MOST_LAYERS} GRUs, came more")
+                raise ValueError(f"{model.where}: expected at most {MOST_LAYERS} GRUs, got more")
             name = unique(node.name or next(filter(None, node.output), "GRU"), operators)
             operators[name] = _Operator(name, scope, node)
     for function in model.proto.functions:
@@ -217,14 +217,14 @@ def _attributes(node: Any, place: str) -> dict[str, Any]:
         ):
             raise ValueError(
                 f"{place}: expected {key} of {kind.__name__}, {'several' if several else 'one'}, "
-                f"came {reprlib.repr(value)}"
+                f"got {reprlib.repr(value)}"
             )
     if given["direction"].decode(errors="replace") not in _DIRECTIONS:
         raise ValueError(
-            f"{place}: expected direction {', '.join(_DIRECTIONS)}, came {given['direction']!r}"
+            f"{place}: expected direction {', '.join(_DIRECTIONS)}, got {given['direction']!r}"
         )
     if given["layout"] not in (0, 1):
-        raise ValueError(f"{place}: expected layout 0 or 1, came {given['layout']}")
+        raise ValueError(f"{place}: expected layout 0 or 1, got {given['layout']}")
     if "clip" in given:
         raise ValueError(
             f"{place}: clip={given['clip']:g} limits what goes into the activations, and Keras' "
@@ -256,11 +256,11 @@ def _weights(
     if H < 1 or I < 1 or any(shape != expected[what] for what, shape in shapes.items()):
         raise ValueError(
             f"{place}: with hidden_size {H} and {D} direction(s) expected W (D, 3H, I), R (D, 3H, "
-            f"H) and B (D, 6H), came {', '.join(f'{k} {v}' for k, v in shapes.items())}"
+            f"H) and B (D, 6H), got {', '.join(f'{k} {v}' for k, v in shapes.items())}"
         )
     dtypes = {array.dtype.name for array in arrays.values()}
     if len(dtypes) > 1 or not dtypes <= {"float16", "float32", "float64"}:
-        raise ValueError(f"{place}: expected weights of one floating dtype, came {sorted(dtypes)}")
+        raise ValueError(f"{place}: expected weights of one floating dtype, got {sorted(dtypes)}")
     dtype = np.float64 if dtypes == {"float64"} else np.float32
     scope.model.spend(sum(array.size for array in arrays.values()) * dtype().itemsize, place)
     return [array.astype(dtype, copy=False) for array in arrays.values()]
@@ -271,7 +271,7 @@ def _functions(given: dict[str, Any], directions: int, place: str) -> list[Any]:
     names = [name.decode(errors="replace") for name in given.get("activations", ())]
     names = names if "activations" in given else ["Sigmoid", "Tanh"] * directions
     if len(names) != 2 * directions:
-        raise ValueError(f"{place}: expected {2 * directions} activations, came {names}")
+        raise ValueError(f"{place}: expected {2 * directions} activations, got {names}")
     alphas, betas = (given.get(f"activation_{which}", ()) for which in ("alpha", "beta"))
     return from_names(names, alphas, betas, place)
 

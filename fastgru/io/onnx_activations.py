@@ -80,7 +80,7 @@ def from_names(
         name = _SPELLED.get(given.lower())
         if name is None:
             raise ValueError(
-                f"{place}: expected activations among {', '.join(_DEFAULTS)}, came {given!r}"
+                f"{place}: expected activations among {', '.join(_DEFAULTS)}, got {given!r}"
             )
         alpha, beta = _DEFAULTS[name]
         if alpha is not None and alphas_left:

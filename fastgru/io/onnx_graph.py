@@ -69,7 +69,7 @@ class Model:
     def __init__(self, source: Any) -> None:
         self.where, self.folder, self.proto = _load(source)
         if not self.proto.HasField("graph"):
-            raise ValueError(f"{self.where}: expected an ONNX model, came one without a graph")
+            raise ValueError(f"{self.where}: expected an ONNX model, got one without a graph")
         self._room = FREE_BYTES
         self._files: set[Path] = set()
         self.scopes = list(self._scopes())
@@ -196,7 +196,7 @@ class Scope:
                 return "zeros"
             number = read_tensor(self.model, value, place)
             if number.size != 1:
-                raise ValueError(f"{place}: expected one value, came shape {number.shape}")
+                raise ValueError(f"{place}: expected one value, got shape {number.shape}")
             return "constant" if number.any() else "zeros"
         return "given"
 
@@ -204,7 +204,7 @@ class Scope:
 def check_text(text: Any, place: str) -> str:
     """Return text that is some: protobuf gives the bytes where they are no UTF-8."""
     if not isinstance(text, str):
-        raise ValueError(f"{place}: expected names in UTF-8, came {text!r}")
+        raise ValueError(f"{place}: expected names in UTF-8, got {text!r}")
     return text
 
 
@@ -215,7 +215,7 @@ def attributes(node: Any, place: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for attribute in node.attribute:
         if check_text(attribute.name, place) in values:
-            raise ValueError(f"{place}: attribute {attribute.name!r} came twice")
+            raise ValueError(f"{place}: attribute {attribute.name!r} stands there twice")
         try:
             value = helper.get_attribute_value(attribute)
         except ValueError as error:
@@ -233,14 +233,14 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
     if not isinstance(proto, TensorProto) or proto.data_type not in _TENSORS:
         raise ValueError(
             f"{place}: expected a tensor of float32, float64, float16, bfloat16, int32 or int64, "
-            f"came {getattr(proto, 'data_type', proto)!r}"
+            f"got {getattr(proto, 'data_type', proto)!r}"
         )
     if proto.HasField("segment"):
-        raise ValueError(f"{place}: expected a whole tensor, came a segment of one")
+        raise ValueError(f"{place}: expected a whole tensor, got a segment of one")
     form, field = _TENSORS[proto.data_type]
     shape, dtype = tuple(proto.dims), np.dtype(form)
     if len(shape) > MOST_AXES or any(n < 0 for n in shape):
-        raise ValueError(f"{place}: expected at most {MOST_AXES} axes of length >= 0, came {shape}")
+        raise ValueError(f"{place}: expected at most {MOST_AXES} axes of length >= 0, got {shape}")
     count = math.prod(shape)
     if proto.data_location == TensorProto.EXTERNAL:
         array = _external(model, proto, count, dtype, place)
@@ -250,7 +250,7 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
         wanted = count * dtype.itemsize if raw else count
         if len(numbers) != wanted:
             raise ValueError(
-                f"{place}: shape {shape} takes {wanted} {'bytes' if raw else 'numbers'}, came "
+                f"{place}: shape {shape} takes {wanted} {'bytes' if raw else 'numbers'}, got "
                 f"{len(numbers)}; the file is damaged"
             )
         try:
@@ -284,12 +284,12 @@ def _external(
     for key in ("offset", "length"):
         text = entries.get(key, "0" if key == "offset" else str(count * dtype.itemsize))
         if not (text.isascii() and text.isdecimal() and len(text) < 20):
-            raise ValueError(f"{place}: expected {key} to be a number of bytes, came {text[:40]!r}")
+            raise ValueError(f"{place}: expected {key} to be a number of bytes, got {text[:40]!r}")
         numbers[key] = int(text)
     offset, length, size = numbers["offset"], numbers["length"], path.stat().st_size
     if length != count * dtype.itemsize or offset + length > size:
         raise ValueError(
-            f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, came "
+            f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
             f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
         )
     model.holds(size, path)
@@ -311,7 +311,7 @@ def _beside(folder: Path, location: str, place: str) -> Path:
         or ".." in (*posix.parts, *windows.parts)
     ):
         raise ValueError(
-            f"{place}: expected the name of a file in the model's folder, came {location[:200]!r}"
+            f"{place}: expected the name of a file in the model's folder, got {location[:200]!r}"
         )
     try:
         path = (folder / location).resolve()
@@ -378,7 +378,7 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
     try:
         model.ParseFromString(data)
     except (DecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: expected an ONNX model, came {error}") from None
+        raise ValueError(f"{where}: expected an ONNX model, got {error}") from None
     return where, folder, model
 
 
@@ -390,7 +390,7 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
 def _integers(array: NDArray[Any], what: str) -> list[int]:
     array = np.asarray(array)
     if array.dtype.kind != "i" or array.size > MOST_AXES:
-        raise ValueError(f"expected {what} as at most {MOST_AXES} integers, came {array!r}")
+        raise ValueError(f"expected {what} as at most {MOST_AXES} integers, got {array!r}")
     return array.reshape(-1).tolist()
 
 
@@ -421,7 +421,7 @@ def _reshape(given: dict[str, Any], x: NDArray[Any], *shape: Any) -> NDArray[Any
 
 def _concat(given: dict[str, Any], *parts: NDArray[Any]) -> NDArray[Any]:
     if len({part.dtype for part in parts}) > 1:
-        raise ValueError(f"expected one dtype, came {[part.dtype.name for part in parts]}")
+        raise ValueError(f"expected one dtype, got {[part.dtype.name for part in parts]}")
     return np.concatenate(parts, axis=int(given["axis"]))
 
 

@@ -94,12 +94,12 @@ def _check(layer: Any) -> None:
     """Raise unless ONNX can express the layer."""
     if not isinstance(layer, (RNN, Bidirectional)):
         raise TypeError(
-            f"layer: expected GRU, RNN, Bidirectional or Sequential, came {type(layer).__name__}"
+            f"layer: expected GRU, RNN, Bidirectional or Sequential, got {type(layer).__name__}"
         )
     for half in _halves(layer):
         if not isinstance(half.cell, GRUCell):
             raise TypeError(
-                f"{layer.name}: expected an RNN of one GRUCell, came {type(half.cell).__name__}"
+                f"{layer.name}: expected an RNN of one GRUCell, got {type(half.cell).__name__}"
             )
         if not half.cell.built:
             raise ValueError(
@@ -113,7 +113,7 @@ def _check(layer: Any) -> None:
         )
     if layer.dtype not in _DTYPES:
         raise ValueError(
-            f"{layer.name}: expected dtype float16, float32 or float64, came {layer.dtype}"
+            f"{layer.name}: expected dtype float16, float32 or float64, got {layer.dtype}"
         )
 
 
@@ -320,7 +320,7 @@ class _Writer:
         constants = {name: a for name, a in self._constants.items() if name in used}
         size = sum(array.nbytes for array in constants.values())
         if size > MOST_BYTES:
-            raise ValueError(f"layer: expected weights of less than 2 GB, came {size} bytes")
+            raise ValueError(f"layer: expected weights of less than 2 GB, got {size} bytes")
         from_array = self._onnx.numpy_helper.from_array
         tensors = [from_array(array, name) for name, array in constants.items()]
         graph = helper.make_graph(nodes, "fastgru", self._inputs, self._outputs, tensors)

@@ -36,9 +36,7 @@ class Message:
         for number, value in self._fields():
             if number == field:
                 if not isinstance(value, int):
-                    raise ValueError(
-                        f"{self.place}: expected a number as field {field}, came bytes"
-                    )
+                    raise ValueError(f"{self.place}: expected a number as field {field}, got bytes")
                 yield value
 
     def bytes(self, field: int) -> Iterator[memoryview]:
@@ -46,7 +44,7 @@ class Message:
         for number, value in self._fields():
             if number == field:
                 if isinstance(value, int):
-                    raise ValueError(f"{self.place}: expected bytes as field {field}, came {value}")
+                    raise ValueError(f"{self.place}: expected bytes as field {field}, got {value}")
                 yield value
 
     def messages(self, field: int, what: str) -> Iterator[Message]:
@@ -78,10 +76,10 @@ class Message:
             elif kind in (_FIXED64, _FIXED32):
                 size = 8 if kind == _FIXED64 else 4
             else:
-                raise ValueError(f"{self.place}: expected a field at byte {at}, came type {kind}")
+                raise ValueError(f"{self.place}: expected a field at byte {at}, got type {kind}")
             if size > len(data) - at:
                 raise ValueError(
-                    f"{self.place}: expected {size} bytes at byte {at}, came {len(data) - at}; "
+                    f"{self.place}: expected {size} bytes at byte {at}, got {len(data) - at}; "
                     "the file is truncated or damaged"
                 )
             yield key >> 3, data[at : at + size]
@@ -96,4 +94,4 @@ def varint(data: memoryview, at: int, place: str) -> tuple[int, int]:
         shift += 7
         if byte < 0x80:
             return value, at + shift // 7
-    raise ValueError(f"{place}: expected a number at byte {at}, came none that ends")
+    raise ValueError(f"{place}: expected a number at byte {at}, got none that ends")

@@ -112,7 +112,7 @@ def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
     for place, cell in _cells(layer):
         names = [place + n for n in ("kernel", "recurrent_kernel", "bias")[: 2 + cell.use_bias]]
         if missing := [name for name in names if name not in left]:
-            raise ValueError(f"the config expects {missing}, came {sorted(stored)[:9]}")
+            raise ValueError(f"the config expects {missing}, got {sorted(stored)[:9]}")
         try:
             cell.adopt(*(left.pop(name).in_dtype(cell.dtype) for name in names))
         except ValueError as error:
@@ -147,7 +147,7 @@ def _cells(layer: Any, place: str = "") -> Iterator[tuple[str, GRUCell]]:
     else:
         raise ValueError(
             f"{place or 'layer'}: expected GRU, RNN, Bidirectional, Sequential, and in them "
-            f"GRUCell and StackedRNNCells, came {type(layer).__name__}; a file holds no Python code"
+            f"GRUCell and StackedRNNCells, got {type(layer).__name__}; a file holds no Python code"
         )
 
 
@@ -155,7 +155,7 @@ def _config(layer: Any) -> dict[str, Any]:
     """Return a config that JSON can hold, and that is known to come back as the same layer."""
     if not isinstance(layer, (RNN, Bidirectional, Sequential)):
         raise ValueError(
-            f"layer: expected GRU, RNN, Bidirectional or Sequential, came {type(layer).__name__}"
+            f"layer: expected GRU, RNN, Bidirectional or Sequential, got {type(layer).__name__}"
         )
     list(_cells(layer))  # raises for cells and layers that are not ours
     config = serialize_layer(layer)
@@ -182,19 +182,19 @@ def _about(metadata: dict[str, str]) -> dict[str, Any]:
     text = metadata.get("fastgru")
     if text is None:
         raise ValueError(
-            f"expected a file of fastgru.save, came metadata {sorted(metadata)[:9]}; weights of "
+            f"expected a file of fastgru.save, got metadata {sorted(metadata)[:9]}; weights of "
             "PyTorch are read by fastgru.io.from_torch"
         )
     if len(text) > MOST_CONFIG_BYTES:
-        raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, came {len(text)}")
+        raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, got {len(text)}")
     try:
         about = parse_json(text)
-        came, writer = about["format_version"], about["fastgru_version"]
+        got, writer = about["format_version"], about["fastgru_version"]
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"its metadata cannot be read: {error}") from None
-    if came != FORMAT_VERSION or "layer" not in about:
+    if got != FORMAT_VERSION or "layer" not in about:
         raise ValueError(
-            f"expected a layer in format_version {FORMAT_VERSION}, came {came!r}, written by "
+            f"expected a layer in format_version {FORMAT_VERSION}, got {got!r}, written by "
             f"fastgru {writer!r}; this is fastgru {__version__}: use a later one"
         )
     return about
@@ -209,7 +209,7 @@ def _layer_of(config: Any) -> SavedLayer:
     except RecursionError:
         raise ValueError("the config is nested too deeply") from None
     if not isinstance(layer, (RNN, Bidirectional, Sequential)):
-        raise ValueError(f"expected the config of a layer, came {type(layer).__name__}")
+        raise ValueError(f"expected the config of a layer, got {type(layer).__name__}")
     return layer
 
 
@@ -225,7 +225,7 @@ class StoredTensor(NamedTuple):
     def in_dtype(self, dtype: str) -> np.ndarray:
         """Return the array in native byte order, aligned; ValueError unless of ``dtype``."""
         if self.dtype != dtype:
-            raise ValueError(f"expected {dtype}, came {self.dtype}")
+            raise ValueError(f"expected {dtype}, got {self.dtype}")
         array = np.require(self.array, self.array.dtype.newbyteorder("="), ["C", "A"])
         if dtype == "bfloat16":
             from ml_dtypes import bfloat16  # the layer of this dtype has brought it
@@ -251,7 +251,7 @@ def read_tensors(
         size = int.from_bytes(file.read(8), "little")
         if size > MOST_HEADER_BYTES:
             raise ValueError(
-                f"{path}: expected a safetensors header of at most {MOST_HEADER_BYTES} bytes, came "
+                f"{path}: expected a safetensors header of at most {MOST_HEADER_BYTES} bytes, got "
                 f"{size}"
             )
         try:
@@ -279,7 +279,7 @@ def read_tensors(
             LookupError,
             OverflowError,
         ) as error:
-            raise ValueError(f"{path}: expected a safetensors file, came {error}") from None
+            raise ValueError(f"{path}: expected a safetensors file, got {error}") from None
     return metadata, stored
 
 

@@ -127,7 +127,7 @@ def _objects(graph: Message, field: int) -> list[Message]:
         if len(nodes) > MOST_OBJECTS:
             raise ValueError(f"{graph.place}: expected at most {MOST_OBJECTS} objects")
     if not nodes:
-        raise ValueError(f"{graph.place}: expected a graph of objects, came an empty one")
+        raise ValueError(f"{graph.place}: expected a graph of objects, got an empty one")
     return nodes
 
 
@@ -135,7 +135,7 @@ def _children(node: Message, count: int) -> Iterator[tuple[str, int]]:
     for child in node.messages(1, "child"):
         number = child.number(1)
         if number >= count:
-            raise ValueError(f"{node.place}: expected one of {count} objects, came {number}")
+            raise ValueError(f"{node.place}: expected one of {count} objects, got {number}")
         yield child.text(2), number
 
 
@@ -152,7 +152,7 @@ def _described(folder: Path) -> Iterator[Described]:
         return
     path = folder / "saved_model.pb"
     if not path.stat().st_size:
-        raise ValueError(f"{path}: expected a SavedModel, came an empty file")
+        raise ValueError(f"{path}: expected a SavedModel, got an empty file")
     # The graphs that TensorFlow runs are most of the file; mapped, they are passed over unread.
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -289,7 +289,7 @@ def _by_weights(folder: Path, objects: Objects) -> list[Found]:
         # model.export writes some weights twice. What is called the same has to be the same.
         if (known.shape, known.checksum) != (entry.shape, entry.checksum):
             raise ValueError(
-                f"{bundle.path}: expected one weight {full_name}, came two that differ; the "
+                f"{bundle.path}: expected one weight {full_name}, got two that differ; the "
                 "layers' names do not tell them apart, and nothing else does. Name them and save "
                 "the model again, or save it with Keras as .keras or .h5"
             )
@@ -299,11 +299,11 @@ def _by_weights(folder: Path, objects: Objects) -> list[Found]:
         if _fits({role: entry.shape for role, (_, entry) in group.items()})
     ]
     if not found:
-        came = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        got = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise ValueError(
             f"{folder}: it does not describe its layers (there is no keras_metadata.pb), and "
             "expected weights named .../kernel (I, 3H) and .../recurrent_kernel (H, 3H), by which "
-            f"a GRU would be known; came {came or 'no weights'}. Save the model with Keras, as "
+            f"a GRU would be known; got {got or 'no weights'}. Save the model with Keras, as "
             ".keras or .h5, and read that"
         )
     return found

@@ -164,7 +164,7 @@ def to_torch(layer: Any) -> dict[str, np.ndarray]:
             if like not in (None, one):
                 raise ValueError(
                     f"{layer.name}: expected the same units, use_bias and directions in all "
-                    f"layers, as torch.nn.GRU has them, came {like} and {one}; convert the layers "
+                    f"layers, as torch.nn.GRU has them, got {like} and {one}; convert the layers "
                     "one by one"
                 )
             like = one
@@ -206,7 +206,7 @@ def _other(group: _Group) -> str | None:
 def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
     """Return the one GRU under a prefix, or say what there is instead."""
     if not isinstance(prefix, str):
-        raise TypeError(f"prefix: expected a string, came {prefix!r}")
+        raise TypeError(f"prefix: expected a string, got {prefix!r}")
     candidates = groups
     if prefix:
         wanted = prefix.removesuffix(".")
@@ -217,13 +217,13 @@ def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
         return grus[0]
     if grus:
         names = ", ".join(repr(g.prefix or ".") for g in grus[:MOST_NAMED])
-        raise ValueError(f"{where}: expected one GRU, came several; pass as prefix one of {names}")
-    came = ", ".join(
+        raise ValueError(f"{where}: expected one GRU, got several; pass as prefix one of {names}")
+    got = ", ".join(
         f"{_other(g) or 'a GRU'} under {g.prefix or '.'!r}" for g in groups[:MOST_NAMED]
     )
     raise ValueError(
         f"{where}: expected a GRU{f' under {prefix!r}' if prefix else ''}, weight_hh of shape "
-        f"(3H, H), came {came or 'no weight_ih_l0, weight_hh_l0 or the like'}"
+        f"(3H, H), got {got or 'no weight_ih_l0, weight_hh_l0 or the like'}"
     )
 
 
@@ -237,7 +237,7 @@ def _sizes(where: str, group: _Group) -> _Sizes:
     if len(shapes) != 2 or any(len(shape) != 2 for shape in shapes) or shapes[1][1] < 1:
         raise ValueError(
             f"{where}: expected {group.key((0, 0), 'weight_ih')} (3H, I) and "
-            f"{group.key((0, 0), 'weight_hh')} (3H, H), came shapes {shapes} of {sorted(first)}; "
+            f"{group.key((0, 0), 'weight_hh')} (3H, H), got shapes {shapes} of {sorted(first)}; "
             "take weight_norm and the like out before saving"
         )
     inputs, units = shapes[0][1], shapes[1][1]
@@ -251,11 +251,11 @@ def _sizes(where: str, group: _Group) -> _Sizes:
             "bias_hh": (3 * units,),
         }
         for role in roles:
-            came = part[role].shape if role in part else "nothing"
-            if came != expected[role]:
+            got = part[role].shape if role in part else "nothing"
+            if got != expected[role]:
                 raise ValueError(
                     f"{where}: expected {group.key(place, role)} of shape {expected[role]}, "
-                    f"came {came}"
+                    f"got {got}"
                 )
             dtypes.add(part[role].dtype)
         if surplus := sorted(part.keys() - set(roles)):
@@ -263,7 +263,7 @@ def _sizes(where: str, group: _Group) -> _Sizes:
             raise ValueError(f"{where}: expected {key} beside {' and '.join(_ROLES)} or not at all")
     if strange := sorted(dtypes - set(FLOATS)):
         raise ValueError(
-            f"{where}: expected weights in {', '.join(FLOATS)}, came {', '.join(strange)}; "
+            f"{where}: expected weights in {', '.join(FLOATS)}, got {', '.join(strange)}; "
             "dequantise them first"
         )
     dtype = "float64" if "float64" in dtypes else "float32"
@@ -309,7 +309,7 @@ def _torch_layers(layer: Any) -> list[list[GRUCell]]:
     if not stacks or [] in stacks:
         raise ValueError(
             "expected GRU, RNN over GRUCells, Bidirectional or Sequential of them, or GRUCell, "
-            f"came {layer!r}"
+            f"got {layer!r}"
         )
     if halves[0].go_backwards:
         raise ValueError(
@@ -319,7 +319,7 @@ def _torch_layers(layer: Any) -> list[list[GRUCell]]:
     if len(halves) == 2 and (layer.merge_mode != "concat" or any(len(s) != 1 for s in stacks)):
         raise ValueError(
             f"{layer.name}: torch.nn.GRU joins two directions as merge_mode='concat' does, after "
-            f"every layer, came merge_mode={layer.merge_mode!r} over "
+            f"every layer, got merge_mode={layer.merge_mode!r} over "
             f"{' and '.join(str(len(s)) for s in stacks)} cells"
         )
     return [list(cells) for cells in zip(*stacks, strict=True)]
@@ -339,6 +339,6 @@ def _torch_weights(cell: GRUCell) -> tuple[np.ndarray, ...]:
     for what, only in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
         if getattr(cell, what) != activations.get(only):
             raise ValueError(
-                f"{cell.name}: torch.nn.GRU has {only} as {what}, came {getattr(cell, what)!r}"
+                f"{cell.name}: torch.nn.GRU has {only} as {what}, got {getattr(cell, what)!r}"
             )
     return gates.from_keras("torch", *(v.value for v in cell.weights))

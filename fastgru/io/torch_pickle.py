@@ -82,7 +82,7 @@ def load_pickle(data: bytes, where: str) -> Any:
     """
     if len(data) > MOST_BYTES:
         raise ValueError(
-            f"{where}: expected a pickle of at most {MOST_BYTES} bytes, came {len(data)}; save "
+            f"{where}: expected a pickle of at most {MOST_BYTES} bytes, got {len(data)}; save "
             "only the GRU's state_dict()"
         )
     machine = _Machine(data, where)
@@ -116,10 +116,10 @@ class _Machine:
             raise self.wrong(f"{len(self.stack)} objects at its end instead of one")
         return self.stack[0]
 
-    def wrong(self, came: str) -> ValueError:
+    def wrong(self, got: str) -> ValueError:
         """Return the error for what no state dict holds."""
         return ValueError(
-            f"{self.where}: expected tensors in plain containers, came {came} at byte {self.at}; "
+            f"{self.where}: expected tensors in plain containers, got {got} at byte {self.at}; "
             "nothing in a file is executed, so save state_dict() and no objects of other classes: "
             "torch.save(model.state_dict(), path)"
         )

@@ -72,17 +72,17 @@ def opened(source: Any) -> Iterator[tuple[str, dict[str, Entry]]]:
             yield str(path), _safetensors(path)
         elif head == _LEGACY:
             raise ValueError(
-                f"{path}: expected a zip file, as torch.save writes since version 1.6, came the "
+                f"{path}: expected a zip file, as torch.save writes since version 1.6, got the "
                 "format before it; read it with torch.load and torch.save its state_dict() again"
             )
         else:
             raise ValueError(
-                f"{path}: expected a zip file of torch.save or a safetensors file, came one that "
+                f"{path}: expected a zip file of torch.save or a safetensors file, got one that "
                 f"begins with {head!r}"
             )
     else:
         raise TypeError(
-            "source: expected a path, a state dict or a module with state_dict(), came "
+            "source: expected a path, a state dict or a module with state_dict(), got "
             f"{type(source).__name__}"
         )
 
@@ -97,7 +97,7 @@ def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
             continue
         seen.add(id(mapping))
         if depth > DEEPEST:
-            raise ValueError(f"{where}: expected dicts at most {DEEPEST} deep, came {prefix!r}")
+            raise ValueError(f"{where}: expected dicts at most {DEEPEST} deep, got {prefix!r}")
         for key, value in mapping.items():
             name = f"{prefix}.{key}" if prefix else str(key)
             if RECURRENT.fullmatch(name.rpartition(".")[2]):
@@ -136,7 +136,7 @@ def _archived(archive: Archive) -> dict[str, Entry]:
     pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in names):
         raise ValueError(
-            f"{archive.path}: expected a file of torch.save(model.state_dict(), path), came "
+            f"{archive.path}: expected a file of torch.save(model.state_dict(), path), got "
             f"{', '.join(names[:5])}, ...; of a TorchScript or exported model save the "
             "state_dict() again"
         )
@@ -145,12 +145,11 @@ def _archived(archive: Archive) -> dict[str, Entry]:
     if f"{root}byteorder" in names:
         order = _plain(archive, f"{root}byteorder").decode("latin-1")
     if order not in ("little", "big"):
-        raise ValueError(f"{archive.path}: expected byteorder little or big, came {order!r}")
+        raise ValueError(f"{archive.path}: expected byteorder little or big, got {order!r}")
     tree = load_pickle(_plain(archive, pickles[0]), str(archive.path))
     if not isinstance(tree, dict):
         raise ValueError(
-            f"{archive.path}: expected a state dict, came a {type(tree).__name__}; save "
-            "state_dict()"
+            f"{archive.path}: expected a state dict, got a {type(tree).__name__}; save state_dict()"
         )
     kept: dict[str, bytes] = {}  # cuDNN keeps all weights of a GRU in one storage
     return {
@@ -168,7 +167,7 @@ def _plain(archive: Archive, name: str) -> bytes:
     """Read a member that is not compressed, so that it is no larger than the file."""
     if archive.compressed(name):
         raise ValueError(
-            f"{archive.path}: expected members as torch.save writes them, came {name} compressed; "
+            f"{archive.path}: expected members as torch.save writes them, got {name} compressed; "
             "read the file with torch.load and torch.save it again"
         )
     return archive.read(name)
@@ -185,7 +184,7 @@ def _read(
     data = kept[key]
     if len(data) != size * element.itemsize:
         raise ValueError(
-            f"{archive.path}: expected {size} elements of {dtype} in data/{key}, came {len(data)} "
+            f"{archive.path}: expected {size} elements of {dtype} in data/{key}, got {len(data)} "
             "bytes"
         )
     # Of an axis of length 1 the stride means nothing.
@@ -199,7 +198,7 @@ def _read(
         or (count and last >= size)
     ):
         raise ValueError(
-            f"{archive.path}: expected {name} inside its storage of {size} elements, came shape "
+            f"{archive.path}: expected {name} inside its storage of {size} elements, got shape "
             f"{shape} at {offset} with strides {tensor.strides}"
         )
     flat = np.frombuffer(data, element.newbyteorder("<" if order == "little" else ">"))

@@ -45,7 +45,7 @@ class Layer:
     ) -> None:
         self._dtype = float_dtype(dtype)
         if name is not None and not isinstance(name, str):
-            raise TypeError(f"name: expected a string or None, came {name!r}")
+            raise TypeError(f"name: expected a string or None, got {name!r}")
         if name is None:
             stem = re.sub(
                 r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__
@@ -115,14 +115,14 @@ class Layer:
         variables = self.weights
         if isinstance(weights, (str, bytes, dict)) or not hasattr(weights, "__iter__"):
             raise TypeError(
-                f"{self.name}: expected a list of arrays as get_weights() gives, came "
+                f"{self.name}: expected a list of arrays as get_weights() gives, got "
                 f"{type(weights).__name__}"
             )
         values = list(weights)
         if len(values) != len(variables):
             raise ValueError(
                 f"{self.name}: expected {len(variables)} weights "
-                f"({', '.join(v.name for v in variables)}), came {len(values)}"
+                f"({', '.join(v.name for v in variables)}), got {len(values)}"
             )
         checked = [v.checked(value) for v, value in zip(variables, values, strict=True)]
         write_together(variables, checked)
@@ -301,7 +301,7 @@ class SequenceLayer(Layer, abstract=True):
             Good for one `backward`, as long as the weights stay the same.
         """
         if save not in ("gates", "states"):
-            raise ValueError(f"save: expected 'gates' or 'states', came {save!r}")
+            raise ValueError(f"save: expected 'gates' or 'states', got {save!r}")
         call = self.prepare(
             sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
         )
@@ -383,7 +383,7 @@ def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None)
     if not isinstance(config, dict) or "class_name" not in config:
         raise ValueError(
             "layer config: expected a dict with 'class_name' and 'config', "
-            f"came {type(config).__name__}"
+            f"got {type(config).__name__}"
         )
     name = str(config["class_name"]).rpartition(">")[2]
     custom = custom_objects or {}
@@ -396,7 +396,7 @@ def deserialize_layer(config: Any, custom_objects: dict[str, Any] | None = None)
         if name not in LAYERS:
             raise ValueError(
                 f"layer config: expected one of {', '.join(sorted(LAYERS))} or a class from "
-                f"custom_objects, came {config['class_name']!r}"
+                f"custom_objects, got {config['class_name']!r}"
             )
         cls = LAYERS[name]
     inner = dict(config.get("config") or {})

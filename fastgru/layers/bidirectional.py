@@ -50,7 +50,7 @@ class Bidirectional(SequenceLayer):
     Notes
     -----
     With return_sequences the outputs of masked steps are zeros, and the backward half is turned
-    back in time before merging (SPEC 5.9).
+    back in time before merging (docs/semantics.md 9).
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Bidirectional(SequenceLayer):
     ) -> None:
         for what, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, RNN) and not (what == "backward_layer" and given is None):
-                raise ValueError(f"{what}: expected a fastgru GRU or RNN layer, came {given!r}")
+                raise ValueError(f"{what}: expected a fastgru GRU or RNN layer, got {given!r}")
         if merge_mode not in _MERGE_MODES:
             raise ValueError(
-                f"merge_mode: expected 'concat', 'sum', 'mul', 'ave' or None, came {merge_mode!r}"
+                f"merge_mode: expected 'concat', 'sum', 'mul', 'ave' or None, got {merge_mode!r}"
             )
         super().__init__(name=name, dtype=layer.dtype if dtype is None else dtype)
         self.forward_layer = layer.unbuilt_copy("forward_" + layer.name.removeprefix("forward_"))
@@ -91,7 +91,7 @@ class Bidirectional(SequenceLayer):
             if len(values) % 2 or not half_count:
                 raise ValueError(
                     "weights: expected a list of as many arrays for the forward layer as for the "
-                    f"backward layer, came {len(values)}"
+                    f"backward layer, got {len(values)}"
                 )
             self.forward_layer._initial_weights = values[:half_count]
             self.backward_layer._initial_weights = values[half_count:]
@@ -100,21 +100,21 @@ class Bidirectional(SequenceLayer):
         first, second = self.forward_layer, self.backward_layer
         if first.go_backwards == second.go_backwards:
             raise ValueError(
-                "backward_layer: expected a go_backwards other than the layer's, came "
+                "backward_layer: expected a go_backwards other than the layer's, got "
                 f"{second.go_backwards} for both"
             )
         for name in ("stateful", "return_sequences", "return_state", "time_major", "dtype"):
             a, b = getattr(first, name), getattr(second, name)
             if a != b:
-                raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, came {b!r}")
+                raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, got {b!r}")
         sizes = [cell_output_size(half.cell) for half in self.halves]
         if self.merge_mode not in ("concat", None) and sizes[0] != sizes[1]:
             raise ValueError(
                 f"backward_layer: merge_mode={self.merge_mode!r} expects as many units as the "
-                f"layer's {sizes[0]}, came {sizes[1]}"
+                f"layer's {sizes[0]}, got {sizes[1]}"
             )
         if self.dtype != first.dtype:
-            raise ValueError(f"dtype: expected the layer's {first.dtype}, came {self.dtype}")
+            raise ValueError(f"dtype: expected the layer's {first.dtype}, got {self.dtype}")
 
     # -- what the halves have in common ----------------------------------------------------
 

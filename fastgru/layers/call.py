@@ -97,7 +97,7 @@ class Call:
         if x.ndim != 3:
             order = "(T, B, I)" if layer.time_major else "(B, T, I)"
             hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
-            raise ValueError(f"sequences: expected three axes {order}, came shape {x.shape}{hint}")
+            raise ValueError(f"sequences: expected three axes {order}, got shape {x.shape}{hint}")
         if layer.time_major:
             x = x.transpose(1, 0, 2)
         batch, steps, inputs = x.shape
@@ -105,13 +105,13 @@ class Call:
         if cells and cells[0].spec is not None and inputs != cells[0].spec.input_dim:
             raise ValueError(
                 f"sequences: expected I = {cells[0].spec.input_dim} features, as {layer.name} was "
-                f"built, came {inputs} (shape {self.shape})"
+                f"built, got {inputs} (shape {self.shape})"
             )
         self.x: Any = x
         self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major, x)
         self.resets = plan_resets(reset_mask, batch, steps, layer.time_major, x)
         if not (training is None or isinstance(training, (bool, int, np.bool_))):
-            raise TypeError(f"training: expected True or False, came {training!r}")
+            raise TypeError(f"training: expected True or False, got {training!r}")
         self.training = bool(training)
         self.num_threads = check_num_threads(num_threads)
         self.states = start_states(layer, initial_state, x)
@@ -128,7 +128,7 @@ class Call:
             self.out = y.transpose(1, 0, 2)
         self.problems = self._problems(layer) if cells else []
         if layer.use_cudnn is True and not cells:
-            raise ValueError(f"{layer.name}: use_cudnn=True needs GRUCell, came a custom cell")
+            raise ValueError(f"{layer.name}: use_cudnn=True needs GRUCell, got a custom cell")
 
     def start(self, layer: RNN) -> None:
         """Build what is not built, and draw the dropout masks."""
@@ -224,7 +224,7 @@ def start_states(layer: RNN, initial: Any, x: Any) -> list[Any] | None:
         expected = flatten(layer.states)[0].shape[0]
         if batch != expected:
             raise ValueError(
-                f"sequences: {layer.name} is stateful and keeps B = {expected} rows, came "
+                f"sequences: {layer.name} is stateful and keeps B = {expected} rows, got "
                 f"B = {batch}; use the same batch size or build another layer"
             )
     if initial is not None:
@@ -241,7 +241,7 @@ def check_states(layer: RNN, initial: Any, batch: int, what: str, like: Any) -> 
     def one(value: Any, size: Any, name: str) -> Any:
         if isinstance(size, (list, tuple)):
             if not isinstance(value, (list, tuple)) or len(value) != len(size):
-                raise ValueError(f"{name}: expected a list of {len(size)} states, came {value!r}")
+                raise ValueError(f"{name}: expected a list of {len(size)} states, got {value!r}")
             return [
                 one(v, s, f"{name}[{i}]") for i, (v, s) in enumerate(zip(value, size, strict=True))
             ]
@@ -254,10 +254,10 @@ def check_states(layer: RNN, initial: Any, batch: int, what: str, like: Any) -> 
     sizes = layer.state_size
     if not isinstance(initial, (list, tuple)):
         if len(sizes) != 1:
-            raise ValueError(f"{what}: expected a list of {len(sizes)} states, came one array")
+            raise ValueError(f"{what}: expected a list of {len(sizes)} states, got one array")
         initial = [initial]
     elif len(initial) != len(sizes):
-        raise ValueError(f"{what}: expected {len(sizes)} state(s) (B, H), came {len(initial)}")
+        raise ValueError(f"{what}: expected {len(sizes)} state(s) (B, H), got {len(initial)}")
     if len(sizes) == 1:
         return [one(initial[0], sizes[0], what)]
     return [one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))]

@@ -92,7 +92,7 @@ class GRUCell(Layer):
     ) -> None:
         self.units = _positive_integer(units, "units")
         if implementation not in (1, 2):
-            raise ValueError(f"implementation: expected 1 or 2, came {implementation!r}")
+            raise ValueError(f"implementation: expected 1 or 2, got {implementation!r}")
         super().__init__(name=name, dtype=dtype, trainable=trainable)
         self.activation = activations.for_gate(activation, "activation")
         self.recurrent_activation = activations.for_gate(
@@ -134,7 +134,7 @@ class GRUCell(Layer):
             assert self.spec is not None
             if inputs != self.spec.input_dim:
                 raise ValueError(
-                    f"{self.name}: it was built for I = {self.spec.input_dim} features, came "
+                    f"{self.name}: it was built for I = {self.spec.input_dim} features, got "
                     f"input shape {tuple(input_shape)}; build another layer for another size"
                 )
             return
@@ -168,12 +168,12 @@ class GRUCell(Layer):
         """
         inputs = weights[0].shape[0] if weights and weights[0].ndim == 2 else 0
         shapes = self._shapes(inputs)
-        came = [(w.shape, w.dtype) for w in weights]
-        if came != [(shape, self._dtype) for shape in shapes.values()]:
+        got = [(w.shape, w.dtype) for w in weights]
+        if got != [(shape, self._dtype) for shape in shapes.values()]:
             raise ValueError(
                 f"{self.name}: expected {', '.join(_NAMES[role] for role in shapes)} in "
-                f"{self._dtype} of shapes {list(shapes.values())}, came "
-                f"{', '.join(f'{dtype} {shape}' for shape, dtype in came)}"
+                f"{self._dtype} of shapes {list(shapes.values())}, got "
+                f"{', '.join(f'{dtype} {shape}' for shape, dtype in got)}"
             )
         if not all(w.flags.c_contiguous and w.flags.aligned for w in weights):
             raise ValueError(f"{self.name}: expected weights that are C-contiguous and aligned")
@@ -263,7 +263,7 @@ class GRUCell(Layer):
     def get_initial_state(self, batch_size: int | None = None) -> list[np.ndarray]:
         """Return [zeros (batch_size, H)]."""
         if batch_size is None or batch_size < 0:
-            raise ValueError(f"batch_size: expected an integer of at least 0, came {batch_size!r}")
+            raise ValueError(f"batch_size: expected an integer of at least 0, got {batch_size!r}")
         return [np.zeros((batch_size, self.units), self._dtype)]
 
     def __call__(self, inputs: Any, states: Any, training: bool = False) -> tuple[np.ndarray, Any]:
@@ -291,7 +291,7 @@ class GRUCell(Layer):
         x = as_array(inputs, self._dtype, "inputs")
         check_shape(x, (None, self.spec.input_dim if self.spec else None), "inputs", "(B, I)")
         if nested and len(states) != 1:
-            raise ValueError(f"states: expected one state (B, H), came {len(states)}")
+            raise ValueError(f"states: expected one state (B, H), got {len(states)}")
         h0 = as_array(states[0] if nested else states, self._dtype, "states", x)
         check_shape(h0, (x.shape[0], self.units), "states", "(B, H)")
         if not self.built:
@@ -463,22 +463,22 @@ def input_dim(shape: Any) -> int:
         size = -1
     if size < 0:
         raise ValueError(
-            f"input_shape: expected a tuple that ends in the number of features, came {shape!r}"
+            f"input_shape: expected a tuple that ends in the number of features, got {shape!r}"
         )
     return size
 
 
 def _positive_integer(value: Any, what: str) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what}: expected a positive integer, came {value!r}")
+        raise TypeError(f"{what}: expected a positive integer, got {value!r}")
     if value.__index__() <= 0:
-        raise ValueError(f"{what}: expected a positive integer, came {value}")
+        raise ValueError(f"{what}: expected a positive integer, got {value}")
     return int(value.__index__())
 
 
 def _rate(value: Any, what: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{what}: expected a number in [0, 1], came {value!r}")
+        raise TypeError(f"{what}: expected a number in [0, 1], got {value!r}")
     if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{what}: expected a number in [0, 1], came {value}")
+        raise ValueError(f"{what}: expected a number in [0, 1], got {value}")
     return float(value)

@@ -38,8 +38,8 @@ def keras_config(
     """Return a copy of ``config`` as constructor arguments.
 
     Dtype policies become names, activations become objects (a Keras 2 ``hard_sigmoid`` keeps its
-    slope of 0.2, SPEC 5.10), and a Keras 2 config without ``reset_after`` means False, its default
-    before there was a choice.
+    slope of 0.2, semantics.md 10), and a Keras 2 config without ``reset_after`` means False, its
+    default before there was a choice.
 
     Raises
     ------
@@ -49,10 +49,10 @@ def keras_config(
         It lacks the key ``needs``.
     """
     if not isinstance(config, dict):
-        raise TypeError(f"config: expected a dict, as get_config() gives, came {config!r}")
+        raise TypeError(f"config: expected a dict, as get_config() gives, got {config!r}")
     if needs and needs not in config:
         raise ValueError(
-            f"config: expected the key {needs!r}, as get_config() gives, came the keys "
+            f"config: expected the key {needs!r}, as get_config() gives, got the keys "
             f"{sorted(config)}"
         )
     result = {key: value for key, value in config.items() if key not in _IGNORED}

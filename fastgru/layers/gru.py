@@ -100,12 +100,12 @@ class GRU(RNN):
         trainable: bool = True,
     ) -> None:
         if not (isinstance(use_cudnn, bool) or use_cudnn == "auto"):
-            raise ValueError(f"use_cudnn: expected 'auto', True or False, came {use_cudnn!r}")
+            raise ValueError(f"use_cudnn: expected 'auto', True or False, got {use_cudnn!r}")
         if precision not in (None, "tf32"):
-            raise ValueError(f"precision: expected None or 'tf32', came {precision!r}")
+            raise ValueError(f"precision: expected None or 'tf32', got {precision!r}")
         if precision == "tf32" and float_dtype(dtype) != np.float32:
             raise ValueError(
-                f"precision: 'tf32' is a precision of float32 products, came dtype {dtype!r}"
+                f"precision: 'tf32' is a precision of float32 products, got dtype {dtype!r}"
             )
         cell = GRUCell(
             units,

@@ -97,7 +97,7 @@ class RNN(SequenceLayer):
         for inner in gru_cells or ():
             if inner.dtype != self.dtype:
                 raise ValueError(
-                    f"dtype: expected the layer and its cells to agree, came {self.dtype} for "
+                    f"dtype: expected the layer and its cells to agree, got {self.dtype} for "
                     f"{self.name} and {inner.dtype} for {inner.name}"
                 )
         self.cell = cell
@@ -139,7 +139,7 @@ class RNN(SequenceLayer):
         A stateful layer also creates its states, for which B must be known.
         """
         if not isinstance(input_shape, (tuple, list)) or len(input_shape) != 3:
-            raise ValueError(f"input_shape: expected (B, T, I), came {input_shape!r}")
+            raise ValueError(f"input_shape: expected (B, T, I), got {input_shape!r}")
         shape = tuple(input_shape)
         batch = shape[1] if self.time_major else shape[0]
         try:
@@ -158,7 +158,7 @@ class RNN(SequenceLayer):
     def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
         """Return the shape of y, and with return_state of the states, for a sequences' shape."""
         if not isinstance(sequences_shape, (tuple, list)) or len(sequences_shape) != 3:
-            raise ValueError(f"sequences_shape: expected (B, T, I), came {sequences_shape!r}")
+            raise ValueError(f"sequences_shape: expected (B, T, I), got {sequences_shape!r}")
         first, second = sequences_shape[:2]
         batch = second if self.time_major else first
         units = cell_output_size(self.cell)
@@ -225,10 +225,10 @@ class RNN(SequenceLayer):
         else:
             values = flatten(states if isinstance(states, (list, tuple)) else [states])
             if len(values) != len(variables):
-                raise ValueError(f"states: expected {len(variables)}, came {len(values)}")
+                raise ValueError(f"states: expected {len(variables)}, got {len(values)}")
             try:
                 values = [v.checked(value) for v, value in zip(variables, values, strict=True)]
-            except TypeError as error:  # SPEC 4: a wrong dtype here is a ValueError
+            except TypeError as error:  # as documented: a wrong dtype here is a ValueError
                 raise ValueError(str(error)) from None
         write_together(variables, values)
 
@@ -355,7 +355,7 @@ class RNN(SequenceLayer):
 
     @property
     def activity_losses(self) -> list[Any]:
-        """Activity losses of the last call, each divided by the batch size (SPEC 5.8)."""
+        """Activity losses of the last call, each divided by the batch size (semantics.md 8)."""
         return list(self._activity_losses)
 
     def explain(

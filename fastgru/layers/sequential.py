@@ -33,18 +33,18 @@ class Sequential(SequenceLayer):
     def __init__(self, layers: Any, *, name: str | None = None, trainable: bool = True) -> None:
         layers = list(layers)
         if not layers:
-            raise ValueError("layers: expected at least one layer, came an empty list")
+            raise ValueError("layers: expected at least one layer, got an empty list")
         for index, layer in enumerate(layers):
             if not isinstance(layer, (RNN, Bidirectional)):
                 raise ValueError(
-                    f"layers[{index}]: expected GRU, RNN or Bidirectional, came {layer!r}"
+                    f"layers[{index}]: expected GRU, RNN or Bidirectional, got {layer!r}"
                 )
             for what in ("dtype", "time_major"):
                 first, here = getattr(layers[0], what), getattr(layer, what)
                 if first != here:
                     raise ValueError(
                         f"layers[{index}]: expected {what} = {first!r} as the first layer's, "
-                        f"came {here!r}"
+                        f"got {here!r}"
                     )
             if layer is not layers[-1]:
                 one_output = not layer.return_state and getattr(layer, "merge_mode", "") is not None
@@ -54,7 +54,7 @@ class Sequential(SequenceLayer):
                         "one merged output, since another layer follows"
                     )
         if len({id(layer) for layer in layers}) != len(layers):
-            raise ValueError("layers: expected different layers, came one of them twice")
+            raise ValueError("layers: expected different layers, got one of them twice")
         super().__init__(name=name, dtype=layers[0].dtype, trainable=trainable)
         self.layers = layers
         self.built = all(layer.built for layer in layers)

@@ -36,11 +36,11 @@ class StackedRNNCells(Layer):
     ) -> None:
         cells = list(cells)
         if not cells:
-            raise ValueError("cells: expected at least one cell, came an empty list")
+            raise ValueError("cells: expected at least one cell, got an empty list")
         for cell in cells:
             check_cell(cell)
         if len({id(cell) for cell in cells}) != len(cells):
-            raise ValueError("cells: expected different cells, came one of them twice")
+            raise ValueError("cells: expected different cells, got one of them twice")
         ours = [cell for cell in cells if isinstance(cell, Layer)]
         if dtype is None:
             dtype = ours[0].dtype if ours else getattr(cells[0], "dtype", None)
@@ -48,7 +48,7 @@ class StackedRNNCells(Layer):
         for cell in ours:
             if cell.dtype != self.dtype:
                 raise ValueError(
-                    f"cells: expected all to have dtype {self.dtype}, came {cell.dtype} for "
+                    f"cells: expected all to have dtype {self.dtype}, got {cell.dtype} for "
                     f"{cell.name}"
                 )
         self.cells = cells
@@ -116,7 +116,7 @@ class StackedRNNCells(Layer):
         """
         if len(states) != len(self.cells):
             raise ValueError(
-                f"states: expected one per cell ({len(self.cells)}), came {len(states)}"
+                f"states: expected one per cell ({len(self.cells)}), got {len(states)}"
             )
         new_states = []
         for cell, state in zip(self.cells, states, strict=True):
@@ -156,13 +156,13 @@ def check_cell(cell: Any) -> None:
     """Raise ValueError unless ``cell`` can be used as a cell."""
     if not callable(cell):
         raise ValueError(
-            f"cell: expected an object with __call__(inputs, states, training=False), came {cell!r}"
+            f"cell: expected an object with __call__(inputs, states, training=False), got {cell!r}"
         )
     sizes = getattr(cell, "state_size", None)
     if not isinstance(sizes, (int, np.integer, list, tuple)):
         raise ValueError(
             "cell: expected a state_size that is an integer or a list of them, "
-            f"came {sizes!r} on {cell!r}"
+            f"got {sizes!r} on {cell!r}"
         )
 
 
@@ -203,7 +203,7 @@ def initial_state(cell: Any, batch_size: int | None, dtype: np.dtype) -> list[An
 def check_batch_size(batch_size: Any) -> None:
     """Raise ValueError unless it is an integer of at least 0."""
     if not hasattr(batch_size, "__index__") or batch_size.__index__() < 0:
-        raise ValueError(f"batch_size: expected an integer of at least 0, came {batch_size!r}")
+        raise ValueError(f"batch_size: expected an integer of at least 0, got {batch_size!r}")
 
 
 def cell_output_size(cell: Any) -> int:

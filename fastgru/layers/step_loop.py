@@ -67,7 +67,7 @@ def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[n
     """Return a cell's output and new states in the layer's dtype, or say what is wrong."""
     name = type(cell).__name__
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(f"{name}: expected it to return (output, new_states), came {returned!r}")
+        raise ValueError(f"{name}: expected it to return (output, new_states), got {returned!r}")
     output = as_array(returned[0], like.dtype, f"output of {name}", like)
     check_shape(output, like.shape, f"output of {name}", "(B, output_size)")
     new_states = returned[1] if isinstance(returned[1], (list, tuple)) else [returned[1]]
@@ -76,7 +76,7 @@ def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[n
         if isinstance(old, (list, tuple)):
             if not isinstance(new, (list, tuple)) or len(new) != len(old):
                 raise ValueError(
-                    f"{name}: expected {len(old)} new states, as its state_size says, came {new!r}"
+                    f"{name}: expected {len(old)} new states, as its state_size says, got {new!r}"
                 )
             return [matched(n, o) for n, o in zip(new, old, strict=True)]
         array = as_array(new, like.dtype, f"state of {name}", like)

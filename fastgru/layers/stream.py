@@ -97,22 +97,22 @@ class Stream:
             empty = rows.dtype.kind == "f" and not rows.size  # what a list of none becomes
             if rows.ndim != 1 or not (rows.dtype.kind in "iu" or empty):
                 raise TypeError(
-                    f"rows: expected a list of row numbers, came shape {rows.shape}, dtype "
+                    f"rows: expected a list of row numbers, got shape {rows.shape}, dtype "
                     f"{rows.dtype}"
                 )
             if rows.size > count:  # before they are read: there may be any number of them
                 raise ValueError(
-                    f"rows: expected each row at most once, came {rows.size} numbers "
+                    f"rows: expected each row at most once, got {rows.size} numbers "
                     f"for {count} rows"
                 )
             rows = np.ascontiguousarray(rows, np.intp)
             if rows.size and (rows.min() < 0 or rows.max() >= count):
                 raise ValueError(
-                    f"rows: expected numbers in 0..{count - 1}, came values from {rows.min()} to "
+                    f"rows: expected numbers in 0..{count - 1}, got values from {rows.min()} to "
                     f"{rows.max()}"
                 )
             if len(set(rows.tolist())) != rows.size:
-                raise ValueError("rows: expected each row at most once, came one of them twice")
+                raise ValueError("rows: expected each row at most once, got one of them twice")
             count = rows.size
         array = as_array(x, self._dtype, "x")
         hint = "(n, I)" if rows is None else "(len(rows), I)"
@@ -153,7 +153,7 @@ class Stream:
     def state(self, value: Any) -> None:
         values = list(value) if isinstance(value, (list, tuple)) else [value]
         if len(values) != len(self._states):
-            raise ValueError(f"state: expected {len(self._states)} array(s), came {len(values)}")
+            raise ValueError(f"state: expected {len(self._states)} array(s), got {len(values)}")
         first = as_array(values[0], self._dtype, "state")
         arrays = [first, *(as_array(v, self._dtype, "state", first) for v in values[1:])]
         for array, state in zip(arrays, self._states, strict=True):
@@ -184,9 +184,9 @@ def open_stream(layer: Any, n: Any) -> Stream:
     from fastgru.layers.sequential import Sequential
 
     if isinstance(n, bool) or not hasattr(n, "__index__"):
-        raise TypeError(f"n: expected a number of rows, came {n!r}")
+        raise TypeError(f"n: expected a number of rows, got {n!r}")
     if n.__index__() < 1:
-        raise ValueError(f"n: expected at least 1 row, came {n}")
+        raise ValueError(f"n: expected at least 1 row, got {n}")
     cells: list[GRUCell] = []
     for part in layer.layers if isinstance(layer, Sequential) else [layer]:
         if isinstance(part, Bidirectional):
@@ -202,7 +202,7 @@ def open_stream(layer: Any, n: Any) -> Stream:
             )
         if part._gru_cells is None:
             raise ValueError(
-                f"{part.name}: a stream needs GRUCell or a stack of them, came a custom cell; "
+                f"{part.name}: a stream needs GRUCell or a stack of them, got a custom cell; "
                 "call the cell itself, a step at a time"
             )
         if not part.built:

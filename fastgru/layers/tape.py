@@ -82,12 +82,12 @@ def check_tape(tape: Any, layer: Any) -> Tape:
     """Return ``tape``, or raise unless it is a fresh one of ``layer``."""
     if not isinstance(tape, Tape):
         raise TypeError(
-            f"tape: expected the one that {layer.name}.forward(...) returned, came "
+            f"tape: expected the one that {layer.name}.forward(...) returned, got "
             f"{type(tape).__name__}"
         )
     if tape.layer is not layer:
         raise ValueError(
-            f"tape: expected one from {layer.name}.forward(...), came one of {tape.layer.name}"
+            f"tape: expected one from {layer.name}.forward(...), got one of {tape.layer.name}"
         )
     if tape.used:
         raise ValueError(
@@ -142,7 +142,7 @@ def trainable_gradients(
 def plus_activity(gradient: Any, regularizer: Any, output: np.ndarray) -> np.ndarray:
     """Return a gradient plus that of an activity loss, which is divided by the batch size.
 
-    ``gradient`` may be None, for zeros (SPEC 5.8).
+    ``gradient`` may be None, for zeros (docs/semantics.md 8).
     """
     extra = regularizer.gradient(output) / max(1, output.shape[0])
     extra = np.asarray(extra, output.dtype, like=output)
