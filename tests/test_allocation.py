@@ -28,7 +28,7 @@ import ctypes, os, threading, time
 import numpy as np
 import fastgru
 from fastgru._native import _crowd, _cut
-from fastgru.layers.call import flatten
+from fastgru.layers.nested import flatten
 
 shim = ctypes.CDLL(None)
 fail = shim.fail_allocations

@@ -10,8 +10,9 @@ import numpy as np
 from fastgru import dispatch
 from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
 from fastgru.layers.both import backward_both, run_both
-from fastgru.layers.call import Call, check_states, flatten
+from fastgru.layers.call import Call, check_states
 from fastgru.layers.config import keras_config
+from fastgru.layers.nested import flatten
 from fastgru.layers.rnn import RNN
 from fastgru.layers.stacked import cell_output_size
 from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array

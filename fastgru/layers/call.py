@@ -15,6 +15,7 @@ import numpy as np
 from fastgru import dispatch, locks
 from fastgru.device import follow, overlap
 from fastgru.layers.cell import GRUCell
+from fastgru.layers.nested import flatten, map_nested
 from fastgru.layers.stacked import cell_output_size
 from fastgru.masks import MaskPlan, plan_mask, plan_resets
 from fastgru.problem import (
@@ -261,17 +262,3 @@ def check_states(layer: RNN, initial: Any, batch: int, what: str, like: Any) -> 
     if len(sizes) == 1:
         return [one(initial[0], sizes[0], what)]
     return [one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))]
-
-
-def flatten(nested: Any) -> list[Any]:
-    """Return the leaves of nested lists, in order."""
-    if isinstance(nested, (list, tuple)):
-        return [leaf for part in nested for leaf in flatten(part)]
-    return [nested]
-
-
-def map_nested(function: Any, nested: Any) -> Any:
-    """Apply ``function`` to the leaves of nested lists, keeping the nesting."""
-    if isinstance(nested, (list, tuple)):
-        return [map_nested(function, part) for part in nested]
-    return function(nested)

@@ -15,8 +15,9 @@ from fastgru.layers.base import (
     deserialize_layer,
     serialize_layer,
 )
-from fastgru.layers.call import Call, check_states, flatten, map_nested
+from fastgru.layers.call import Call, check_states
 from fastgru.layers.config import keras_config
+from fastgru.layers.nested import flatten, map_nested
 from fastgru.layers.stacked import (
     StackedRNNCells,
     build_cell,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.device import follow, plain
-from fastgru.layers.call import map_nested
+from fastgru.layers.nested import map_nested
 from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
 
