@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from test_native import REFERENCE, TOLERANCE, make_spec, make_weights, widened
 
-from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
 
 packing = pytest.importorskip("fastgru._native.packing", reason="the extension is not built")
@@ -69,7 +68,7 @@ def test_forward_and_backward(program, shape, reset_after, dtype):
     x, h0, dy, dstate = (
         rng.standard_normal(size).astype(dtype) for size in ((B, T, I), (B, H), (B, T, H), (B, H))
     )
-    problem = GRUProblem(spec, x, h0, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x, h0=h0)
     y, kept, dh0, dx, dw = run(program, lanes, problem, weights, dy, dstate)
 
     wide, wide_weights = widened(problem, weights)
@@ -84,6 +83,6 @@ def test_forward_and_backward(program, shape, reset_after, dtype):
     for got, wanted in ((dh0, grads.h0), (dx, grads.x), (dw, np.concatenate(weight_grads))):
         np.testing.assert_allclose(got, wanted, atol=20 * tolerance * abs(wanted).max())
 
-    row = GRUProblem(spec, x[-1:], h0[-1:], NO_MASK)
+    row = GRUProblem(spec=spec, x=x[-1:], h0=h0[-1:])
     alone = run(program, lanes, row, weights, dy[-1:], dstate[-1:])
     np.testing.assert_array_equal(alone[0], y[-1:])

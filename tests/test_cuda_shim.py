@@ -64,8 +64,10 @@ def test_random_configurations(seeds):
     """Any sizes, with and without bias and initial state; activations have a test of their own."""
     for seed in seeds:
         problem, weights = draw_problem(seed)
-        problem.spec = problem.spec._replace(
-            activation=activations.tanh, recurrent_activation=activations.sigmoid
+        problem = problem._replace(
+            spec=problem.spec._replace(
+                activation=activations.tanh, recurrent_activation=activations.sigmoid
+            )
         )
         schedule = list(SCHEDULES)[seed % 3]
         device = {"blocks": 1 + seed % 4, "shared_bytes": 100_000} if seed % 10 == 0 else {}
@@ -92,7 +94,7 @@ def test_activations(dtype, activation, gate):
         steps = 1 if "exponential" in (activation.name, gate.name) else 3
         x = (0.4 * rng.standard_normal((3, steps, 5))).astype(dtype)
         h0 = (0.1 * rng.standard_normal((3, 19))).astype(dtype)
-        assert_agrees(CudaBackend(Emulator()), GRUProblem(spec, x, h0, NO_MASK), weights)
+        assert_agrees(CudaBackend(Emulator()), GRUProblem(spec=spec, x=x, h0=h0), weights)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (1, 1, 1)], ids=str)
@@ -104,7 +106,7 @@ def test_empty_axes(shape, reset_after):
     x = rng.standard_normal(shape).astype("float32")
     h0 = rng.standard_normal((shape[0], 5)).astype("float32")
     for sequences in (True, False):
-        problem = GRUProblem(spec, x, h0, NO_MASK, return_sequences=sequences)
+        problem = GRUProblem(spec=spec, x=x, h0=h0, return_sequences=sequences)
         assert_agrees(CudaBackend(Emulator()), problem, weights)
 
 
@@ -114,13 +116,15 @@ def test_memory_of_inputs_and_outputs():
     weights = make_weights(rng, spec)
     x = rng.standard_normal((4, 6, 5)).astype("float32")
     h0 = np.asfortranarray(rng.standard_normal((4, 7)).astype("float32"))
-    y = assert_agrees(CudaBackend(Emulator()), GRUProblem(spec, x, h0, NO_MASK), weights).y
+    y = assert_agrees(CudaBackend(Emulator()), GRUProblem(spec=spec, x=x, h0=h0), weights).y
     outs = [out for _, out in layouts(np.zeros_like(y)) if out.flags.writeable]
     for sequences in (True, False):
         wanted = y if sequences else y[:, -1]
         for (name, view), out in zip(layouts(x), itertools.cycle(outs), strict=False):
             out = out if sequences else out[:, 2]
-            problem = GRUProblem(spec, view, h0, NO_MASK, return_sequences=sequences, out=out)
+            problem = GRUProblem(
+                spec=spec, x=view, h0=h0, mask=NO_MASK, return_sequences=sequences, out=out
+            )
             got = CudaBackend(Emulator()).forward(problem, weights)
             assert got.y is out
             np.testing.assert_array_equal(out, wanted, err_msg=name)
@@ -242,7 +246,7 @@ def test_weights_are_packed_once():
     rng = np.random.default_rng(11)
     spec = make_spec(4, 9)
     weights = make_weights(rng, spec)
-    problem = GRUProblem(spec, np.ones((2, 3, 4), "float32"), None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=np.ones((2, 3, 4), "float32"))
     emulators = Emulator(), Emulator()  # two devices
     for emulator in 2 * emulators:
         CudaBackend(emulator).forward(problem, weights)
@@ -254,5 +258,7 @@ def test_what_it_cannot_serve():
     x = np.zeros((1, 1, 1), "float32")
     for activation, reason in ((activations.softmax, "not elementwise"), (np.tanh, "custom")):
         for role in ("activation", "recurrent_activation"):
-            problem = GRUProblem(make_spec(1, 2, **{role: activation}), x, None, NO_MASK)
+            problem = GRUProblem(
+                spec=make_spec(1, 2, **{role: activation}), x=x, h0=None, mask=NO_MASK
+            )
             assert reason in CudaBackend(Emulator()).supports(problem)

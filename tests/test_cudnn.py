@@ -55,10 +55,10 @@ def test_grid(machine, kind, use_bias, dtype):
     for seed, (dropout, flags) in enumerate(itertools.product(["none", "one"], FLAGS), 1):
         problem = draw(rng, spec, kind, False, dropout, flags, (B, T))
         if kind == "equal":
-            problem.mask = plan_mask(None, [4] * B, B, T)
+            problem = problem._replace(mask=plan_mask(None, [4] * B, B, T))
             problem.x[:, 4:] = np.nan
         if seed % 4 == 0:
-            problem.h0 = None
+            problem = problem._replace(h0=None)
         assert_agrees(machine, problem, weights, seed, keep_gates=bool(seed % 3))
 
 
@@ -70,10 +70,10 @@ def test_rows_without_a_step(machine, flags, lengths):
     rng = np.random.default_rng(8)
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "none", False, "one", flags, (B, T))
-    problem.mask = plan_mask(None, lengths, B, T)
+    problem = problem._replace(mask=plan_mask(None, lengths, B, T))
     problem.x[~problem.mask.valid(T)] = np.nan
     assert_agrees(machine, problem, weights)
-    problem.h0 = None
+    problem = problem._replace(h0=None)
     assert_agrees(machine, problem, weights)
 
 
@@ -98,7 +98,7 @@ def test_memory_of_inputs_and_outputs(machine):
     rng = np.random.default_rng(10)
     weights = make_weights(rng, spec)
     x, h0 = (rng.standard_normal(shape).astype("float32") for shape in ((4, 6, 4), (4, 8)))
-    expected = assert_agrees(machine, GRUProblem(spec, x, h0, NO_MASK), weights)
+    expected = assert_agrees(machine, GRUProblem(spec=spec, x=x, h0=h0), weights)
     outs = [out for _, out in layouts(np.zeros((4, 6, 8), "float32")) if out.flags.writeable]
     odd = np.empty(x.nbytes + 4, np.uint8)[4:].view("float32").reshape(x.shape)  # 4-byte aligned
     odd[...] = x
@@ -107,17 +107,18 @@ def test_memory_of_inputs_and_outputs(machine):
         (None, view) for _, view in layouts(x)
     ]:
         machine.clear()
-        problem = GRUProblem(spec, view, np.asfortranarray(h0), NO_MASK)
+        problem = GRUProblem(spec=spec, x=view, h0=np.asfortranarray(h0))
         y = machine.backend.forward(problem, weights).y
         np.testing.assert_allclose(y, expected.y, rtol=0, atol=1e-6)
         assert copied is None or machine.emulator.launched == ["gather_x", "spread"] * copied
         for sequences, out in itertools.product([True, False], outs):
-            problem.return_sequences, problem.out = sequences, out if sequences else out[:, 2]
+            target = out if sequences else out[:, 2]
+            problem = problem._replace(return_sequences=sequences, out=target)
             got = machine.backend.forward(problem, weights)
             assert got.y is problem.out
             wanted = y if sequences else y[:, -1]
             np.testing.assert_allclose(problem.out, wanted, rtol=0, atol=1e-6)
-            problem.out = None
+            problem = problem._replace(out=None)
             assert_agrees(machine, problem, weights)
 
 
@@ -128,7 +129,7 @@ def test_gradients_in_any_memory(machine):
     x = rng.standard_normal((4, 6, 4)).astype("float32")
     dy = rng.standard_normal((4, 6, 8)).astype("float32")
     for source in (x, np.ascontiguousarray(x.transpose(1, 0, 2)).transpose(1, 0, 2)):
-        problem = GRUProblem(spec, source, None, NO_MASK)
+        problem = GRUProblem(spec=spec, x=source)
         out = machine.backend.forward(problem, weights, save=True)
         want = REFERENCE.backward(*wide_call(problem, weights), *wide(out.states, dy), None)
         odd = np.empty(dy.nbytes + 4, np.uint8)[4:].view("float32").reshape(dy.shape)
@@ -156,7 +157,7 @@ def test_pieces_of_time(monkeypatch, flags, lengths):
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "none", False, "none", flags, (5, 50))
     if lengths is not None:
-        problem.mask = plan_mask(None, lengths, 5, 50)
+        problem = problem._replace(mask=plan_mask(None, lengths, 5, 50))
         problem.x[~problem.mask.valid(50)] = np.nan
     assert_agrees(machine, problem, weights)
     machine.clear()
@@ -170,7 +171,7 @@ def test_a_step_more_than_cudnn_takes():
     x = np.random.default_rng(13).standard_normal((1, 65536, 1))
     machine = Machine()
     weights = make_weights(np.random.default_rng(14), spec)
-    problem = GRUProblem(spec, x, None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x)
     got = machine.backend.forward(problem, weights)
     assert machine.fake.calls.count("RNNForward") == 2
     assert_near(got.y, REFERENCE.forward(problem, weights).y, spec.dtype, "y")

@@ -9,7 +9,7 @@ from device_support import REFERENCE, assert_near, draw, moved, wide_call
 from test_native import make_spec, make_weights
 
 from fastgru.backends import cudnn
-from fastgru.masks import NO_MASK, plan_mask
+from fastgru.masks import plan_mask
 from fastgru.problem import BackendError, GRUProblem
 
 pytestmark = pytest.mark.gpu
@@ -49,7 +49,7 @@ def test_rows_without_a_step(lengths):
     weights = make_weights(rng, spec)
     for flags in itertools.product([False, True], repeat=3):
         problem = draw(rng, spec, "none", False, "none", flags, (5, 6))
-        problem.mask = plan_mask(None, lengths, 5, 6)
+        problem = problem._replace(mask=plan_mask(None, lengths, 5, 6))
         problem.x[~problem.mask.valid(6)] = np.nan
         assert_agrees(problem, weights)
 
@@ -75,7 +75,7 @@ def test_long_sequence():
     spec = make_spec(3, 16)
     rng = np.random.default_rng(4)
     x = rng.standard_normal((2, 65537, 3)).astype("float32")
-    assert_agrees(GRUProblem(spec, x, None, NO_MASK), make_weights(rng, spec))
+    assert_agrees(GRUProblem(spec=spec, x=x), make_weights(rng, spec))
 
 
 @pytest.mark.parametrize("kind", ["none", "lengths"])
@@ -113,7 +113,7 @@ def test_second_stream_and_repeatability():
     rng = np.random.default_rng(6)
     weights = make_weights(rng, spec)
     x = cupy.asarray(rng.standard_normal((8, 50, 32)).astype("float32"))
-    problem, backend = GRUProblem(spec, x, None, NO_MASK), cudnn.CudnnBackend()
+    problem, backend = GRUProblem(spec=spec, x=x), cudnn.CudnnBackend()
     first = backend.forward(problem, weights).y.get()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         second = backend.forward(problem, weights).y
@@ -126,11 +126,11 @@ def test_products_are_rounded_only_where_that_is_asked_for():
     rng = np.random.default_rng(7)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((64, 4, 512)).astype("float32")
-    problem = GRUProblem(spec, x, None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x)
     assert_agrees(problem, weights)
     if int(cupy.cuda.Device().compute_capability) < 80:
         pytest.skip("this device has no TF32")
-    rounded = GRUProblem(spec._replace(precision="tf32"), x, None, NO_MASK)
+    rounded = GRUProblem(spec=spec._replace(precision="tf32"), x=x)
     got = cudnn.CudnnBackend().forward(moved(rounded, cupy.asarray), weights).y.get()
     exact = REFERENCE.forward(*wide_call(problem, weights)).y
     assert 1e-5 < np.abs(got - exact).max() < 1e-2

@@ -20,7 +20,6 @@ from test_native import make_spec
 from fastgru._cuda import libcudnn
 from fastgru._cuda.libcudnn import Cudnn, CudnnError
 from fastgru.backends import cudnn, cudnn_call
-from fastgru.masks import NO_MASK
 from fastgru.problem import BackendError, GRUProblem, GRUWeights
 
 REAL = libcudnn.missing()
@@ -106,7 +105,7 @@ def test_a_machine_without_a_gpu():
     with contextlib.suppress(CudnnError):
         library.destroy(library.create())
         pytest.skip("needs a machine without a GPU")
-    problem = GRUProblem(make_spec(1, 1), np.ones((1, 1, 1), "f"), None, NO_MASK)
+    problem = GRUProblem(spec=make_spec(1, 1), x=np.ones((1, 1, 1), "f"))
     weights = GRUWeights(*np.ones((3, 1, 3)))
     with pytest.raises(
         BackendError, match=r"cudnnCreate: CUDNN_STATUS_NOT_INITIALIZED \(1001\): \w"

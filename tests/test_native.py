@@ -84,16 +84,16 @@ def widened(problem, weights):
     p = problem
     spec = p.spec._replace(dtype=np.dtype(np.float64))
     return GRUProblem(
-        spec,
-        wide(p.x),
-        wide(p.h0),
-        p.mask,
-        p.resets,
-        wide(p.dropout),
-        wide(p.recurrent_dropout),
-        p.reverse,
-        p.return_sequences,
-        p.zero_output_for_mask,
+        spec=spec,
+        x=wide(p.x),
+        h0=wide(p.h0),
+        mask=p.mask,
+        resets=p.resets,
+        dropout=wide(p.dropout),
+        recurrent_dropout=wide(p.recurrent_dropout),
+        reverse=p.reverse,
+        return_sequences=p.return_sequences,
+        zero_output_for_mask=p.zero_output_for_mask,
     ), GRUWeights(wide(weights.kernel), wide(weights.recurrent_kernel), wide(weights.bias))
 
 
@@ -164,13 +164,13 @@ def draw_problem(seed):
     if flag(0.3):
         recurrent_dropout = dropout_mask(3, batch, units)
     problem = GRUProblem(
-        spec,
-        x,
-        h0,
-        mask,
-        resets,
-        dropout,
-        recurrent_dropout,
+        spec=spec,
+        x=x,
+        h0=h0,
+        mask=mask,
+        resets=resets,
+        dropout=dropout,
+        recurrent_dropout=recurrent_dropout,
         reverse=flag(0.3),
         return_sequences=flag(),
         zero_output_for_mask=flag(0.3),
@@ -202,7 +202,8 @@ def test_threads_agree(shape, reset_after, dtype):
     lengths = rng.integers(0, steps + 1, batch)
     for mask in (NO_MASK, plan_mask(None, lengths, batch, steps)):
         outputs = [
-            assert_agrees(GRUProblem(spec, x, h0, mask, num_threads=n), weights) for n in (1, 2, 3)
+            assert_agrees(GRUProblem(spec=spec, x=x, h0=h0, mask=mask, num_threads=n), weights)
+            for n in (1, 2, 3)
         ]
         for other in outputs[1:]:
             np.testing.assert_allclose(
@@ -221,7 +222,7 @@ def test_both_matrix_layouts(dtype, panels, monkeypatch):
         weights = make_weights(rng, spec)
         weights.packed["cpu"] = cpu.Packed(spec, weights, panels)
         x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
-        problem = GRUProblem(spec, x, None, NO_MASK, num_threads=threads)
+        problem = GRUProblem(spec=spec, x=x, num_threads=threads)
         assert_agrees(problem, weights)
         assert weights.packed["cpu"].panels is panels
 
@@ -234,7 +235,7 @@ def test_chunks_and_blocks():
     for batch, steps in ((2, 3000), (700, 9), (1, 5000)):
         x = rng.standard_normal((batch, steps, 7)).astype("float32")
         for reverse in (False, True):
-            assert_agrees(GRUProblem(spec, x, None, NO_MASK, reverse=reverse), weights)
+            assert_agrees(GRUProblem(spec=spec, x=x, reverse=reverse), weights)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -255,7 +256,7 @@ def test_activation_in_a_layer(activation, reset_after):
         steps = 1 if activation.name == "exponential" else 3  # of two exponentials overflows
         x = 0.3 * rng.standard_normal((3, steps, 4)).astype(dtype)
         h0 = 0.1 * rng.standard_normal((3, 37)).astype(dtype)
-        assert_agrees(GRUProblem(spec, x, h0, NO_MASK), weights)
+        assert_agrees(GRUProblem(spec=spec, x=x, h0=h0), weights)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -366,16 +367,16 @@ def test_input_memory(shape, dtype):
     weights = make_weights(rng, spec)
     x = rng.standard_normal((batch, steps, inputs)).astype(dtype)
     h0 = rng.standard_normal((batch, units)).astype(dtype)
-    expected = BACKEND.forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+    expected = BACKEND.forward(GRUProblem(spec=spec, x=x, h0=h0), weights)
     for name, view in layouts(x):
         for start in (h0, np.asfortranarray(h0), h0[::-1].copy()[::-1]):
-            out = BACKEND.forward(GRUProblem(spec, view, start, NO_MASK), weights)
+            out = BACKEND.forward(GRUProblem(spec=spec, x=view, h0=start), weights)
             np.testing.assert_allclose(
                 out.y, expected.y, rtol=0, atol=TOLERANCE[dtype] / 5, err_msg=name
             )
         np.testing.assert_array_equal(view, x)
     repeated = np.broadcast_to(x[:, :1], x.shape)  # stride 0
-    assert_agrees(GRUProblem(spec, repeated, h0, NO_MASK), weights)
+    assert_agrees(GRUProblem(spec=spec, x=repeated, h0=h0), weights)
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
@@ -389,7 +390,13 @@ def test_out(return_sequences):
 
     def problem(out=None):
         return GRUProblem(
-            spec, x, None, mask, return_sequences=return_sequences, out=out, reverse=True
+            spec=spec,
+            x=x,
+            h0=None,
+            mask=mask,
+            return_sequences=return_sequences,
+            out=out,
+            reverse=True,
         )
 
     expected = BACKEND.forward(problem(), weights).y
@@ -412,7 +419,7 @@ def test_state_and_states_are_apart_from_out():
     weights = make_weights(np.random.default_rng(7), spec)
     x = np.ones((2, 4, 3), "float32")
     out = np.empty((2, 4, 6), "float32")
-    result = BACKEND.forward(GRUProblem(spec, x, None, NO_MASK, out=out), weights, save=True)
+    result = BACKEND.forward(GRUProblem(spec=spec, x=x, out=out), weights, save=True)
     assert not np.shares_memory(result.states, out)
     np.testing.assert_array_equal(result.states, out)
     np.testing.assert_array_equal(result.state, out[:, -1])
@@ -430,7 +437,7 @@ def test_empty_axes(shape, return_sequences):
     h0 = rng.standard_normal((batch, units)).astype("float32")
     x = np.zeros((batch, steps, inputs), "float32")
     out = assert_agrees(
-        GRUProblem(spec, x, h0, NO_MASK, return_sequences=return_sequences), weights
+        GRUProblem(spec=spec, x=x, h0=h0, return_sequences=return_sequences), weights
     )
     if steps == 0:
         np.testing.assert_array_equal(out.state, h0)
@@ -451,7 +458,7 @@ def test_nan_at_masked_steps_changes_no_bit(reverse):
     for dropout in (None, np.full((6, 5), 1.25, "float32")):
         clean_out, dirty_out = (
             BACKEND.forward(
-                GRUProblem(spec, a, None, mask, dropout=dropout, reverse=reverse),
+                GRUProblem(spec=spec, x=a, mask=mask, dropout=dropout, reverse=reverse),
                 weights,
                 save=True,
             )
@@ -469,7 +476,12 @@ def test_decaying_state_keeps_its_speed_and_the_floating_point_mode():
     kernel = np.zeros((1, 24), "float32")
     recurrent = np.concatenate([np.zeros((8, 16)), np.eye(8) * 0.01], 1).astype("float32")
     out = BACKEND.forward(
-        GRUProblem(spec, np.zeros((1, 40, 1), "float32"), np.ones((1, 8), "float32"), NO_MASK),
+        GRUProblem(
+            spec=spec,
+            x=np.zeros((1, 40, 1), "float32"),
+            h0=np.ones((1, 8), "float32"),
+            mask=NO_MASK,
+        ),
         GRUWeights(kernel, recurrent, None),
     )
     assert not out.state.any()
@@ -481,12 +493,12 @@ def test_supports(kernel):
     x = np.zeros((1, 2, 3), "float32")
 
     def reason(**changes):
-        return BACKEND.supports(GRUProblem(make_spec(3, 4, **changes), x, None, NO_MASK))
+        return BACKEND.supports(GRUProblem(spec=make_spec(3, 4, **changes), x=x))
 
     assert reason() is None
     assert reason(activation=activations.softmax) == "activation 'softmax' is not elementwise"
     assert "custom Python code" in reason(recurrent_activation=np.tanh)
-    backward = BACKEND.supports_backward(GRUProblem(make_spec(3, 4), x, None, NO_MASK))
+    backward = BACKEND.supports_backward(GRUProblem(spec=make_spec(3, 4), x=x))
     assert backward == (None if kernel == "fused" else "the BLAS kernel has no backward")
     for activation in ELEMENTWISE:
         assert reason(activation=activation) is None, activation
@@ -498,12 +510,12 @@ def test_packed_copies_follow_the_spec(kernel):
     rng = np.random.default_rng(10)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((1, 2, 3)).astype("float32")
-    assert_agrees(GRUProblem(spec, x, None, NO_MASK), weights)
+    assert_agrees(GRUProblem(spec=spec, x=x), weights)
     packed = weights.packed[key]
-    assert_agrees(GRUProblem(make_spec(3, 4), x, None, NO_MASK), weights)
+    assert_agrees(GRUProblem(spec=make_spec(3, 4), x=x), weights)
     assert weights.packed[key] is packed  # an equal spec
     other = spec._replace(activation=activations.relu)
-    assert_agrees(GRUProblem(other, x, None, NO_MASK), weights)
+    assert_agrees(GRUProblem(spec=other, x=x), weights)
     assert weights.packed[key] is not packed
 
 
