@@ -2,8 +2,14 @@
 
 import os
 import signal
+import sys
+from pathlib import Path
 
 import pytest
+
+# pytest puts this folder on the path. Its folders keras and distributed must not be found there as
+# the packages of these names, where those are not installed.
+sys.path[:] = [place for place in sys.path if place != str(Path(__file__).parent)]
 
 # Before anything imports keras: its NumPy backend is the judge, and the smallest to install.
 os.environ["KERAS_BACKEND"] = "numpy"
