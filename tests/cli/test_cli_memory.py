@@ -56,6 +56,7 @@ sys.exit(code)
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/status is Linux's")
 def test_a_file_larger_than_the_memory(tmp_path):
     rng = np.random.default_rng(2)

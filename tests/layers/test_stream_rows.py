@@ -119,6 +119,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")
 @pytest.mark.skipif(not FUSED, reason="no native step")
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from fastgru.backends import cpu as cpu_backend
 FORKS = 500 if EVERYTHING else 20
 
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system"),
     pytest.mark.skipif(cpu_backend._load() is None, reason="the extension is not built"),
 ]

@@ -19,6 +19,7 @@ import fastgru
 
 pytest.importorskip("gunicorn", reason="needs gunicorn")
 pytest.importorskip("safetensors", reason="needs safetensors")
+pytestmark = pytest.mark.alone
 
 APP = """
 import os

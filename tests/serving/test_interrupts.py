@@ -10,7 +10,10 @@ import pytest
 from subprocesses import environment, run_python
 
 pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends SIGINT with os.kill")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(os.name != "posix", reason="sends SIGINT with os.kill"),
+]
 
 SETUP = """
 import os, signal, threading, time

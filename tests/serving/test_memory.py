@@ -6,6 +6,7 @@ import pytest
 from subprocesses import environment, run_python
 
 pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
+pytestmark = pytest.mark.alone
 
 CODE = """
     import numpy as np

@@ -14,10 +14,13 @@ from fastgru.backends import cpu as cpu_backend
 
 SOAK = Path(__file__).parents[2] / "benchmarks" / "soak.py"
 
-pytestmark = pytest.mark.skipif(
-    cpu_backend.build_info().get("kernel") != "fused",
-    reason="results are bit for bit the same on the fused kernel alone",
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        cpu_backend.build_info().get("kernel") != "fused",
+        reason="results are bit for bit the same on the fused kernel alone",
+    ),
+]
 
 
 # With two threads a call, memory settles only as every stream has been cut in every way.

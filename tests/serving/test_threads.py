@@ -16,6 +16,8 @@ import fastgru
 from fastgru import threads
 from fastgru.backends import cpu as cpu_backend
 
+pytestmark = pytest.mark.alone
+
 
 def default_in_a_new_process(code="", **environment):
     env = {k: v for k, v in subprocesses.environment().items() if k != "OMP_NUM_THREADS"}

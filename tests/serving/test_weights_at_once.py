@@ -13,6 +13,7 @@ import fastgru
 from fastgru.backends import cpu as cpu_backend
 from fastgru.layers.cell import GRUCell
 
+pytestmark = pytest.mark.alone
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((5, 7, 3)).astype("float32")
 
