@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU backward: the walk back through time, then the gradients of the weights (loop.h says how)."""
+"""GRU backward: the walk back through time, then the gradients of the weights (job.h says how)."""
 
 from cpython.buffer cimport PyBUF_STRIDES
 from cython.parallel cimport parallel

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU forward on the CPU: BLAS for the two products, gates.c for the rest, OpenMP around both.
+"""GRU forward on the CPU: BLAS for the two products, kernels.c for the rest, OpenMP around both.
 
 One call is one parallel region at most; what a thread does in it is _loop.pxd. Here: packed
 weights, how the work is cut, and the arrays' buffers. The GIL is released whenever that is worth

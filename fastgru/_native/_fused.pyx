@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU forward through the fused loop (loop.h): one parallel region a call, and no BLAS."""
+"""GRU forward through the fused loop (job.h): one parallel region a call, and no BLAS."""
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE
 from cython.parallel cimport parallel
@@ -271,7 +271,7 @@ class Workspace:
     """What forward keeps for backward, of every row and step that was taken.
 
     ``gates`` (panels, rows, 4 or 3, lanes) and, with reset_after=False, ``reset_state`` (rows, H)
-    are described in loop.h. ``slots`` (B * T,) says which row each place of its order has, and
+    are described in job.h. ``slots`` (B * T,) says which row each place of its order has, and
     ``taken`` (rows,) which place each row has; None: all were taken, and both are the same.
     """
 

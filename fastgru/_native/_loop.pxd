@@ -42,7 +42,7 @@ ctypedef struct Job:
     Py_ssize_t dropout_gates
     const char *recurrent_dropout  # (3, B, H) or NULL
     Matrix w, u
-    const char *bias          # (4, H), see gates.h
+    const char *bias          # (4, H), see kernels.h
     gate_functions functions
     const kernels_f32 *k32
     const kernels_f64 *k64

@@ -1,6 +1,6 @@
-# gates.h, as Cython sees it.
+# kernels.h, as Cython sees it.
 
-cdef extern from "gates.h" nogil:
+cdef extern from "kernels.h" nogil:
     enum: ACT_COUNT
     bint KEEPS_VALUE(int act)
     ctypedef struct gate_functions:
@@ -42,7 +42,7 @@ cdef extern from "runtime.h" nogil:
     void free_aligned(void *memory)
 
 
-cdef extern from "loop.h" nogil:
+cdef extern from "job.h" nogil:
     enum: ROW_GROUP
     ctypedef struct gru_job:
         Py_ssize_t B, T
@@ -133,7 +133,7 @@ ctypedef void (*products_type)(const gru_back_job *job, int rank, int team) noex
 ctypedef Py_ssize_t (*product_scratch_type)(const gru_back_job *job) noexcept nogil
 
 
-cdef extern from "gates.h" nogil:
+cdef extern from "kernels.h" nogil:
     ctypedef struct kernels_f32:
         void (*after)(
             Py_ssize_t n, Py_ssize_t H, const float *p, const float *q, const float *b,

@@ -1,5 +1,5 @@
 /* The gradients of the weights for one ISA and one TYPE; included by gates_type.h after
- * loop_back_type.h.
+ * backward_type.h.
  *
  * With f = [x, h], h the state before the step, and d = [da_h, da_z, da_r, dq_h] as the walk has left
  * it, of every row and step that was taken,

@@ -1,7 +1,7 @@
 /* The forward loop of layers with few units, for one ISA and one TYPE; included by gates_type.h
- * after loop_type.h.
+ * after forward_type.h.
  *
- * Where a layer has half as many units as a vector has lanes, or fewer, loop_type.h computes mostly
+ * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes mostly
  * padding. With enough rows the lanes are better spent on them: everything is transposed here, a
  * vector holds one unit of LANES rows. Sums run in the same order with the same operations, so a row
  * gets the same bits from either loop.
@@ -9,7 +9,7 @@
 #define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
 #define WATCHED_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
 
-/* Plain calls only: masks, dropout and what backward needs are loop_type.h's. */
+/* Plain calls only: masks, dropout and what backward needs are forward_type.h's. */
 static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
     return 2 * job->H <= LANES && 2 * n >= LANES && job->T > 0 && job->reset_after &&
            !(job->steps || job->lengths || job->resets || job->dropout || job->recurrent_dropout ||

@@ -1,4 +1,4 @@
-/* The walk back through time for one ISA and one TYPE; included by gates_type.h after loop_type.h.
+/* The walk back through time for one ISA and one TYPE; included by gates_type.h after forward_type.h.
  *
  * Per step, for the rows that took it, with dh the gradient of h':
  *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
