@@ -7,7 +7,7 @@
  * gets the same bits from either loop.
  */
 #define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
-#define WATCHED_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
+#define POLL_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
 
 /* Plain calls only: masks, dropout and what backward needs are forward_type.h's. */
 static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
@@ -65,13 +65,13 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
         for (ptrdiff_t b = 0; b < n; b++)
             for (ptrdiff_t j = 0; j < H; j++)
                 h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
-    double turn = 0;
+    double yielded = 0;
     for (ptrdiff_t s = 0; s < T; s++) {
         const ptrdiff_t t = job->reverse ? T - 1 - s : s;
-        if (s % WATCHED_STEPS == 0) {
-            if (job->watch && watch_stops(job->watch, s, s + WATCHED_STEPS))
+        if (s % POLL_STEPS == 0) {
+            if (job->poll && poll_stops(job->poll, s, s + POLL_STEPS))
                 return;
-            end_turn(job->counts, job->granted, &turn);
+            yield_if_due(job->counts, job->granted, &yielded);
         }
         for (ptrdiff_t b = 0; b < n; b++) {
             const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
@@ -127,5 +127,5 @@ static ptrdiff_t FN(run_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels
 }
 
 #undef NARROW_ROWS
-#undef WATCHED_STEPS
+#undef POLL_STEPS
 #undef NARROW_SUMS

@@ -66,7 +66,7 @@ typedef struct gru_job {
     gate_functions functions;
     ptrdiff_t chunk_rows; /* rows of x.W that are made at a time */
     team_barrier *barrier;
-    call_watch *watch;           /* of a long call; NULL: it runs to its end */
+    interrupt_poll *poll;           /* of a long call; NULL: it runs to its end */
     const thread_counts *counts; /* of the process; NULL: it has nothing else to do */
     int granted;                 /* threads of this call */
 } gru_job;
@@ -107,7 +107,7 @@ typedef struct gru_back_job {
     char *dw;          /* (I + 2 + H, 3H), of reset_after=False (I + 1 + H, 3H): dW, db, dU */
     gate_functions functions;
     team_barrier *barrier;
-    call_watch *watch;           /* of a long call; NULL: it runs to its end */
+    interrupt_poll *poll;           /* of a long call; NULL: it runs to its end */
     const thread_counts *counts; /* of the process; NULL: it has nothing else to do */
     int granted;                 /* threads of this call */
 } gru_back_job;
