@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU backward: the walk back through time, then the gradients of the weights (loop.h says how)."""
+"""GRU backward: the walk back through time, then the gradients of the weights (job.h says how)."""
 
 from cpython.buffer cimport PyBUF_STRIDES
 from cython.parallel cimport parallel
@@ -24,16 +24,16 @@ from fastgru._native.gates cimport (
     PTRDIFF_MAX,
     allocate_aligned,
     back_type,
-    call_watch,
     denormals_off,
     denormals_restore,
     free_aligned,
     gru_back_job,
+    interrupt_poll,
+    poll_join,
     products_type,
     team_barrier,
     team_rank,
     team_size,
-    watch_join,
 )
 
 import numpy as np
@@ -66,8 +66,8 @@ cdef void _products_worker(
     cdef unsigned long long old = denormals_off()
     products(job, rank, team)
     denormals_restore(old)
-    if job.watch != NULL:
-        watch_join(job.watch, rank, team)
+    if job.poll != NULL:
+        poll_join(job.poll, rank, team)
 
 
 cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
@@ -83,8 +83,8 @@ cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, bac
                  scratch + rank * scratch_bytes)
         part += team
     denormals_restore(old)
-    if job.watch != NULL:
-        watch_join(job.watch, rank, team)
+    if job.poll != NULL:
+        poll_join(job.poll, rank, team)
 
 
 cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
@@ -115,7 +115,7 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     cdef gru_back_job job
     cdef Work work
     cdef Cut cut
-    cdef call_watch watch
+    cdef interrupt_poll watch
     cdef team_barrier barrier
     cdef Py_buffer *view
     cdef _Views views = _Views.__new__(_Views)
@@ -208,17 +208,17 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
             raise MemoryError(f"scratch of {total} bytes")
         job.d = job.factors = scratch
         if _is_long(2.0 * job.rows, I, H) and _watch(&watch, cut.shared):
-            job.watch = &watch
+            job.poll = &watch
         with nogil:
             _run_back(&job, &cut, panels, back, scratch + d_bytes, scratch_bytes)
-            if job.watch == NULL or watch.end == PTRDIFF_MAX:
+            if job.poll == NULL or watch.end == PTRDIFF_MAX:
                 watch.together, watch.finished = False, 0
                 _run_products(&job, products, threads)
             _enter_brief()
         _leave_brief()
         free_aligned(scratch)
-        if job.watch != NULL:
-            _raise_if_stopped(job.watch)
+        if job.poll != NULL:
+            _raise_if_stopped(job.poll)
     workspace.release()
     dbias = dw[I : I + 2] if spec.reset_after else dw[I]
     return dx, carry, dw[:I], dw[I + biases :], dbias

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU forward on the CPU: BLAS for the two products, gates.c for the rest, OpenMP around both.
+"""GRU forward on the CPU: BLAS for the two products, kernels.c for the rest, OpenMP around both.
 
 One call is one parallel region at most; what a thread does in it is _loop.pxd. Here: packed
 weights, how the work is cut, and the arrays' buffers. The GIL is released whenever that is worth
@@ -31,7 +31,6 @@ from fastgru._native.gates cimport (
     ACT_COUNT,
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
-    call_watch,
     fastgru_activation_names,
     fastgru_isa_names,
     fastgru_isa_supported,
@@ -39,12 +38,13 @@ from fastgru._native.gates cimport (
     fastgru_kernels_f64,
     free_aligned,
     gate_functions,
+    interrupt_poll,
     kernels_f32,
     kernels_f64,
     openmp_threads,
+    poll_join,
     team_rank,
     team_size,
-    watch_join,
 )
 
 import numpy as np
@@ -187,7 +187,7 @@ cdef void _run_part(Job *job, int rank, int team) noexcept nogil:
     else:
         _worker(job, rank, team, <double *> NULL)
     if job.watch != NULL:
-        watch_join(job.watch, rank, team)
+        poll_join(job.watch, rank, team)
 
 
 cdef const kernels_f32 *_kernels_f32() noexcept:
@@ -337,7 +337,7 @@ def forward(Packed packed, problem, int threads, bint save):
         Also return the states after every step; they may be y itself.
     """
     cdef Job job
-    cdef call_watch watch
+    cdef interrupt_poll watch
     cdef Py_buffer *view
     cdef _Views views = _Views.__new__(_Views)
     cdef Py_ssize_t size = packed.size

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU forward through the fused loop (loop.h): one parallel region a call, and no BLAS."""
+"""GRU forward through the fused loop (job.h): one parallel region a call, and no BLAS."""
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE
 from cython.parallel cimport parallel
@@ -23,17 +23,17 @@ from fastgru._native._threads cimport (
 from fastgru._native.gates cimport (
     ROW_GROUP,
     allocate_aligned,
-    call_watch,
     denormals_off,
     denormals_restore,
     free_aligned,
     gru_job,
+    interrupt_poll,
+    poll_join,
     run_scratch_type,
     run_type,
     team_barrier,
     team_rank,
     team_size,
-    watch_join,
 )
 
 import threading
@@ -124,8 +124,8 @@ cdef void _forward_worker(gru_job *job, const Cut *cut, Py_ssize_t panels, run_t
                 scratch + rank * scratch_bytes)
         part += team
     denormals_restore(old)
-    if job.watch != NULL:
-        watch_join(job.watch, rank, team)
+    if job.poll != NULL:
+        poll_join(job.poll, rank, team)
 
 
 cdef void _run_forward(gru_job *job, const Cut *cut, Py_ssize_t panels, run_type run,
@@ -225,11 +225,11 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
     # Cuts the call, allocates its scratch, and runs it. No state: its user does not want it.
     # Entered: it holds a place (_crowd.pyx), which it leaves; else NULL.
     cdef Cut cut = _cut_job(job, packed, threads)
-    cdef call_watch watch
+    cdef interrupt_poll watch
     cdef Py_ssize_t each
     cdef bint brief = _is_brief(job)
     if _is_long(<double> job.B * job.T, job.inputs, job.H) and _watch(&watch, cut.shared):
-        job.watch = &watch
+        job.poll = &watch
         _cut_rows(job, &cut)
     cdef run_type run
     cdef run_scratch_type run_scratch
@@ -254,7 +254,7 @@ cdef int _run(gru_job *job, Fused packed, int threads, bint save,
                 _enter_brief()
         _leave_brief()
     free_aligned(scratch)
-    return _raise_if_stopped(&watch) if job.watch != NULL else 0
+    return _raise_if_stopped(&watch) if job.poll != NULL else 0
 
 
 cdef void _cut_rows(const gru_job *job, Cut *cut) noexcept:
@@ -271,7 +271,7 @@ class Workspace:
     """What forward keeps for backward, of every row and step that was taken.
 
     ``gates`` (panels, rows, 4 or 3, lanes) and, with reset_after=False, ``reset_state`` (rows, H)
-    are described in loop.h. ``slots`` (B * T,) says which row each place of its order has, and
+    are described in job.h. ``slots`` (B * T,) says which row each place of its order has, and
     ``taken`` (rows,) which place each row has; None: all were taken, and both are the same.
     """
 

@@ -10,14 +10,14 @@ from libc.stdint cimport uintptr_t
 from fastgru._native.gates cimport (
     FASTGRU_OPENMP,
     PTRDIFF_MAX,
-    add_to,
-    call_watch,
-    crowded,
+    atomic_add,
     end_idle_threads,
     give_back,
+    interrupt_poll,
     lease,
-    leased,
+    leased_threads,
     microseconds,
+    oversubscribed,
     thread_counts,
 )
 
@@ -47,7 +47,7 @@ cdef bint _is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept:
     return 6.0 * rows * (H + 16.0) * (H + inputs + 16.0) > LONG_FLOPS
 
 
-cdef bint _watch(call_watch *watch, bint together) except -1:
+cdef bint _watch(interrupt_poll *watch, bint together) except -1:
     # Prepares a watch; False: this thread runs no handlers.
     if threading.get_ident() != threading.main_thread().ident:
         return False
@@ -61,7 +61,7 @@ cdef int _ask() noexcept nogil:
         return run_signal_handlers() != 0
 
 
-cdef int _raise_if_stopped(const call_watch *watch) except -1:
+cdef int _raise_if_stopped(const interrupt_poll *watch) except -1:
     # The exception is a handler's, and set already.
     return 0 if watch.end == PTRDIFF_MAX else -1
 
@@ -81,27 +81,27 @@ cdef void _give_back(int granted) noexcept nogil:
 
 cdef int _available(int threads) noexcept nogil:
     # How many of so many a lease would give now: by this a call is cut.
-    return max(min(threads, max(_limit, threads) - leased(&_counts)), 1)
+    return max(min(threads, max(_limit, threads) - leased_threads(&_counts)), 1)
 
 
 cdef const thread_counts *_thread_counts() noexcept nogil:
-    # Of the process, for `end_turn`.
+    # Of the process, for `yield_if_due`.
     return &_counts
 
 
 cdef void _enter_brief() noexcept nogil:
     # The caller will ask for the GIL soon: its call is short, or done. Long ones give way.
-    add_to(&_counts.brief, 1)
+    atomic_add(&_counts.brief_calls, 1)
 
 
 cdef void _leave_brief() noexcept:
     # It has the GIL.
-    add_to(&_counts.brief, -1)
+    atomic_add(&_counts.brief_calls, -1)
 
 
 cdef bint _crowded() noexcept nogil:
     # Whether a team would share its processors with other calls now: so it was of late.
-    return crowded(&_counts)
+    return oversubscribed(&_counts)
 
 
 def set_thread_limit(int limit):
@@ -127,13 +127,13 @@ def give_back_threads(int granted):
 
 def add_brief(int change):
     """Count that many more calls that want the GIL back soon; return how many there are now."""
-    add_to(&_counts.brief, change)
-    return _counts.brief
+    atomic_add(&_counts.brief_calls, change)
+    return _counts.brief_calls
 
 
 def threads_in_use():
     """Return how many threads run calls now, the callers' own among them."""
-    return leased(&_counts)
+    return leased_threads(&_counts)
 
 
 # The child of a fork has the forking thread and none of those that libgomp keeps for it, be they
@@ -152,7 +152,7 @@ def _before_fork():
 def _after_fork():
     # In the child no call runs.
     global _pool_lost
-    _counts.used = _counts.brief = 0
+    _counts.leased = _counts.brief_calls = 0
     _pool_lost = _pool_kept
 
 

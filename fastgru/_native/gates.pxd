@@ -1,6 +1,6 @@
-# gates.h, as Cython sees it.
+# kernels.h, as Cython sees it.
 
-cdef extern from "gates.h" nogil:
+cdef extern from "kernels.h" nogil:
     enum: ACT_COUNT
     bint KEEPS_VALUE(int act)
     ctypedef struct gate_functions:
@@ -20,29 +20,29 @@ cdef extern from "runtime.h" nogil:
     int team_size()
     double microseconds()
     ctypedef struct thread_counts:
-        int used, processors, brief
-    int leased(const thread_counts *counts)
+        int leased, processors, brief_calls
+    int leased_threads(const thread_counts *counts)
     int lease(thread_counts *counts, int wanted, int limit)
     void give_back(thread_counts *counts, int granted)
-    void add_to(int *count, int change)
-    bint crowded(const thread_counts *counts)
-    void end_turn(const thread_counts *counts, int granted, double *since)
+    void atomic_add(int *count, int change)
+    bint oversubscribed(const thread_counts *counts)
+    void yield_if_due(const thread_counts *counts, int granted, double *since)
     long cache_bytes(int level)
     unsigned long long denormals_off()
     void denormals_restore(unsigned long long old)
     void barrier_wait(team_barrier *b, int size)
-    ctypedef struct call_watch:
+    ctypedef struct interrupt_poll:
         int (*ask)() noexcept nogil
         double asked
         Py_ssize_t end
         int together, finished
-    bint watch_stops(call_watch *watch, Py_ssize_t done, Py_ssize_t next)
-    void watch_join(call_watch *watch, int rank, int team)
+    bint poll_stops(interrupt_poll *poll, Py_ssize_t done, Py_ssize_t next)
+    void poll_join(interrupt_poll *poll, int rank, int team)
     void *allocate_aligned(size_t bytes)
     void free_aligned(void *memory)
 
 
-cdef extern from "loop.h" nogil:
+cdef extern from "job.h" nogil:
     enum: ROW_GROUP
     ctypedef struct gru_job:
         Py_ssize_t B, T
@@ -76,7 +76,7 @@ cdef extern from "loop.h" nogil:
         gate_functions functions
         Py_ssize_t chunk_rows
         team_barrier *barrier
-        call_watch *watch
+        interrupt_poll *poll
         const thread_counts *counts
         int granted
     ctypedef struct gru_back_job:
@@ -112,7 +112,7 @@ cdef extern from "loop.h" nogil:
         char *dw
         gate_functions functions
         team_barrier *barrier
-        call_watch *watch
+        interrupt_poll *poll
         const thread_counts *counts
         int granted
 
@@ -133,7 +133,7 @@ ctypedef void (*products_type)(const gru_back_job *job, int rank, int team) noex
 ctypedef Py_ssize_t (*product_scratch_type)(const gru_back_job *job) noexcept nogil
 
 
-cdef extern from "gates.h" nogil:
+cdef extern from "kernels.h" nogil:
     ctypedef struct kernels_f32:
         void (*after)(
             Py_ssize_t n, Py_ssize_t H, const float *p, const float *q, const float *b,

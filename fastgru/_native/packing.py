@@ -1,7 +1,7 @@
 """Weights in the order in which the fused loop reads them: panels of a few vectors of units.
 
 A panel is [k][gate][lane]: for each k the weights of one vector of units, gate after gate. The
-last panel is padded with zeros. loop.h says which matrix is packed how.
+last panel is padded with zeros. job.h says which matrix is packed how.
 """
 
 from __future__ import annotations

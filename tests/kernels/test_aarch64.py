@@ -14,7 +14,7 @@ from fastgru.problem import GRUProblem
 
 packing = pytest.importorskip("fastgru._native.packing", reason="the extension is not built")
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-SOURCES = Path(__file__).parents[2] / "fastgru" / "_native"
+SOURCES = Path(__file__).parents[2] / "fastgru" / "_native" / "kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]
 pytestmark = pytest.mark.skipif(
     not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
@@ -27,9 +27,7 @@ def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("aarch64") / "program"
     here = SUPPORT / "aarch64.c"
     command = [COMPILER, *FLAGS, "-Wall", "-Werror", "-static", f"-I{SOURCES}", str(here)]
-    subprocess.run(
-        [*command, *map(str, SOURCES.glob("gates*.c")), "-lm", "-o", str(path)], check=True
-    )
+    subprocess.run([*command, *map(str, SOURCES.glob("*.c")), "-lm", "-o", str(path)], check=True)
     return path
 
 

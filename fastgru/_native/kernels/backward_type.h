@@ -1,4 +1,4 @@
-/* The walk back through time for one ISA and one TYPE; included by gates_type.h after loop_type.h.
+/* The walk back through time for one ISA and one TYPE; included by gates_type.h after forward_type.h.
  *
  * Per step, for the rows that took it, with dh the gradient of h':
  *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
@@ -227,15 +227,15 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
         else
             memset(pending, 0, own);
     }
-    double turn = 0;
+    double yielded = 0;
     for (ptrdiff_t s = T - 1; s >= 0; s--) {
         const ptrdiff_t t = job->reverse ? T - 1 - s : s;
         TYPE **const d = d_rows + waiting;
         ptrdiff_t active = 0;
-        if (job->watch && watch_stops(job->watch, T - 1 - s, T - s))
+        if (job->poll && poll_stops(job->poll, T - 1 - s, T - s))
             return;
         if (team == 1)
-            end_turn(job->counts, job->granted, &turn);
+            yield_if_due(job->counts, job->granted, &yielded);
         for (ptrdiff_t b = b0; b < b0 + n; b++) {
             TYPE *pending = (TYPE *)job->pending + b * H + u0;
             const TYPE *dout = pending;

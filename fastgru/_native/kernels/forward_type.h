@@ -283,14 +283,14 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
         previous[k] = NULL;
     }
     const ptrdiff_t chunk = job->chunk_rows / n > 0 ? job->chunk_rows / n : 1;
-    double turn = 0;
+    double yielded = 0;
     for (ptrdiff_t s0 = 0; s0 < T; s0 += chunk) {
         const ptrdiff_t s1 = s0 + chunk < T ? s0 + chunk : T;
         ptrdiff_t used = 0;
-        if (job->watch && watch_stops(job->watch, s0, s1))
+        if (job->poll && poll_stops(job->poll, s0, s1))
             return;
         if (team == 1)
-            end_turn(job->counts, job->granted, &turn);
+            yield_if_due(job->counts, job->granted, &yielded);
         FN(project)(job, b0, n, s0, s1, panel0, panel1, x_rows, biases, p_rows, p, dropped_x);
         for (ptrdiff_t s = s0; s < s1; s++) {
             const ptrdiff_t t = job->reverse ? T - 1 - s : s;

@@ -1,5 +1,5 @@
 /* The gradients of the weights for one ISA and one TYPE; included by gates_type.h after
- * loop_back_type.h.
+ * backward_type.h.
  *
  * With f = [x, h], h the state before the step, and d = [da_h, da_z, da_r, dq_h] as the walk has left
  * it, of every row and step that was taken,
@@ -237,7 +237,7 @@ static void FN(add_products)(const FN(group) *group, const FN(factors) *panel, p
 static void FN(run_products)(const gru_back_job *job, int rank, int team) {
     const ptrdiff_t H = job->H, panels = (H + LANES - 1) / LANES;
     FN(group) groups[2];
-    double turn = 0;
+    double yielded = 0;
     FN(make_groups)(job, rank, team, groups);
     for (ptrdiff_t first = 0; first < job->rows; first += PRODUCT_ROWS) {
         const ptrdiff_t n = job->rows - first < PRODUCT_ROWS ? job->rows - first : PRODUCT_ROWS;
@@ -246,9 +246,9 @@ static void FN(run_products)(const gru_back_job *job, int rank, int team) {
         FN(pack_rows)(job, groups, first, n);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
             const ptrdiff_t u = panel * LANES;
-            if (job->watch && watch_stops(job->watch, first, first))
+            if (job->poll && poll_stops(job->poll, first, first))
                 return;
-            end_turn(job->counts, job->granted, &turn);
+            yield_if_due(job->counts, job->granted, &yielded);
             o.units = H - u < LANES ? H - u : LANES;
             o.d = (const TYPE *)job->gates + panel * GATE_STRIDE(job) + first * o.d_stride;
             if (panel % team == rank)

@@ -1,15 +1,15 @@
 /* The forward loop of layers with few units, for one ISA and one TYPE; included by gates_type.h
- * after loop_type.h.
+ * after forward_type.h.
  *
- * Where a layer has half as many units as a vector has lanes, or fewer, loop_type.h computes mostly
+ * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes mostly
  * padding. With enough rows the lanes are better spent on them: everything is transposed here, a
  * vector holds one unit of LANES rows. Sums run in the same order with the same operations, so a row
  * gets the same bits from either loop.
  */
 #define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
-#define WATCHED_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
+#define POLL_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
 
-/* Plain calls only: masks, dropout and what backward needs are loop_type.h's. */
+/* Plain calls only: masks, dropout and what backward needs are forward_type.h's. */
 static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
     return 2 * job->H <= LANES && 2 * n >= LANES && job->T > 0 && job->reset_after &&
            !(job->steps || job->lengths || job->resets || job->dropout || job->recurrent_dropout ||
@@ -65,13 +65,13 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
         for (ptrdiff_t b = 0; b < n; b++)
             for (ptrdiff_t j = 0; j < H; j++)
                 h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
-    double turn = 0;
+    double yielded = 0;
     for (ptrdiff_t s = 0; s < T; s++) {
         const ptrdiff_t t = job->reverse ? T - 1 - s : s;
-        if (s % WATCHED_STEPS == 0) {
-            if (job->watch && watch_stops(job->watch, s, s + WATCHED_STEPS))
+        if (s % POLL_STEPS == 0) {
+            if (job->poll && poll_stops(job->poll, s, s + POLL_STEPS))
                 return;
-            end_turn(job->counts, job->granted, &turn);
+            yield_if_due(job->counts, job->granted, &yielded);
         }
         for (ptrdiff_t b = 0; b < n; b++) {
             const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
@@ -127,5 +127,5 @@ static ptrdiff_t FN(run_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels
 }
 
 #undef NARROW_ROWS
-#undef WATCHED_STEPS
+#undef POLL_STEPS
 #undef NARROW_SUMS

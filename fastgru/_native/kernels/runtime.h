@@ -5,14 +5,14 @@
  * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
  * microseconds           a clock
  * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
- * crowded                whether calls of late found a thread of theirs on every processor
- * end_turn               a long call gives way to brief ones where processors are short
+ * oversubscribed         whether calls of late found a thread of theirs on every processor
+ * yield_if_due               a long call gives way to brief ones where processors are short
  * cache_bytes            size of a core's L2 and of the L3 behind it
  * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
  *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
  *                        against 321 ns) and a sleeping one tens
- * watch_stops            whether a long call that the user has interrupted ends here
- * watch_join             the caller of a long call waits for its team, and still sees interrupts
+ * poll_stops            whether a long call that the user has interrupted ends here
+ * poll_join             the caller of a long call waits for its team, and still sees interrupts
  * denormals_off          subnormal numbers become zero until denormals_restore: a state that decays
  *                        on silence would otherwise cost ~100 cycles an operation
  */
@@ -90,9 +90,9 @@ static inline void denormals_restore(unsigned long long old) { (void)old; }
 #define SPINS 300
 
 #ifndef _WIN32
-#    define GIVE_WAY() sched_yield()
+#    define YIELD_PROCESSOR() sched_yield()
 #else
-#    define GIVE_WAY() ((void)0)
+#    define YIELD_PROCESSOR() ((void)0)
 #endif
 
 /* Zeroed before use. arrived counts to the team's size; round tells the waiters to go on. */
@@ -118,7 +118,7 @@ static inline void barrier_wait(team_barrier *b, int size) {
         if (spins < SPINS)
             SPIN_PAUSE();
         else
-            GIVE_WAY();
+            YIELD_PROCESSOR();
     }
 }
 #else
@@ -134,9 +134,9 @@ typedef struct {
     ptrdiff_t end;      /* no thread goes on when it has done so many steps */
     int together;       /* the team meets at every step */
     int finished;       /* threads of the team that have nothing left to do, but for the caller */
-} call_watch;
+} interrupt_poll;
 
-#define ASK_EVERY 200000.0 /* microseconds: asking waits for the GIL, 5 ms if others compute */
+#define POLL_EVERY 200000.0 /* microseconds: asking waits for the GIL, 5 ms if others compute */
 
 #if defined(__GNUC__) || defined(__clang__)
 #    define RELAXED_LOAD(address) __atomic_load_n(address, __ATOMIC_RELAXED)
@@ -149,24 +149,24 @@ typedef struct {
 /* Whether a thread that has done `done` steps stops there; `next` is where it will ask again. Threads
  * that meet must stop at the same step, and the others pass `done` after the caller has: so what the
  * caller says counts from `next` on. */
-static inline int watch_stops(call_watch *watch, ptrdiff_t done, ptrdiff_t next) {
-    volatile ptrdiff_t *end = &watch->end;
-    if (team_rank() == 0 && microseconds() - watch->asked > ASK_EVERY) {
-        if (RELAXED_LOAD(end) == PTRDIFF_MAX && watch->ask())
-            RELAXED_STORE(end, watch->together ? next : 0);
-        watch->asked = microseconds();
+static inline int poll_stops(interrupt_poll *poll, ptrdiff_t done, ptrdiff_t next) {
+    volatile ptrdiff_t *end = &poll->end;
+    if (team_rank() == 0 && microseconds() - poll->asked > POLL_EVERY) {
+        if (RELAXED_LOAD(end) == PTRDIFF_MAX && poll->ask())
+            RELAXED_STORE(end, poll->together ? next : 0);
+        poll->asked = microseconds();
     }
     return done >= RELAXED_LOAD(end);
 }
 
 #if defined(__GNUC__) || defined(__clang__)
-static inline void watch_join(call_watch *watch, int rank, int team) {
+static inline void poll_join(interrupt_poll *poll, int rank, int team) {
     if (rank != 0) {
-        __atomic_add_fetch(&watch->finished, 1, __ATOMIC_RELEASE);
+        __atomic_add_fetch(&poll->finished, 1, __ATOMIC_RELEASE);
         return;
     }
-    for (int spins = 0; __atomic_load_n(&watch->finished, __ATOMIC_ACQUIRE) < team - 1; spins++) {
-        watch_stops(watch, 0, 0);
+    for (int spins = 0; __atomic_load_n(&poll->finished, __ATOMIC_ACQUIRE) < team - 1; spins++) {
+        poll_stops(poll, 0, 0);
         if (spins < SPINS)
             SPIN_PAUSE();
 #    ifndef _WIN32
@@ -176,19 +176,19 @@ static inline void watch_join(call_watch *watch, int rank, int team) {
     }
 }
 #else
-static inline void watch_join(call_watch *watch, int rank, int team) {
-    (void)watch, (void)rank, (void)team; /* OpenMP waits; an interrupt may have to as well */
+static inline void poll_join(interrupt_poll *poll, int rank, int team) {
+    (void)poll, (void)rank, (void)team; /* OpenMP waits; an interrupt may have to as well */
 }
 #endif
 
 #if defined(__GNUC__) || defined(__clang__)
-static inline int swap_if(int *value, int *expected, int wanted) {
+static inline int compare_and_swap(int *value, int *expected, int wanted) {
     return __atomic_compare_exchange_n(value, expected, wanted, 1, __ATOMIC_RELAXED,
                                        __ATOMIC_RELAXED);
 }
 #elif defined(_MSC_VER)
 #    include <intrin.h>
-static inline int swap_if(int *value, int *expected, int wanted) {
+static inline int compare_and_swap(int *value, int *expected, int wanted) {
     const int old = _InterlockedCompareExchange((volatile long *)value, wanted, *expected);
     const int same = old == *expected;
     *expected = old;
@@ -198,47 +198,47 @@ static inline int swap_if(int *value, int *expected, int wanted) {
 
 /* Of the whole process. */
 typedef struct {
-    int used;       /* threads that run calls, the callers' own among them */
+    int leased;       /* threads that run calls, the callers' own among them */
     int processors; /* how many of them can do so at a time */
-    int brief;      /* callers that want the GIL back soon: of short calls, or done with theirs */
-    size_t crowded; /* when a call came last and found so many running: as a clock of microseconds */
+    int brief_calls;      /* callers that want the GIL back soon: of short calls, or done with theirs */
+    size_t oversubscribed_at; /* when a call came last and found so many running: as a clock of microseconds */
 } thread_counts;
 
-#define CROWDED 50000 /* microseconds */
+#define OVERSUBSCRIBED_FOR 50000 /* microseconds */
 /* Microseconds. Beside two long calls of 64 rows on two processors small ones take 1.3 ms at the 99th
  * percentile with turns of 300, 2.3 of 600, 3.2 of 1000 and 4.2 without; but the shorter a turn, the
  * less the long calls get, of what would be their half: a half, three quarters, all. */
-#define TURN 500.0
+#define YIELD_AFTER 500.0
 
 /* Counts the caller and as many more threads, up to `wanted` in all, as the limit leaves; returns
- * how many that are. The caller itself is there already, so it is never refused. leased: how many
+ * how many that are. The caller itself is there already, so it is never refused. leased_threads: how many
  * there are now. */
-static inline int leased(const thread_counts *counts) {
-    return RELAXED_LOAD((const volatile int *)&counts->used);
+static inline int leased_threads(const thread_counts *counts) {
+    return RELAXED_LOAD((const volatile int *)&counts->leased);
 }
-static inline size_t clock_now(void) { return (size_t)(unsigned long long)microseconds(); }
+static inline size_t clock_microseconds(void) { return (size_t)(unsigned long long)microseconds(); }
 static inline int lease(thread_counts *counts, int wanted, int limit) {
-    int now = leased(counts), granted;
+    int now = leased_threads(counts), granted;
     if (now >= RELAXED_LOAD((const volatile int *)&counts->processors))
-        RELAXED_STORE((volatile size_t *)&counts->crowded, clock_now());
+        RELAXED_STORE((volatile size_t *)&counts->oversubscribed_at, clock_microseconds());
     do {
         granted = limit - now < wanted ? limit - now : wanted;
         granted = granted > 1 ? granted : 1;
-    } while (!swap_if(&counts->used, &now, now + granted));
+    } while (!compare_and_swap(&counts->leased, &now, now + granted));
     return granted;
 }
-static inline void add_to(int *count, int change) {
+static inline void atomic_add(int *count, int change) {
     int now = RELAXED_LOAD((volatile int *)count);
-    while (!swap_if(count, &now, now + change))
+    while (!compare_and_swap(count, &now, now + change))
         ;
 }
 static inline void give_back(thread_counts *counts, int granted) {
-    add_to(&counts->used, -granted);
+    atomic_add(&counts->leased, -granted);
 }
 
 /* Whether a team would have to share its processors with other calls: so it was of late. */
-static inline int crowded(const thread_counts *counts) {
-    return clock_now() - RELAXED_LOAD((const volatile size_t *)&counts->crowded) < CROWDED;
+static inline int oversubscribed(const thread_counts *counts) {
+    return clock_microseconds() - RELAXED_LOAD((const volatile size_t *)&counts->oversubscribed_at) < OVERSUBSCRIBED_FOR;
 }
 
 /* Between steps of a call that holds `granted` threads, by one that meets no other: gives its processor
@@ -246,18 +246,18 @@ static inline int crowded(const thread_counts *counts) {
  * Else the system leaves it there for about 3 ms; and a small call waits so long each time that it wakes
  * to ask for the GIL, and finds it taken again. Not for each other's sake: other processes would gain
  * by it. since: when the turn began, 0 at first. */
-static inline void end_turn(const thread_counts *counts, int granted, double *since) {
+static inline void yield_if_due(const thread_counts *counts, int granted, double *since) {
     if (counts == NULL)
         return;
-    const int used = leased(counts);
+    const int used = leased_threads(counts);
     if (used <= granted || used < RELAXED_LOAD((const volatile int *)&counts->processors) ||
-        RELAXED_LOAD((const volatile int *)&counts->brief) == 0)
+        RELAXED_LOAD((const volatile int *)&counts->brief_calls) == 0)
         return;
     const double now = microseconds();
     if (*since == 0) {
         *since = now;
-    } else if (now - *since > TURN) {
-        GIVE_WAY();
+    } else if (now - *since > YIELD_AFTER) {
+        YIELD_PROCESSOR();
         *since = microseconds();
     }
 }

@@ -1,4 +1,4 @@
-/* Activations and gates for one ISA and one TYPE; included by gates_template.h.
+/* Activations and gates for one ISA and one TYPE; included by isa_template.h.
  *
  * Plain loops over contiguous memory without branches: the compiler vectorises them. Every choice
  * is written as `a < b ? b : a` with x in the place where NaN survives. The formulas are those of
@@ -358,9 +358,9 @@ static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRI
 }
 
 #ifdef VECTOR_BYTES
-#    include "loop_type.h"
-#    include "loop_narrow_type.h"
-#    include "loop_back_type.h"
+#    include "forward_type.h"
+#    include "forward_narrow_type.h"
+#    include "backward_type.h"
 #    include "products_type.h"
 #    define FUSED                                                                                  \
         .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run),                                      \

@@ -1,12 +1,12 @@
-/* One GRU call as the fused loop sees it; loop_type.h runs it.
+/* One GRU call as the fused loop sees it; forward_type.h runs it.
  *
  * Pointers are C-contiguous unless strides are named; strides are in bytes. Nothing that is
  * written may overlap anything else.
  */
-#ifndef FASTGRU_LOOP_H
-#define FASTGRU_LOOP_H
+#ifndef FASTGRU_JOB_H
+#define FASTGRU_JOB_H
 
-#include "gates.h"
+#include "kernels.h"
 #include "runtime.h"
 
 /* The order in which the gates of all rows and steps are kept: step after step of ROW_GROUP rows of
@@ -53,7 +53,7 @@ typedef struct gru_job {
      *   w    (panels, I, 3, lanes)
      *   u    (panels, H, 3, lanes), or reset_after=False: (panels, H, 2, lanes) of z and r
      *   uh   reset_after=False: (panels, H, 1, lanes)
-     *   bias (panels, 4, lanes), see gates.h */
+     *   bias (panels, 4, lanes), see kernels.h */
     const char *w, *u, *uh, *bias;
     int u_finite; /* no infinity and no NaN in u and uh: zero rows need no product */
     /* For backward; NULL: not wanted. z, r, n and q_h, of reset_after=False z, r, n, of each row and
@@ -66,12 +66,12 @@ typedef struct gru_job {
     gate_functions functions;
     ptrdiff_t chunk_rows; /* rows of x.W that are made at a time */
     team_barrier *barrier;
-    call_watch *watch;           /* of a long call; NULL: it runs to its end */
+    interrupt_poll *poll;           /* of a long call; NULL: it runs to its end */
     const thread_counts *counts; /* of the process; NULL: it has nothing else to do */
     int granted;                 /* threads of this call */
 } gru_job;
 
-/* The way back: loop_back_type.h walks through time, products_type.h makes the gradients of the
+/* The way back: backward_type.h walks through time, products_type.h makes the gradients of the
  * weights. What forward has too means the same. */
 typedef struct gru_back_job {
     ptrdiff_t B, T, inputs, H;
@@ -107,7 +107,7 @@ typedef struct gru_back_job {
     char *dw;          /* (I + 2 + H, 3H), of reset_after=False (I + 1 + H, 3H): dW, db, dU */
     gate_functions functions;
     team_barrier *barrier;
-    call_watch *watch;           /* of a long call; NULL: it runs to its end */
+    interrupt_poll *poll;           /* of a long call; NULL: it runs to its end */
     const thread_counts *counts; /* of the process; NULL: it has nothing else to do */
     int granted;                 /* threads of this call */
 } gru_back_job;

@@ -14,7 +14,7 @@
 #        pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #    endif
 #    define ISA avx512
-#    include "gates_template.h"
+#    include "isa_template.h"
 #    ifdef __clang__
 #        pragma clang attribute pop
 #    endif

@@ -13,4 +13,4 @@
 #endif
 #define MASKED_BYTES 0 /* no masked loads and stores */
 #define ISA base
-#include "gates_template.h"
+#include "isa_template.h"

@@ -12,7 +12,7 @@
 #        pragma GCC target("avx2,fma")
 #    endif
 #    define ISA avx2
-#    include "gates_template.h"
+#    include "isa_template.h"
 #    ifdef __clang__
 #        pragma clang attribute pop
 #    endif

@@ -1,10 +1,10 @@
 /* Gate arithmetic of the GRU, one table of functions per instruction set and dtype.
  *
- * The code is gates_template.h, compiled once for every (ISA, TYPE) by gates_base.c, gates_avx2.c and
- * gates_avx512.c; gates.c chooses. Nothing here knows of batches, time, masks or BLAS.
+ * The code is isa_template.h, compiled once for every (ISA, TYPE) by isa_base.c, isa_avx2.c and
+ * isa_avx512.c; kernels.c chooses. Nothing here knows of batches, time, masks or BLAS.
  */
-#ifndef FASTGRU_GATES_H
-#define FASTGRU_GATES_H
+#ifndef FASTGRU_KERNELS_H
+#define FASTGRU_KERNELS_H
 
 #include <stddef.h>
 
@@ -88,7 +88,7 @@ typedef struct {
         void (*activations[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a);                \
         /* from what forward kept, a: y its value (in place of a) and d its derivative */          \
         void (*derivatives[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a, TYPE *d);       \
-        /* The fused loop, see loop.h: units in a panel (0: this compiler has no vectors), then    \
+        /* The fused loop, see job.h: units in a panel (0: this compiler has no vectors), then    \
          * the whole time loop, forward and back, of some rows and panels, and its scratch. */     \
         ptrdiff_t lanes;                                                                           \
         void (*run)(const struct gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,        \

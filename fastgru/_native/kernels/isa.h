@@ -1,4 +1,4 @@
-/* What gates_base.c, gates_avx2.c and gates_avx512.c have in common: each includes the template for one
+/* What isa_base.c, isa_avx2.c and isa_avx512.c have in common: each includes the template for one
  * instruction set. They are three files because they take most of the time that a build takes: so
  * they are compiled side by side.
  *
@@ -9,8 +9,8 @@
 #ifndef FASTGRU_ISA_H
 #define FASTGRU_ISA_H
 
-#include "gates.h"
-#include "loop.h"
+#include "kernels.h"
+#include "job.h"
 
 #include <math.h>
 #if defined(__x86_64__) || defined(__i386__)

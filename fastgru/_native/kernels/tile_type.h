@@ -1,4 +1,4 @@
-/* Products in registers for one ISA and one TYPE; included by loop_type.h.
+/* Products in registers for one ISA and one TYPE; included by forward_type.h.
  *
  * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A tile
  * multiplies R rows with P panels and keeps all R * P * N sums in registers. Every sum runs over k in

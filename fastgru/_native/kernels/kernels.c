@@ -1,5 +1,5 @@
 /* The names of activations and instruction sets, and which set's kernels run. */
-#include "gates.h"
+#include "kernels.h"
 
 #include <stddef.h>
 
