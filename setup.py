@@ -107,7 +107,7 @@ setup(
             extension("_crowd"),
             extension("_cut"),
             extension("_fused"),
-            extension("_launch"),
+            extension("_command_list"),
             extension("_backward"),
             extension("_packing"),
             extension("_quick"),

@@ -23,7 +23,7 @@ from random_problems import ELEMENTWISE, draw_problem, layouts, make_spec, make_
 
 from fastgru import activations
 from fastgru._cuda import source
-from fastgru.backends import cuda
+from fastgru.backends import cuda_call
 from fastgru.backends.cuda import CudaBackend
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
@@ -135,7 +135,9 @@ def test_chunks_of_time(monkeypatch):
     spec = make_spec(4, 9)
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "steps", True, "three", (True, True, False), (3, 11))
-    monkeypatch.setattr(cuda, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4)  # four steps, the last three
+    monkeypatch.setattr(
+        cuda_call, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4
+    )  # four steps, the last three
     for device, kernel, count in (({}, "step_after", 11), (RESIDENT, "steps_after", 3)):
         emulator = Emulator(**device)
         assert_agrees(CudaBackend(emulator), problem, weights)
