@@ -218,7 +218,7 @@ def _output(writer: _Writer, half: Any, y: str, y_h: str, lengths: str, back_hal
         times = writer.op("Range", writer.int32(0), _steps(writer, y), writer.int32(1))
         valid = writer.op("Less", writer.op("Unsqueeze", times, writer.integers(1)), lengths)
         y = writer.op("Where", writer.op("Unsqueeze", valid, writer.integers(2)), y, last)
-    # The operator has input order and Keras has processing order. Bidirectional reverses the outputs
+    # The operator has input order, Keras has processing order. Bidirectional reverses the outputs
     # of its second half once more.
     if half.go_backwards != back_half:
         first, beyond, axis, step = (writer.integers(n) for n in (-1, -(1 << 62), 0, -1))
