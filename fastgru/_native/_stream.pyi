@@ -1,5 +1,4 @@
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +9,12 @@ from fastgru.problem import GRUSpec, GRUWeights
 class Stepper:
     def __init__(
         self,
-        cells: list[Any],
-        states: list[np.ndarray],
-        outputs: list[np.ndarray],
-        forced: ContextVar[str | None],
+        specs: Sequence[GRUSpec],
+        sources: Sequence[Any],
+        states: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        weights_of: Callable[[Any], GRUWeights | None],
+        forced: Callable[[], str | None],
         pack: Callable[[GRUSpec, GRUWeights], Fused | None],
         get_num_threads: Callable[[], int],
     ) -> None: ...

@@ -7,7 +7,6 @@ can be is settled before: buffers are taken once, weights stay bound until they 
 step that has nothing special to it is one call into this file.
 """
 
-from cpython.contextvars cimport get_value
 from libc.stdlib cimport calloc, free
 
 from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, shape_of
@@ -39,7 +38,7 @@ cdef enum:
 
 cdef class _Cell:
     # One cell's part in the step: its rows of state and output, and the job that is run on them.
-    cdef object cell, spec, weights, state, output
+    cdef object spec, source, weights, state, output
     cdef Fused packed
     cdef Py_ssize_t inputs
     cdef gru_job job
@@ -53,8 +52,8 @@ cdef class _Cell:
     cdef char *y
     cdef Py_ssize_t capacity, per_thread
 
-    def __cinit__(self, cell, state, output):
-        self.cell, self.spec, self.state, self.output = cell, cell.spec, state, output
+    def __cinit__(self, spec, source, state, output):
+        self.spec, self.source, self.state, self.output = spec, source, state, output
         self.inputs = self.spec.input_dim
         self.job.T, self.job.H = 1, shape_of(state)[1]
         self.states = self.job.h0 = self.job.state = bytes_of(state)
@@ -68,10 +67,8 @@ cdef class _Cell:
     cdef bint bind(self, weights, const void *kernels, pack) except -1:
         # Takes over weights that were written since the last step; False: not ours to run.
         cdef Fused packed
-        if self.cell.spec != self.spec:  # built anew, for another number of features
-            return False
-        if weights is None:  # after unpickling
-            weights = self.cell.snapshot()
+        if weights is None or shape_of(weights.kernel)[0] != self.inputs:
+            return False  # not built, or built anew for another number of features
         packed = pack(self.spec, weights)
         if packed is None:
             return False
@@ -145,12 +142,18 @@ cdef class Stepper:
 
     Parameters
     ----------
-    cells : list of GRUCell
-        Built; the first reads x, each other one what the one before it gave.
+    specs : list of GRUSpec
+        Of the cells: the first reads x, each other one what the one before it gave.
+    sources : list of object
+        Where a cell's weights come from.
     states, outputs : list of ndarray, each of shape (n, H)
         C-contiguous and writeable: read and written by every step.
-    forced : contextvars.ContextVar
-        Of the backend's name that every call must be served by, or of None.
+    weights_of : callable
+        ``weights_of(source)`` returns a cell's `GRUWeights` as they are now, or None. It is asked
+        for all cells one after the other, and runs no Python code: weights that are written
+        together are read together.
+    forced : callable
+        ``forced()`` returns the name of the only backend that may serve a step, or None.
     pack : callable
         ``pack(spec, weights)`` returns their `Fused`, or None where the kernels cannot serve them.
     get_num_threads : callable
@@ -158,20 +161,20 @@ cdef class Stepper:
     """
 
     cdef list cells
-    cdef object forced, pack, get_num_threads, served
+    cdef object weights_of, forced, pack, get_num_threads, served
     cdef Py_ssize_t rows, inputs, itemsize, out_bytes
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads):
+    def __cinit__(self, specs, sources, states, outputs, weights_of, forced, pack, get_num_threads):
         cdef _Cell last
         self.cells = [
-            _Cell(cell, state, output)
-            for cell, state, output in zip(cells, states, outputs, strict=True)
+            _Cell(*parts) for parts in zip(specs, sources, states, outputs, strict=True)
         ]
-        self.forced, self.pack, self.get_num_threads = forced, pack, get_num_threads
+        self.weights_of, self.forced = weights_of, forced
+        self.pack, self.get_num_threads = pack, get_num_threads
         self.rows = shape_of(states[0])[0]
-        self.inputs = cells[0].spec.input_dim
+        self.inputs = specs[0].input_dim
         self.itemsize = states[0].itemsize
         self.type = float_type(self.itemsize)
         last = self.cells[len(self.cells) - 1]
@@ -199,7 +202,7 @@ cdef class Stepper:
         cdef const Py_ssize_t *numbers = NULL
         cdef Py_ssize_t m, b0
         cdef const char *data
-        forced = get_value(self.forced)
+        forced = self.forced()
         if forced is not None and forced != "cpu":
             return None
         if not is_plain(x, self.type, 2) or shape_of(x)[1] != self.inputs:
@@ -244,9 +247,11 @@ cdef class Stepper:
         cdef list weights
         if len(self.cells) == 1:
             cell = self.cells[0]
-            return cell.prepare(cell.cell._weights, m, self.pack, self.get_num_threads)
+            return cell.prepare(
+                self.weights_of(cell.source), m, self.pack, self.get_num_threads
+            )
         # As they are written together, so they are read: no other thread runs meanwhile.
-        weights = [cell.cell._weights for cell in self.cells]
+        weights = [self.weights_of(cell.source) for cell in self.cells]
         for i in range(len(weights)):
             cell = self.cells[i]
             if not cell.prepare(weights[i], m, self.pack, self.get_num_threads):

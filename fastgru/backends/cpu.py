@@ -7,13 +7,13 @@ by the first call, since it brings scipy.linalg with it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastgru import locks
 from fastgru.activations import Activation
+from fastgru.backends.base import FastPath
 from fastgru.problem import (
     BackendError,
     GRUGrads,
@@ -122,7 +122,7 @@ def _find_blas(threads: Any) -> None:
         return
 
 
-class CPUBackend:
+class CPUBackend(FastPath):
     """Forward on the CPU through BLAS and vectorised gates."""
 
     name = "cpu"
@@ -178,8 +178,7 @@ class CPUBackend:
         packed = _packed_panels(problem.spec, weights, threads)
         if workspace is None:
             if problem.out is not None:  # the caller's, who may have written there since
-                problem = copy.copy(problem)
-                problem.out = None
+                problem = problem._replace(out=None)
             workspace = _fused.forward(packed, problem, threads, True, True)[3]
         dx, dh0, dkernel, drecurrent, dbias = _products.backward(
             packed, problem, workspace, states, dy, dstate, threads
@@ -211,7 +210,7 @@ class CPUBackend:
             why = f"model: {', '.join(model)}" if model else "too little work to share"
         return f"cpu kernel: fused {_native.get_isa()}, {how} ({why})"
 
-    def quick(
+    def fast_call(
         self,
         weights: GRUWeights,
         spec: GRUSpec,
@@ -230,30 +229,39 @@ class CPUBackend:
             return None
         return _quick.quick(packed, x, sequences, with_state, reverse, get_num_threads)
 
-    def quick_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
+    def fast_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
         """Return the state one step after h0; None as for `quick`."""
         packed = weights.packed.get("cpu-fused")
         if packed is None or packed.spec is not spec or _forced_kernel == "blas":
             return None
         return _quick.step(packed, x, h0, get_num_threads)
 
-    def pack_alike(self, old: GRUWeights, new: GRUWeights) -> None:
+    def pack_like(self, old: GRUWeights, new: GRUWeights) -> None:
         """Pack new weights for the specs that old ones are packed for."""
         if "cpu-fused" in old.packed:
             _packed_panels(old.packed["cpu-fused"].spec, new, get_num_threads())
         if "cpu" in old.packed:
             _packed_matrices(old.packed["cpu"].spec, new)
 
-    def stepper(
-        self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
-    ) -> Any:
+    def open_stepper(
+        self,
+        specs: Sequence[GRUSpec],
+        sources: Sequence[Any],
+        states: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        weights_of: Callable[[Any], GRUWeights | None],
+        forced: Callable[[], str | None],
+    ) -> Callable[..., np.ndarray | None] | None:
         """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
         halves = states[0].itemsize < 4
         if _load() is None or _forced_kernel == "blas" or halves or not _fused.lanes(4):
             return None
         from fastgru._native._stream import Stepper
 
-        return Stepper(cells, states, outputs, forced, _panels_if_served, get_num_threads).step
+        return Stepper(
+            *(specs, sources, states, outputs),
+            *(weights_of, forced, _panels_if_served, get_num_threads),
+        ).step
 
 
 def _reason(spec: GRUSpec) -> str | None:

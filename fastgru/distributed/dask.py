@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.distributed.rows import check_rows_alone
+from fastgru.layers.call import Arguments
 from fastgru.layers.nested import flatten, map_nested
 
 if TYPE_CHECKING:
@@ -102,8 +103,7 @@ def apply(
     # gives the outputs' shapes and dtypes, and leaves the layer's losses of its last call alone.
     none = [np.empty_like(a._meta, shape=(0, *a.shape[1:])) for a in (x, *rows)]
     given = _given(places, none[1:])
-    masks = given["initial_state"], given["mask"], False, given["lengths"], given["reset_mask"]
-    layer.start(layer.prepare(none[0], *masks, None, 1))
+    layer.start(layer.prepare(Arguments(none[0], num_threads=1, **given)))
     key = f"layer-{tokenize(layer)}"
     layer = copy.deepcopy(layer)
     result = _call(layer, places, *none)

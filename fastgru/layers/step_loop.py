@@ -12,11 +12,10 @@ from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
 
 if TYPE_CHECKING:
-    from fastgru.layers.call import Call
-    from fastgru.layers.rnn import RNN
+    from fastgru.layers.call import Call, CalledLayer
 
 
-def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:
+def run(layer: CalledLayer, call: Call) -> tuple[np.ndarray, list[Any], None]:
     """Run a prepared call of a layer over a custom cell.
 
     Returns
