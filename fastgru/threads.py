@@ -52,7 +52,7 @@ def set_num_threads(num_threads: int) -> None:
         follower(_process)
 
 
-def follow(follower: Callable[[int], None]) -> None:
+def call_on_change(follower: Callable[[int], None]) -> None:
     """Call ``follower(n)`` with the process's number of threads, now and at each change."""
     _followers.append(follower)
     follower(_process or default_num_threads())

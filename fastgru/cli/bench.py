@@ -60,21 +60,12 @@ def measure(seconds: float, threads: int | None = None) -> list[Result]:
 
 def table(results: Sequence[Result]) -> str:
     """Return the results as text."""
-    rows = [("B", "T", "I", "H", "threads", "ms", "sequences/s", "GFLOP/s", "calls")]
-    rows += [
-        (
-            str(r.batch),
-            str(T),
-            str(r.units),
-            str(r.units),
-            str(r.threads),
-            f"{r.seconds * 1e3:.3f}",
-            f"{r.batch / r.seconds:,.0f}",
-            f"{r.rate:.1f}",
-            str(r.calls),
-        )
-        for r in results
-    ]
+    heading = ("B", "T", "I", "H", "threads", "ms", "sequences/s", "GFLOP/s", "calls")
+    rows: list[tuple[str, ...]] = [heading]
+    for r in results:
+        sizes = map(str, (r.batch, T, r.units, r.units, r.threads))
+        speeds = f"{r.seconds * 1e3:.3f}", f"{r.batch / r.seconds:,.0f}", f"{r.rate:.1f}"
+        rows.append((*sizes, *speeds, str(r.calls)))
     return columns(rows)
 
 

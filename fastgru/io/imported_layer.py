@@ -1,10 +1,12 @@
-"""What all readers return, the choice of a layer by name, and the self-check ``verify=``."""
+"""The layers that readers return: names, parts and the self-check ``verify=``."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+
+from fastgru.layers import RNN, Bidirectional, Sequential, StackedRNNCells
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +31,20 @@ class ImportedLayer(NamedTuple):
     layer: Any
     convention: str
     recognised: str
+
+
+def parts_of(layer: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the layers and cells directly inside a layer, with the attributes that hold them.
+
+    An index counts as an attribute, as in ``("layers", "0")``. A cell of one layer has no parts.
+    """
+    if isinstance(layer, Bidirectional):
+        return [((name,), getattr(layer, name)) for name in ("forward_layer", "backward_layer")]
+    if isinstance(layer, Sequential):
+        return [(("layers", str(i)), part) for i, part in enumerate(layer.layers)]
+    if isinstance(layer, StackedRNNCells):
+        return [(("cells", str(i)), part) for i, part in enumerate(layer.cells)]
+    return [(("cell",), layer.cell)] if isinstance(layer, RNN) else []
 
 
 def by_name(found: Sequence[ImportedLayer], name: str | None, source: str) -> Any:

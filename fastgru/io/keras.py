@@ -29,7 +29,7 @@ from fastgru.io.keras_cells import (
     legacy_arrays,
     split_by_cell,
 )
-from fastgru.io.keras_config import LAYERS, LayerConfig, count_cells, ours, recurrent_layers
+from fastgru.io.keras_config import LAYERS, LayerConfig, count_cells, modern_form, recurrent_layers
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
@@ -243,7 +243,7 @@ def _live_parts(source: Any) -> list[UnbuiltLayer]:
             return _live_cells(layer)
 
         cells = count_cells(form)
-        config = LayerConfig(path, "", form["class_name"], ours(form), False, cells)
+        config = LayerConfig(path, "", form["class_name"], modern_form(form), False, cells)
         parts.append(UnbuiltLayer(config, arrays))
     return parts
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import gates
+from fastgru.io.imported_layer import parts_of
 from fastgru.io.keras_config import numbered
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.problem import BackendError, as_array, float_dtype
@@ -66,36 +67,25 @@ def cells_of(layer: Any, group: str = "", frozen: bool = False) -> Iterator[Plac
         The layer is not one of fastgru's, or has a cell that is not a GRUCell.
     """
     frozen = frozen or not getattr(layer, "trainable", True)
-    parts: list[tuple[Any, str]]
     if type(layer) is GRUCell:
         yield PlacedCell(layer, group, frozen)
         return
-    if isinstance(layer, Bidirectional):
-        parts = [(layer.forward_layer, "forward_layer"), (layer.backward_layer, "backward_layer")]
-    elif isinstance(layer, Sequential):
-        parts = list(zip(layer.layers, sequential_groups(layer), strict=True))
-    elif isinstance(layer, StackedRNNCells):
-        snakes = numbered(map(snake_of, layer.cells))
-        parts = [(cell, f"cells/{s}") for cell, s in zip(layer.cells, snakes, strict=True)]
-    elif isinstance(layer, RNN):
-        parts = [(layer.cell, "cell")]
-    else:
+    parts = parts_of(layer)
+    if not parts:
         raise TypeError(
             "layer: expected GRU, RNN, Bidirectional or Sequential of GRU cells, got "
             f"{type(layer).__name__}"
         )
-    for part, name in parts:
-        yield from cells_of(part, f"{group}{name}/", frozen)
+    snakes = numbered(snake_of(part) for _, part in parts)
+    for (names, part), snake in zip(parts, snakes, strict=True):
+        # Keras 3 names members of lists by their class, as "layers/gru_1".
+        below = names[0] if len(names) == 1 else f"{names[0]}/{snake}"
+        yield from cells_of(part, f"{group}{below}/", frozen)
 
 
 def snake_of(layer: Any) -> str:
     """Return the name of a layer's class in Keras 3's weights files."""
     return next((snake for cls, snake in _SNAKES if isinstance(layer, cls)), "")
-
-
-def sequential_groups(model: Sequential) -> list[str]:
-    """Return the groups of a model's layers, such as ``"layers/gru_1"``."""
-    return [f"layers/{name}" for name in numbered(map(snake_of, model.layers))]
 
 
 # ---- from a file's groups ------------------------------------------------------------------------
@@ -253,6 +243,5 @@ def _forget(layer: Any) -> None:
     layer.built = False
     if isinstance(layer, GRUCell):
         layer.forget()
-    parts = [part for name in ("layers", "halves", "cells") for part in getattr(layer, name, ())]
-    for part in [*parts, layer.cell] if isinstance(layer, RNN) else parts:
+    for _, part in parts_of(layer):
         _forget(part)

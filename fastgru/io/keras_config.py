@@ -95,7 +95,7 @@ def recurrent_layers(
     inner = model["config"]
     if cells := count_cells(model):
         name = path or (layer_name(model),)
-        yield LayerConfig(name, group, model["class_name"], ours(model), frozen, cells)
+        yield LayerConfig(name, group, model["class_name"], modern_form(model), frozen, cells)
         return
     layers = inner if isinstance(inner, list) else inner.get("layers")  # Keras 1 and 2.0: a list
     if isinstance(inner, dict):
@@ -149,14 +149,14 @@ def _count(layer: Any) -> int:
     return 2 * count if twin else count
 
 
-def ours(layer: Any) -> Any:
+def modern_form(layer: Any) -> Any:
     """Return a recurrent layer's object dict with the names and defaults of Keras 2 or 3.
 
     Keys of Keras 1 get their later names, CuDNNGRU becomes the GRU that computes the same, and a
     mixed precision policy becomes the dtype of its variables.
     """
     if isinstance(layer, list):
-        return [ours(part) for part in layer]
+        return [modern_form(part) for part in layer]
     if not isinstance(layer, dict):
         return layer
     class_name, config = layer["class_name"], dict(layer["config"])
@@ -172,7 +172,7 @@ def ours(layer: Any) -> Any:
         dtype = dtype["config"].get("name")
     if dtype in ("mixed_float16", "mixed_bfloat16"):
         config["dtype"] = "float32"
-    config.update((key, ours(config[key])) for key in _INSIDE if key in config)
+    config.update((key, modern_form(config[key])) for key in _INSIDE if key in config)
     return {"class_name": class_name, "config": config}
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
+from fastgru.io.imported_layer import parts_of
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.version import __version__
@@ -131,17 +132,9 @@ def _cells(layer: Any, place: str = "") -> Iterator[tuple[str, GRUCell]]:
     """Yield each GRU cell of a layer with its place, which is part of its weights' names."""
     if place.count(".") > DEEPEST:
         raise ValueError(f"{place[:50]}...: the cells are nested too deeply")
-    if type(layer) is Sequential:
-        for i, inner in enumerate(layer.layers):
-            yield from _cells(inner, f"{place}layers.{i}.")
-    elif type(layer) is Bidirectional:
-        yield from _cells(layer.forward_layer, f"{place}forward_layer.")
-        yield from _cells(layer.backward_layer, f"{place}backward_layer.")
-    elif type(layer) is RNN:
-        yield from _cells(layer.cell, f"{place}cell.")
-    elif type(layer) is StackedRNNCells:
-        for i, inner in enumerate(layer.cells):
-            yield from _cells(inner, f"{place}cells.{i}.")
+    if type(layer) in (Sequential, Bidirectional, RNN, StackedRNNCells):
+        for names, part in parts_of(layer):
+            yield from _cells(part, f"{place}{'.'.join(names)}.")
     elif type(layer) is GRU:
         yield place, layer.cell
     elif type(layer) is GRUCell:

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.bounded import parse_json
 from fastgru.io.bundle import Bundle, read_file
-from fastgru.io.imported_layer import ImportedLayer
+from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
-from fastgru.io.keras_config import count_cells, layer_name, ours
+from fastgru.io.keras_config import count_cells, layer_name, modern_form
 from fastgru.io.protobuf import Message
-from fastgru.layers import GRU, RNN, Bidirectional, StackedRNNCells
+from fastgru.layers import GRU
 from fastgru.layers.base import deserialize_layer
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def _read(
 ) -> ImportedLayer | None:
     """Return a described layer with its weights; None if the file has no weights of it."""
     with errors_at(f"{folder}: {layer.where}"):
-        made = deserialize_layer(ours(layer.form))
+        made = deserialize_layer(modern_form(layer.form))
         keys = [_variables(objects, number, path) for path in _cells(made)]
         if not any(keys):
             return None
@@ -245,17 +245,10 @@ def _read(
 
 def _cells(layer: Any) -> Iterator[ObjectPath]:
     """Yield the names under which a layer holds its cells, in the order of its weights."""
-    parts: dict[ObjectPath, Any]
-    if isinstance(layer, Bidirectional):
-        parts = {(name,): getattr(layer, name) for name in _HALVES}
-    elif isinstance(layer, RNN):
-        parts = {("cell",): layer.cell}
-    elif isinstance(layer, StackedRNNCells):
-        parts = {("cells", str(i)): cell for i, cell in enumerate(layer.cells)}
-    else:
+    parts = parts_of(layer)
+    if not parts:
         yield ()
-        return
-    for names, part in parts.items():
+    for names, part in parts:
         for path in _cells(part):
             yield (*names, *path)
 

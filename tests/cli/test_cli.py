@@ -30,7 +30,9 @@ def fake(monkeypatch, tmp_path):
     """Register a reader of .fake files: whatever layers the test gives."""
 
     def register(**layers):
-        found = [ImportedLayer(name, layer, "as it is", "the test") for name, layer in layers.items()]
+        found = [
+            ImportedLayer(name, layer, "as it is", "the test") for name, layer in layers.items()
+        ]
         module = types.SimpleNamespace(find=lambda path: found)
         monkeypatch.setitem(sys.modules, "fastgru.io.fake", module)
         monkeypatch.setitem(models.READERS, ".fake", "fake")
