@@ -22,7 +22,7 @@ from fastgru.problem import (
     GRUSpec,
     GRUWeights,
 )
-from fastgru.threads import follow, get_num_threads, processors
+from fastgru.threads import call_on_change, get_num_threads, processors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -76,7 +76,7 @@ def _load() -> Any:
             raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', got {_forced_kernel!r}")
         if _forced_kernel == "fused" and not fused.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
-        follow(_threads.set_thread_limit)
+        call_on_change(_threads.set_thread_limit)
         _crowd.set_processors(processors())
         _threads.set_processors(processors())
         _fused, _products, _cut, _quick, _native = fused, _backward, cut, quick, _cpu
