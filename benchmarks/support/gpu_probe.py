@@ -31,7 +31,7 @@ class Probe:
 
     def __init__(self, threads: int) -> None:
         del threads
-        sys.path.append(str(Path(__file__).resolve().parent.parent))  # an installed one comes first
+        sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed one comes first
         import cupy
 
         import fastgru
