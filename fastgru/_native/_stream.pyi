@@ -10,11 +10,12 @@ class Stepper:
     def __init__(
         self,
         specs: Sequence[GRUSpec],
-        states: list[np.ndarray],
-        outputs: list[np.ndarray],
+        sources: Sequence[Any],
+        states: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        weights_of: Callable[[Any], GRUWeights | None],
+        forced: Callable[[], str | None],
         pack: Callable[[GRUSpec, GRUWeights], PackedWeights | None],
         get_num_threads: Callable[[], int],
     ) -> None: ...
-    def step(
-        self, weights: Sequence[GRUWeights], x: Any, rows: Any = None
-    ) -> np.ndarray | None: ...
+    def step(self, x: Any, rows: Any = None) -> np.ndarray | None: ...

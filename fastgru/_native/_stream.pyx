@@ -25,7 +25,7 @@ cdef enum:
 
 cdef class _Cell:
     # One cell's part in the step: its rows of state and output, and the job that is run on them.
-    cdef object spec, weights, output, kept
+    cdef object spec, source, weights, state, output
     cdef PackedWeights packed
     cdef gru_job job
     cdef Execution execution      # its scratch is kept from step to step
@@ -33,8 +33,8 @@ cdef class _Cell:
     cdef char *y
     cdef Py_ssize_t inputs, row   # row: bytes of one of the state
 
-    def __cinit__(self, spec, state, output):
-        self.spec, self.output, self.kept = spec, output, state
+    def __cinit__(self, spec, source, state, output):
+        self.spec, self.source, self.state, self.output = spec, source, state, output
         self.inputs = spec.input_dim
         self.row = shape_of(state)[1] * state.itemsize
         self.states, self.y = bytes_of(state), bytes_of(output)
@@ -44,7 +44,10 @@ cdef class _Cell:
 
     cdef bint bind(self, weights, pack) except -1:
         # Takes over weights that were written since the last step; False: not ours to run.
-        cdef PackedWeights packed = pack(self.spec, weights)
+        cdef PackedWeights packed
+        if weights is None or shape_of(weights.kernel)[0] != self.inputs:
+            return False  # not built, or built anew for another number of features
+        packed = pack(self.spec, weights)
         if packed is None:
             return False
         set_weights(&self.job, packed)
@@ -54,7 +57,7 @@ cdef class _Cell:
 
     cdef bint prepare(self, weights, Py_ssize_t m, pack, get_num_threads) except -1:
         # All that may fail before a step of at most m rows; False: another backend must serve it.
-        if weights is not self.weights or self.packed.isa != isa_in_use():
+        if weights is None or weights is not self.weights or self.packed.isa != isa_in_use():
             if not self.bind(weights, pack):
                 return False
         set_step(&self.job, m, self.inputs, self.packed.units, self.packed.size)
@@ -92,8 +95,16 @@ cdef class Stepper:
     ----------
     specs : sequence of GRUSpec
         Of the cells: the first reads x, each other one what the one before it gave.
+    sources : sequence of object
+        Where a cell's weights come from.
     states, outputs : list of ndarray, each of shape (n, H)
         C-contiguous and writeable: read and written by every step.
+    weights_of : callable
+        ``weights_of(source)`` returns a cell's `GRUWeights` as they are now, or None. It is asked
+        for all cells one after the other, and runs no Python code: weights that are written
+        together are read together.
+    forced : callable
+        ``forced()`` returns the name of the only backend that may serve a step, or None.
     pack : callable
         ``pack(spec, weights)`` returns their `PackedWeights`, or None where the kernels cannot serve them.
     get_num_threads : callable
@@ -101,16 +112,16 @@ cdef class Stepper:
     """
 
     cdef list cells
-    cdef object pack, get_num_threads, served
+    cdef object weights_of, forced, pack, get_num_threads, served
     cdef Py_ssize_t rows, inputs, itemsize
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(self, specs, states, outputs, pack, get_num_threads):
+    def __cinit__(self, specs, sources, states, outputs, weights_of, forced, pack, get_num_threads):
         self.cells = [
-            _Cell(spec, state, output)
-            for spec, state, output in zip(specs, states, outputs, strict=True)
+            _Cell(*parts) for parts in zip(specs, sources, states, outputs, strict=True)
         ]
+        self.weights_of, self.forced = weights_of, forced
         self.pack, self.get_num_threads = pack, get_num_threads
         self.rows = shape_of(states[0])[0]
         self.inputs = specs[0].input_dim
@@ -124,7 +135,7 @@ cdef class Stepper:
     def __dealloc__(self):
         free(self.seen)
 
-    def step(self, weights, x, rows=None):
+    def step(self, x, rows=None):
         """Advance ``rows`` (None: all) by x; return the last cell's output of these rows.
 
         None, and nothing done, where an argument is not plain (a C-contiguous array of the right
@@ -132,15 +143,16 @@ cdef class Stepper:
 
         Parameters
         ----------
-        weights : sequence of GRUWeights
-            Of each cell; packed anew where they are not the object of the last step.
         x : ndarray, shape (n, I) or (m, I)
         rows : ndarray of intp, shape (m,), optional
         """
         cdef _Cell cell
         cdef const Py_ssize_t *numbers = NULL
-        cdef Py_ssize_t m, b0 = 0, i, block
+        cdef Py_ssize_t m, b0 = 0, block
         cdef const char *data
+        forced = self.forced()
+        if forced is not None and forced != "cpu":
+            return None
         if not is_plain(x, self.type, 2) or shape_of(x)[1] != self.inputs:
             return None
         m = shape_of(x)[0]
@@ -154,10 +166,9 @@ cdef class Stepper:
             if not self.distinct(numbers, m):
                 return None
         block = min(m, <Py_ssize_t> BLOCK)
-        for i in range(len(self.cells)):  # all that may fail
-            cell = self.cells[i]
-            if not cell.prepare(weights[i], block, self.pack, self.get_num_threads):
-                return None
+        if not self.prepare(block):
+            return None
+        cell = self.cells[len(self.cells) - 1]
         data = bytes_of(x)
         # What a step gave is the next one's x where a model feeds on itself, and one thread would
         # write there what another has yet to read.
@@ -176,6 +187,24 @@ cdef class Stepper:
         ):
             self.served = cell.output[:m]
         return self.served
+
+    cdef bint prepare(self, Py_ssize_t m) except -1:
+        # All that may fail before a step of at most m rows at a time.
+        cdef _Cell cell
+        cdef Py_ssize_t i
+        cdef list weights
+        if len(self.cells) == 1:
+            cell = self.cells[0]
+            return cell.prepare(
+                self.weights_of(cell.source), m, self.pack, self.get_num_threads
+            )
+        # As they are written together, so they are read: no other thread runs meanwhile.
+        weights = [self.weights_of(cell.source) for cell in self.cells]
+        for i in range(len(weights)):
+            cell = self.cells[i]
+            if not cell.prepare(weights[i], m, self.pack, self.get_num_threads):
+                return False
+        return True
 
     cdef bint distinct(self, const Py_ssize_t *numbers, Py_ssize_t m) noexcept:
         # Whether the numbers are rows, none of them twice.

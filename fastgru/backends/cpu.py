@@ -9,13 +9,13 @@ longer to import than the rest.
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastgru import locks
 from fastgru.activations import Activation
+from fastgru.backends.base import FastPath
 from fastgru.problem import (
     BackendError,
     GRUGrads,
@@ -128,7 +128,7 @@ def _find_blas(kernel: Any) -> None:
         return
 
 
-class CPUBackend:
+class CPUBackend(FastPath):
     """Forward and backward on the CPU; see the module."""
 
     name = "cpu"
@@ -183,8 +183,7 @@ class CPUBackend:
         packed = _packed(problem.spec, weights, threads)
         if workspace is None:
             if problem.out is not None:  # the caller's, who may have written there since
-                problem = copy.copy(problem)
-                problem.out = None
+                problem = problem._replace(out=None)
             workspace = _native._forward.forward(packed, problem, threads, True, True)[3]
         dx, dh0, dkernel, drecurrent, dbias = _native._backward.backward(
             packed, problem, workspace, states, dy, dstate, threads
@@ -249,15 +248,24 @@ class CPUBackend:
                 _packed(old.packed[kernel].spec, new, get_num_threads(), kernel)
 
     def open_stepper(
-        self, specs: Sequence[GRUSpec], states: list[np.ndarray], outputs: list[np.ndarray]
-    ) -> Any:
+        self,
+        specs: Sequence[GRUSpec],
+        sources: Sequence[Any],
+        states: Sequence[np.ndarray],
+        outputs: Sequence[np.ndarray],
+        weights_of: Callable[[Any], GRUWeights | None],
+        forced: Callable[[], str | None],
+    ) -> Callable[..., np.ndarray | None] | None:
         """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
         halves = states[0].itemsize < 4
         if _load() is None or halves or _kernel(specs[0]) == "blas":
             return None
         from fastgru._native._stream import Stepper
 
-        return Stepper(specs, states, outputs, _packed_if_served, get_num_threads).step
+        return Stepper(
+            *(specs, sources, states, outputs),
+            *(weights_of, forced, _packed_if_served, get_num_threads),
+        ).step
 
 
 def _reason(spec: GRUSpec) -> str | None:
