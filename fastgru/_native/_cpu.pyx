@@ -18,14 +18,12 @@ from fastgru._native._blas cimport Matrix
 from fastgru._native._headers cimport (
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
-    fastgru_kernels_f32,
-    fastgru_kernels_f64,
     free_aligned,
     gate_functions,
     interrupt_poll,
 )
 from fastgru._native._job cimport padded
-from fastgru._native._kernels cimport isa_in_use, read_functions
+from fastgru._native._kernels cimport read_functions, table_f32, table_f64
 from fastgru._native._loop cimport Job, _direct, _worker
 from fastgru._native._threads cimport (
     counts_of_process,
@@ -291,9 +289,9 @@ def forward(Packed packed, problem, int threads, bint save):
     spec = packed.spec
     dtype = spec.dtype
     if size == 4:
-        job.k32 = fastgru_kernels_f32(isa_in_use())
+        job.k32 = table_f32()
     else:
-        job.k64 = fastgru_kernels_f64(isa_in_use())
+        job.k64 = table_f64()
 
     view = views.take(problem.x, PyBUF_STRIDES)
     if not _strided(view, size):

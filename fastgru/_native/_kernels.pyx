@@ -42,10 +42,16 @@ cdef Kernels _untyped(const kernel_table *table) noexcept:
     return kernels
 
 
+cdef const kernels_f32 *table_f32() noexcept:
+    return fastgru_kernels_f32(_isa)
+
+
+cdef const kernels_f64 *table_f64() noexcept:
+    return fastgru_kernels_f64(_isa)
+
+
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept:
-    if itemsize == 4:
-        return _untyped(fastgru_kernels_f32(_isa))
-    return _untyped(fastgru_kernels_f64(_isa))
+    return _untyped(table_f32()) if itemsize == 4 else _untyped(table_f64())
 
 
 def lanes(Py_ssize_t itemsize):
@@ -110,6 +116,6 @@ def apply_activation(activation, floating[::1] values):
     if values.shape[0] == 0:
         return
     if floating is float:
-        fastgru_kernels_f32(_isa).activations[number](values.shape[0], params, &values[0])
+        table_f32().activations[number](values.shape[0], params, &values[0])
     else:
-        fastgru_kernels_f64(_isa).activations[number](values.shape[0], params, &values[0])
+        table_f64().activations[number](values.shape[0], params, &values[0])
