@@ -7,8 +7,10 @@
 
 from libc.string cimport memcpy, memset
 
-from fastgru._native._blas cimport Matrix, floating, matmul
-from fastgru._native.gates cimport (
+from cython cimport floating
+
+from fastgru._native._blas cimport Matrix, matmul
+from fastgru._native._headers cimport (
     barrier_wait,
     denormals_off,
     denormals_restore,
