@@ -20,7 +20,7 @@ from fastgru import activations
 from fastgru._cuda import source
 from fastgru.backends import cuda_persistent
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from nvrtc import Nvrtc
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")

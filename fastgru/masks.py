@@ -65,6 +65,12 @@ class MaskPlan:
         steps = np.ascontiguousarray(valid[:, ::-1], like=valid)
         return MaskPlan(STEPS, steps=steps, any_empty=self.any_empty)
 
+    def copied(self) -> MaskPlan:
+        """Return a plan that the user's writing to the mask does not change."""
+        if self.steps is None:
+            return self
+        return MaskPlan(self.kind, steps=self.steps.copy(), any_empty=self.any_empty)
+
 
 NO_MASK = MaskPlan(NONE)
 

@@ -1,5 +1,5 @@
 /* Number types and activations of the CUDA kernels. Text without includes: NVRTC compiles it in
- * milliseconds, and tests/cuda_shim compiles the same text as C++.
+ * milliseconds, and tests/support/cuda_shim compiles the same text as C++.
  *
  * Chosen at compile time, so that no kernel branches on any of it:
  *   FLOAT_BITS                      16, 32 or 64: what arrays hold (STORE); sums are float for 16

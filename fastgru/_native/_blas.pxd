@@ -4,11 +4,8 @@
 # C' = B' A' with the operands swapped. Everything here is inline: there is no module _blas.
 
 from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
+from cython cimport floating
 from libc.string cimport memset
-
-ctypedef fused floating:
-    float
-    double
 
 # A matrix with a 3H axis, (K, 3H) row-major, in one of two layouts:
 #   width = 0   as it is; leading dimension 3H

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU forward on the CPU: BLAS for the two products, gates.c for the rest, OpenMP around both.
+"""GRU forward on the CPU: BLAS for the two products, kernels.c for the rest, OpenMP around both.
 
 One call is one parallel region at most; what a thread does in it is _loop.pxd. Here: packed
 weights, how the work is cut, and the arrays' buffers. The GIL is released whenever that is worth
@@ -12,53 +12,34 @@ from cython.parallel cimport parallel
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
 
-from fastgru._native._blas cimport Matrix, floating
-from fastgru._native._loop cimport Job, _direct, _worker
-from fastgru._native._threads cimport (
-    _blas_enter,
-    _blas_exit,
-    _enter_brief,
-    _give_back,
-    _is_long,
-    _lease,
-    _leave_brief,
-    _raise_if_stopped,
-    _team_limit,
-    _thread_counts,
-    _watch,
-)
-from fastgru._native.gates cimport (
-    ACT_COUNT,
+from cython cimport floating
+
+from fastgru._native._blas cimport Matrix
+from fastgru._native._headers cimport (
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
-    call_watch,
-    fastgru_activation_names,
-    fastgru_isa_names,
-    fastgru_isa_supported,
     fastgru_kernels_f32,
     fastgru_kernels_f64,
     free_aligned,
     gate_functions,
-    kernels_f32,
-    kernels_f64,
-    openmp_threads,
-    team_rank,
-    team_size,
-    watch_join,
+    interrupt_poll,
+)
+from fastgru._native._job cimport padded
+from fastgru._native._kernels cimport isa_in_use, read_functions
+from fastgru._native._loop cimport Job, _direct, _worker
+from fastgru._native._threads cimport (
+    counts_of_process,
+    is_long,
+    is_stopped,
+    run_team,
+    start_poll,
+    team_limit,
+    without_gil,
 )
 
 import numpy as np
 
 cdef object _empty = np.empty
-
-OPENMP = openmp_threads() > 0  # asked at the import: see _SPINNING in backends/cpu.py
-ISA_NAMES = []
-while fastgru_isa_names[len(ISA_NAMES)] != NULL:
-    ISA_NAMES.append(fastgru_isa_names[len(ISA_NAMES)].decode())
-cdef dict _activation_ids = {
-    fastgru_activation_names[_i].decode(): _i for _i in range(ACT_COUNT)
-}
-ACTIVATIONS = frozenset(_activation_ids) - {"gelu_tanh"}
 
 cdef enum:
     PANEL = 64                # units; 32 and 128 are slower at nearly every shape
@@ -70,8 +51,6 @@ cdef enum:
     GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
     STEP_FLOPS = 60000        # per step, pays for a barrier (~0.4 us)
     SPLIT_ROWS = 4            # rows a thread needs before h.U is about as fast as with all rows
-
-cdef int _isa = 0
 
 
 cdef class Packed:
@@ -100,13 +79,8 @@ cdef class Packed:
         self.spec = spec
         self.size = size
         self.panels = panels
-        _functions(spec.activation, &self.functions.activation, self.functions.params)
-        _functions(
-            spec.recurrent_activation,
-            &self.functions.recurrent_activation,
-            self.functions.recurrent_params,
-        )
-        cdef Py_ssize_t w_bytes = _padded(I * 3 * H * size), u_bytes = _padded(H * 3 * H * size)
+        read_functions(spec, &self.functions)
+        cdef Py_ssize_t w_bytes = padded(I * 3 * H * size), u_bytes = padded(H * 3 * H * size)
         self.memory = <char *> allocate_aligned(w_bytes + u_bytes + 4 * H * size)
         if self.memory == NULL:
             raise MemoryError(f"packed weights of {I} inputs and {H} units")
@@ -129,21 +103,6 @@ cdef class Packed:
 
     def __dealloc__(self):
         free_aligned(self.memory)
-
-
-cdef Py_ssize_t _padded(Py_ssize_t size) noexcept nogil:
-    return (size + 63) & ~63
-
-
-cdef int _functions(activation, int *which, double *params) except -1:
-    name, values = activation.name, activation.params
-    if name == "gelu":
-        name, values = ("gelu_tanh" if values[0] else "gelu"), ()
-    which[0] = _activation_ids[name]
-    for i in range(3):
-        value = values[i] if i < len(values) else 0.0
-        params[i] = float("nan") if value is None else value
-    return 0
 
 
 cdef int _pack(array, Matrix *m, Py_ssize_t size) except -1:
@@ -170,32 +129,17 @@ cdef int _pack(array, Matrix *m, Py_ssize_t size) except -1:
     return 0
 
 
-cdef void _run(Job *job) noexcept nogil:
-    cdef int threads = _lease(job.threads)
-    job.counts, job.granted = _thread_counts(), threads
-    if threads == 1:
-        _run_part(job, 0, 1)
-    else:
-        with parallel(num_threads=threads):
-            _run_part(job, team_rank(), team_size())
-    _give_back(threads)
+cdef void _run(void *blas_job) noexcept nogil:
+    cdef Job *job = <Job *> blas_job
+    run_team(_run_part, job, job.threads, &job.granted, job.watch)
 
 
-cdef void _run_part(Job *job, int rank, int team) noexcept nogil:
+cdef void _run_part(void *blas_job, int rank, int team) noexcept nogil:
+    cdef Job *job = <Job *> blas_job
     if job.k32 != NULL:
         _worker(job, rank, team, <float *> NULL)
     else:
         _worker(job, rank, team, <double *> NULL)
-    if job.watch != NULL:
-        watch_join(job.watch, rank, team)
-
-
-cdef const kernels_f32 *_kernels_f32() noexcept:
-    return fastgru_kernels_f32(_isa)
-
-
-cdef const kernels_f64 *_kernels_f64() noexcept:
-    return fastgru_kernels_f64(_isa)
 
 
 cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
@@ -203,7 +147,7 @@ cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
     cdef Py_ssize_t B = job.B, T = job.T, H = job.H, I = job.inputs, per_thread, n, p_k, p_t
     cdef double step_flops = 6.0 * B * H * H, flops = 6.0 * B * H * (H + I) * T
     job.shared = False
-    threads = _team_limit(threads, flops)
+    threads = team_limit(threads, flops)
     if threads > 1 and B < SPLIT_ROWS * threads:
         if FASTGRU_TEAM_BARRIER and step_flops >= STEP_FLOPS:
             job.shared = True
@@ -234,8 +178,8 @@ cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
         or n * job.blocks != B or T % job.chunk_steps
     ):
         per_thread += n * job.chunk_steps * I
-    job.scratch_bytes = _padded(per_thread * size + n * <Py_ssize_t> sizeof(Py_ssize_t))
-    job.shared_bytes = _padded(2 * n * H * size)
+    job.scratch_bytes = padded(per_thread * size + n * <Py_ssize_t> sizeof(Py_ssize_t))
+    job.shared_bytes = padded(2 * n * H * size)
     job.scratch = <char *> allocate_aligned(
         threads * job.scratch_bytes + (1 if job.shared else threads) * job.shared_bytes
     )
@@ -244,48 +188,49 @@ cdef int _cut(Job *job, Py_ssize_t size, int threads) except -1:
     return 0
 
 
-def set_isa(str name):
-    """Use the instruction set of that name from now on.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or one that this machine cannot run.
-    """
-    global _isa
-    if name not in ISA_NAMES:
-        raise ValueError(f"FASTGRU_ISA: expected one of {', '.join(ISA_NAMES)}, got {name!r}")
-    cdef int isa = ISA_NAMES.index(name)
-    if not fastgru_isa_supported(isa):
-        raise ValueError(f"FASTGRU_ISA: this machine cannot run {name!r}")
-    _isa = isa
+cdef int _raise_if_stopped(const interrupt_poll *poll) except -1:
+    return -1 if is_stopped(poll) else 0
 
 
-def get_isa():
-    """Return the name of the instruction set in use."""
-    return ISA_NAMES[_isa]
+# BLAS threads: ours are around the calls, its own would fight them (OpenBLAS#3187: 10 times
+# slower). The setting is global in OpenBLAS, so callers are counted: the first lowers it, the last
+# restores it. Both hold the GIL.
+
+ctypedef int (*get_threads_type)() noexcept nogil
+ctypedef void (*set_threads_type)(int) noexcept nogil
+cdef get_threads_type _blas_get = NULL
+cdef set_threads_type _blas_set = NULL
+cdef int _blas_callers = 0, _blas_saved = 0
 
 
-def supported_isas():
-    """Return the names of the instruction sets that this machine can run, best last."""
-    return [name for i, name in enumerate(ISA_NAMES) if fastgru_isa_supported(i)]
+def set_blas_functions(uintptr_t get_threads, uintptr_t set_threads):
+    """Take the addresses of ``int get()`` and ``void set(int)`` of the BLAS in use."""
+    global _blas_get, _blas_set
+    _blas_get = <get_threads_type> get_threads
+    _blas_set = <set_threads_type> set_threads
 
 
-def apply_activation(activation, floating[::1] values):
-    """Apply an `Activation` in place, as the gates do: what the tests of accuracy call."""
-    cdef gate_functions f
-    cdef const kernels_f32 *k32 = fastgru_kernels_f32(_isa)
-    cdef const kernels_f64 *k64 = fastgru_kernels_f64(_isa)
-    _functions(activation, &f.activation, f.params)
-    if values.shape[0] == 0:
-        return
-    if floating is float:
-        k32.activations[f.activation](values.shape[0], f.params, &values[0])
-    else:
-        k64.activations[f.activation](values.shape[0], f.params, &values[0])
+cdef void _blas_enter() noexcept:
+    global _blas_callers, _blas_saved
+    if _blas_set != NULL:
+        if _blas_callers == 0:
+            _blas_saved = _blas_get()
+            if _blas_saved != 1:
+                _blas_set(1)
+        _blas_callers += 1
+
+
+cdef void _blas_exit() noexcept:
+    global _blas_callers
+    if _blas_set != NULL:
+        _blas_callers -= 1
+        if _blas_callers == 0 and _blas_saved != 1:
+            _blas_set(_blas_saved)
 
 
 cdef class _Views:
+    cdef Py_buffer views[32]
+    cdef int count
     # The buffers of one call; released together.
 
     def __dealloc__(self):
@@ -337,7 +282,7 @@ def forward(Packed packed, problem, int threads, bint save):
         Also return the states after every step; they may be y itself.
     """
     cdef Job job
-    cdef call_watch watch
+    cdef interrupt_poll watch
     cdef Py_buffer *view
     cdef _Views views = _Views.__new__(_Views)
     cdef Py_ssize_t size = packed.size
@@ -346,9 +291,9 @@ def forward(Packed packed, problem, int threads, bint save):
     spec = packed.spec
     dtype = spec.dtype
     if size == 4:
-        job.k32 = fastgru_kernels_f32(_isa)
+        job.k32 = fastgru_kernels_f32(isa_in_use())
     else:
-        job.k64 = fastgru_kernels_f64(_isa)
+        job.k64 = fastgru_kernels_f64(isa_in_use())
 
     view = views.take(problem.x, PyBUF_STRIDES)
     if not _strided(view, size):
@@ -409,20 +354,17 @@ def forward(Packed packed, problem, int threads, bint save):
 
     if job.B > 0:
         _cut(&job, size, threads)
-        if _is_long(<double> job.B * job.T, job.inputs, H) and _watch(&watch, job.shared):
+        if is_long(<double> job.B * job.T, job.inputs, H) and start_poll(&watch, job.shared):
             job.watch = &watch
+        job.counts = counts_of_process()
         _blas_enter()
         if job.threads == 1 and 6.0 * job.B * job.T * H * (H + job.inputs) < GIL_FLOPS:
             _run(&job)
         else:
-            with nogil:
-                _run(&job)
-                _enter_brief()
-            _leave_brief()
+            without_gil(_run, &job, False)
         _blas_exit()
         free_aligned(job.scratch)
-        if job.watch != NULL:
-            _raise_if_stopped(job.watch)
+        _raise_if_stopped(job.watch)
     if out is not None and y is not out:
         out[...] = y
         y = out

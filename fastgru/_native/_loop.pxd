@@ -7,19 +7,21 @@
 
 from libc.string cimport memcpy, memset
 
-from fastgru._native._blas cimport Matrix, floating, matmul
-from fastgru._native.gates cimport (
+from cython cimport floating
+
+from fastgru._native._blas cimport Matrix, matmul
+from fastgru._native._headers cimport (
     barrier_wait,
-    call_watch,
     denormals_off,
     denormals_restore,
-    end_turn,
     gate_functions,
+    interrupt_poll,
     kernels_f32,
     kernels_f64,
+    poll_stops,
     team_barrier,
     thread_counts,
-    watch_stops,
+    yield_if_due,
 )
 
 
@@ -42,7 +44,7 @@ ctypedef struct Job:
     Py_ssize_t dropout_gates
     const char *recurrent_dropout  # (3, B, H) or NULL
     Matrix w, u
-    const char *bias          # (4, H), see gates.h
+    const char *bias          # (4, H), see kernels.h
     gate_functions functions
     const kernels_f32 *k32
     const kernels_f64 *k64
@@ -52,7 +54,7 @@ ctypedef struct Job:
     Py_ssize_t scratch_bytes, shared_bytes
     int threads
     team_barrier barrier
-    call_watch *watch         # of a long call; NULL: it runs to its end
+    interrupt_poll *watch     # of a long call; NULL: it runs to its end
     const thread_counts *counts  # of the process
     int granted               # threads of this call
 
@@ -195,7 +197,7 @@ cdef inline void _run_block(
     while s0 < T:
         s1 = min(s0 + job.chunk_steps, T)
         chunk = s1 - s0
-        if job.watch != NULL and watch_stops(job.watch, s0, s1):
+        if job.watch != NULL and poll_stops(job.watch, s0, s1):
             return
         t_first = T - s1 if job.reverse else s0
         ldx = _direct(job, n, chunk, &p_k, &p_t)
@@ -216,7 +218,7 @@ cdef inline void _run_block(
 
         for s in range(s0, s1):
             if team == 1:
-                end_turn(job.counts, job.granted, &turn)
+                yield_if_due(job.counts, job.granted, &turn)
             t = T - 1 - s if job.reverse else s
             last = s == T - 1
             new = final if now == other else other

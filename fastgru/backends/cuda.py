@@ -12,7 +12,6 @@ this very code on an engine that emulates the kernels on the host.
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -95,8 +94,7 @@ class CudaBackend:
             engine = self._engine or engines.current()
             if workspace is None:
                 if problem.out is not None:  # the caller's, who may have written there since
-                    problem = copy.copy(problem)
-                    problem.out = None
+                    problem = problem._replace(out=None)
                 workspace = Call(engine, problem, weights).forward(True, True).workspace
             return Call(engine, problem, weights).backward(states, dy, dstate, workspace)
 

@@ -20,6 +20,7 @@ from fastgru._cuda import engine as engines
 from fastgru._cuda import libcudnn
 from fastgru._cuda.libcudnn import CudnnError
 from fastgru.backends import cudnn_call
+from fastgru.backends.base import FastPath
 from fastgru.backends.cudnn_call import TYPES, Call, Net, Session
 from fastgru.problem import BackendError, GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
 
@@ -102,7 +103,7 @@ def _all_masked(problem: GRUProblem) -> bool:
     return lengths is not None and not lengths.any()
 
 
-class CudnnBackend:
+class CudnnBackend(FastPath):
     """Forward and backward by cuDNN.
 
     Parameters
@@ -143,8 +144,12 @@ class CudnnBackend:
         """Return None when `backward` can serve the problem, else the reasons it cannot."""
         return self.supports(problem)
 
-    def supports_both(self, problems: Sequence[GRUProblem]) -> str | None:
-        """Return None when `forward_both` can serve the halves of a bidirectional layer."""
+    def direction_pair(self, problems: Sequence[GRUProblem]) -> CudnnBackend | None:
+        """Return itself when one call of cuDNN can serve both halves, see `FastPath`."""
+        return self if self.supports_pair(problems) is None else None
+
+    def supports_pair(self, problems: Sequence[GRUProblem]) -> str | None:
+        """Return None when `forward_pair` can serve the halves of a bidirectional layer."""
         one, other = problems
         for half in problems:
             reason = self.supports(half)
@@ -169,7 +174,7 @@ class CudnnBackend:
         keep_gates: bool = True,
     ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
-        return self.forward_both((problem,), (weights,), save, keep_gates)[0]
+        return self.forward_pair((problem,), (weights,), save, keep_gates)[0]
 
     def backward(
         self,
@@ -181,9 +186,9 @@ class CudnnBackend:
         workspace: Any = None,
     ) -> GRUGrads:
         """Return the gradient of <y, dy> + <state, dstate>; without a workspace, forward again."""
-        return self.backward_both((problem,), (weights,), (dy,), (dstate,), workspace)[0]
+        return self.backward_pair((problem,), (weights,), (dy,), (dstate,), workspace)[0]
 
-    def forward_both(
+    def forward_pair(
         self,
         problems: Sequence[GRUProblem],
         weights: Sequence[GRUWeights],
@@ -201,7 +206,7 @@ class CudnnBackend:
             run = call.run(self._net(call, training), weights, training)
             return call.outputs(run, save, run if training else None)
 
-    def backward_both(
+    def backward_pair(
         self,
         problems: Sequence[GRUProblem],
         weights: Sequence[GRUWeights],

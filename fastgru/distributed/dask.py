@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.distributed.rows import check_rows_alone
-from fastgru.layers.call import flatten, map_nested
+from fastgru.layers.call import Arguments
+from fastgru.layers.nested import flatten, map_nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,8 +103,7 @@ def apply(
     # touch what the user's layer has from its last call, such as activity losses.
     none = [np.empty_like(a._meta, shape=(0, *a.shape[1:])) for a in (x, *rows)]
     given = _given(places, none[1:])
-    masks = given["initial_state"], given["mask"], False, given["lengths"], given["reset_mask"]
-    layer.start(layer.prepare(none[0], *masks, None, 1))
+    layer.start(layer.prepare(Arguments(none[0], num_threads=1, **given)))
     key = f"layer-{tokenize(layer)}"
     layer = copy.deepcopy(layer)
     result = _call(layer, places, *none)

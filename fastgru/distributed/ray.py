@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastgru.distributed.rows import check_built, check_rows_alone, load_layer
-from fastgru.layers.call import flatten, map_nested
+from fastgru.layers.nested import flatten, map_nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from fastgru.io.safetensors import load
-from fastgru.layers.base import SequenceLayer
+from fastgru.layers.sequence import SequenceLayer
 
 
 def check_rows_alone(layer: Any) -> None:

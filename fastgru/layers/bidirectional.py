@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastgru import dispatch
-from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
-from fastgru.layers.both import backward_both, run_both
-from fastgru.layers.call import Call, check_states, flatten
+from fastgru.layers.base import deserialize_layer, serialize_layer
+from fastgru.layers.call import Arguments, Call, check_states
+from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
+from fastgru.layers.direction_pair import backward_pair, run_pair
+from fastgru.layers.nested import flatten
 from fastgru.layers.rnn import RNN
+from fastgru.layers.sequence import SequenceLayer
 from fastgru.layers.stacked import cell_output_size
 from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array
 from fastgru.problem import check_out
@@ -21,7 +24,7 @@ from fastgru.variables import Variable
 _MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
 
-class BothCalls(NamedTuple):
+class PairCall(NamedTuple):
     """One validated call of both halves; ``out`` is where the merged outputs go."""
 
     parts: list[Call]
@@ -229,7 +232,7 @@ class Bidirectional(SequenceLayer):
 
     # -- the call --------------------------------------------------------------------------
 
-    def complete(self, call: BothCalls) -> Any:
+    def complete(self, call: PairCall) -> Any:
         """Run a prepared call and return what the user gets."""
         done = self._run(call)
         outputs = [
@@ -238,24 +241,24 @@ class Bidirectional(SequenceLayer):
         ]
         return self._merge(outputs, call.out)[0]
 
-    def changes(self, call: BothCalls) -> list[tuple[Any, str, Any]]:
+    def changes(self, call: PairCall) -> list[tuple[Any, str, Any]]:
         """Return the new states and losses of both halves."""
         return [change for part in call.parts for change in part.changes]
 
-    def _run(self, call: BothCalls, save: bool = False, keep_gates: bool = True) -> list[Any]:
+    def _run(self, call: PairCall, save: bool = False, keep_gates: bool = True) -> list[Any]:
         """Return what `RNN.run` gives, of each half."""
-        return run_both(call.parts, save, keep_gates) or [
+        return run_pair(call.parts, save, keep_gates) or [
             half.run(part, save, keep_gates)
             for half, part in zip(self.halves, call.parts, strict=True)
         ]
 
-    def feed(self, call: BothCalls, sequences: np.ndarray) -> None:
+    def feed(self, call: PairCall, sequences: np.ndarray) -> None:
         """Give a prepared call other sequences of the same shape."""
         first, second = call.parts
         self.forward_layer.feed(first, sequences)
         second.x = first.x
 
-    def forward_prepared(self, call: BothCalls, keep_gates: bool) -> tuple[Any, Tape]:
+    def forward_prepared(self, call: PairCall, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         first, second = call.parts
         first.keep_inputs()
@@ -272,9 +275,9 @@ class Bidirectional(SequenceLayer):
         shapes = [y.shape for y in pair]
         return result, Tape(self, tapes=tapes, factors=factors, shapes=shapes)
 
-    def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> BothCalls:
+    def prepare(self, arguments: Arguments) -> PairCall:
         """Validate a call for both halves before either does any work."""
-        *middle, out, num_threads = arguments
+        initial_state = arguments.initial_state
         starts: list[Any] = [None, None]
         if initial_state is not None:
             count = len(self.forward_layer.state_size)
@@ -285,19 +288,19 @@ class Bidirectional(SequenceLayer):
                 )
             starts = [list(initial_state[:count]), list(initial_state[count:])]
         parts = [
-            half.prepare(sequences, start, *middle, None, num_threads)
+            half.prepare(arguments._replace(initial_state=start, out=None))
             for half, start in zip(self.halves, starts, strict=True)
         ]
         parts[1].x = parts[0].x  # one array, where each had made its own
-        return BothCalls(parts, self._check_out(parts[0], out))
+        return PairCall(parts, self._check_out(parts[0], arguments.out))
 
-    def start(self, call: BothCalls) -> None:
+    def start(self, call: PairCall) -> None:
         """Build what is not built, and draw the dropout masks of a prepared call."""
         for half, part in zip(self.halves, call.parts, strict=True):
             half.start(part)
         self.built = True
 
-    def take_weights(self, call: BothCalls) -> None:
+    def take_weights(self, call: PairCall) -> None:
         """Take the weights that a started call runs with, of both halves."""
         for half, part in zip(self.halves, call.parts, strict=True):
             half.take_weights(part)
@@ -336,14 +339,20 @@ class Bidirectional(SequenceLayer):
             return result, (y, y_rev)
         return ((merged, *states) if states else merged), (y, y_rev)
 
-    def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> dispatch.Explanation:
-        """Return which backend would serve the forward half; the backward half is like it.
+    def explanation(self, call: PairCall) -> dispatch.Explanation:
+        """Say which backends would serve the two halves of a prepared call."""
+        parts = zip(self.halves, call.parts, strict=True)
+        return dispatch.Explanation.of_parts(
+            [(half.name, half.explanation(part)) for half, part in parts]
+        )
 
-        Parameters
-        ----------
-        sequences, *args, **kwargs : as for `RNN.explain`
-        """
-        return self.forward_layer.explain(sequences, *args, **kwargs)
+    def stream_cells(self) -> list[GRUCell]:
+        """Raise the ValueError that says why there is no stream."""
+        raise ValueError(
+            f"{self.name}: a stream gives the output of each step as it comes, and the "
+            "backward half needs the end of the sequence first; call the layer on whole "
+            "sequences"
+        )
 
     # -- backward --------------------------------------------------------------------------
 
@@ -385,12 +394,12 @@ class Bidirectional(SequenceLayer):
         """Return the gradients of each half, from one call of the backend where forward was one."""
         parts = list(zip(self.halves, tapes, dys, dstates, strict=True))
         records = [tape.kept["records"][0] for tape in tapes]
-        if not records[0].both:
+        if not records[0].pair:
             return [half.backward(tape, d, ds) for half, tape, d, ds in parts]
         given = [half.output_gradients(tape.kept, d, ds) for half, tape, d, ds in parts]
         for tape in tapes:
             tape.spend()
-        done = backward_both(records, [dy for dy, _ in given], [states[0] for _, states in given])
+        done = backward_pair(records, [dy for dy, _ in given], [states[0] for _, states in given])
         return [half.gradients(*grads) for half, grads in zip(self.halves, done, strict=True)]
 
     def check_tape(self, tape: Tape) -> None:

@@ -6,10 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
-from fastgru.layers.bidirectional import Bidirectional, BothCalls
+from fastgru.dispatch import Explanation
+from fastgru.layers.base import deserialize_layer, serialize_layer
+from fastgru.layers.bidirectional import Bidirectional, PairCall
+from fastgru.layers.call import Arguments
+from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
+from fastgru.layers.sequence import SequenceLayer
 from fastgru.layers.tape import Gradients, Tape, check_tape
 from fastgru.variables import Variable
 
@@ -124,9 +128,9 @@ class Sequential(SequenceLayer):
                 layer.reset_states()  # raises: the batch size is not known yet
         self.reset_state()
 
-    def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> list[Any]:
+    def prepare(self, arguments: Arguments) -> list[Any]:
         """Validate a call for every layer before any of them does any work."""
-        *middle, out, num_threads = arguments
+        initial_state = arguments.initial_state
         starts: list[Any] = [None] * len(self.layers)
         if initial_state is not None:
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != len(starts):
@@ -136,14 +140,16 @@ class Sequential(SequenceLayer):
                 )
             starts = list(initial_state)
         calls: list[Any] = []
-        x = sequences
+        x = arguments.sequences
         for layer, start in zip(self.layers, starts, strict=True):
-            target = out if layer is self.layers[-1] else None
-            calls.append(layer.prepare(x, start, *middle, target, num_threads))
+            out = arguments.out if layer is self.layers[-1] else None
+            calls.append(
+                layer.prepare(arguments._replace(sequences=x, initial_state=start, out=out))
+            )
             # What the next layer will see is not there yet; its shape is, and is checked.
             if layer is not self.layers[-1]:
                 call = calls[-1]
-                first = call.parts[0] if isinstance(call, BothCalls) else call
+                first = call.parts[0] if isinstance(call, PairCall) else call
                 shape = _first(layer, layer.compute_output_shape(first.shape))
                 x = np.broadcast_to(np.zeros_like(first.x, order="C", shape=()), shape)
         return calls
@@ -207,14 +213,20 @@ class Sequential(SequenceLayer):
         tape.spend()
         return Gradients(d, states, weights if self.trainable else [])
 
-    def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return which backend would serve the first layer.
+    def explanation(self, calls: list[Any]) -> Explanation:
+        """Say which backends would serve the layers' prepared calls."""
+        pairs = zip(self.layers, calls, strict=True)
+        return Explanation.of_parts(
+            [(layer.name, layer.explanation(call)) for layer, call in pairs]
+        )
 
-        Parameters
-        ----------
-        sequences, *args, **kwargs : as for `RNN.explain`
-        """
-        return self.layers[0].explain(sequences, *args, **kwargs)
+    def stream_cells(self) -> list[GRUCell]:
+        """Return the cells of a stream, or raise ValueError that says why there is none."""
+        return [cell for layer in self.layers for cell in layer.stream_cells()]
+
+    def feed(self, calls: list[Any], sequences: Any) -> None:
+        """Give the layers' started calls other sequences of the same shape."""
+        self.layers[0].feed(calls[0], sequences)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain data."""

@@ -1,0 +1,323 @@
+/* The walk back through time for one ISA and one TYPE; included by gates_type.h after forward_type.h.
+ *
+ * Per step, for the rows that took it, with dh the gradient of h':
+ *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
+ *   after:   dr = da_h q                      dq_h = da_h r
+ *   before:  g = da_h Uh^T   dr = g k         and k, the state as gate h sees it, gets g r
+ *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
+ * A row of d is [da_h, da_z, da_r, dq_h], so that both [da_h, da_z, da_r], which multiplies x and W,
+ * and [da_z, da_r, dq_h], which multiplies h and U, are contiguous. It is kept twice: in panels in
+ * place of the gates, for the products after the walk, and as a whole row for those in it, which find
+ * the rows of the last steps still in cache.
+ */
+
+static inline int FN(valid_at)(const gru_back_job *job, ptrdiff_t b, ptrdiff_t t) {
+    if (job->lengths)
+        return t < job->lengths[b];
+    return !job->steps || job->steps[b * job->T + t];
+}
+
+/* Rows of d that are multiplied at once; what is done with the sums. */
+typedef struct {
+    const gru_back_job *job;
+    ptrdiff_t gate;       /* whose dropout mask applies, if each gate has one */
+    int add;              /* to dX, rather than write it */
+    const ptrdiff_t *b;   /* of each row */
+    TYPE *const *d;       /* reset_after=False: rows of d */
+    TYPE *const *gates;   /* reset_after=False: the same in panels, in the first one */
+    const TYPE *const *k; /* reset_after=False: the state as gate h sees it */
+    TYPE *const *dx;
+} FN(back_step);
+
+#define BACK_LANES (2 * LANES)
+#define GATE_VECTORS(job) ((job)->reset_after ? 4 : 3)
+#define GATE_STRIDE(job) ((job)->rows * GATE_VECTORS(job) * LANES) /* from panel to panel */
+
+/* carry += sums (* dropout) */
+static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+                            const TYPE *sums) {
+    const gru_back_job *job = step->job;
+    const ptrdiff_t b = step->b[row], H = job->H, u = panel * BACK_LANES;
+    const ptrdiff_t n = H - u < BACK_LANES ? H - u : BACK_LANES;
+    TYPE *carry = (TYPE *)job->carry + b * H + u;
+    if (job->recurrent_dropout) {
+        const TYPE *mask = (const TYPE *)job->recurrent_dropout + (step->gate * job->B + b) * H + u;
+        for (ptrdiff_t j = 0; j < n; j++)
+            carry[j] += sums[j] * mask[j];
+    } else {
+        for (ptrdiff_t j = 0; j < n; j++)
+            carry[j] += sums[j];
+    }
+}
+
+/* reset_after=False: g = da_h Uh^T gives da_r, in place of r as it was kept, and its share of the
+ * carry */
+static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+                            const TYPE *sums) {
+    const gru_back_job *job = step->job;
+    const ptrdiff_t b = step->b[row], H = job->H, u = panel * BACK_LANES;
+    const gate_functions *f = &job->functions;
+    TYPE *carry = (TYPE *)job->carry + b * H, *d = step->d[row] + 2 * H;
+    TYPE *gates = step->gates[row] + 2 * panel * GATE_STRIDE(job) + 2 * LANES;
+    const TYPE *mask = (const TYPE *)job->recurrent_dropout;
+    const ptrdiff_t end = H - u < BACK_LANES ? H : u + BACK_LANES;
+    if (mask)
+        mask += (2 * job->B + b) * H;
+    for (ptrdiff_t first = u, n; first < end; first += n, sums += n, gates += GATE_STRIDE(job)) {
+        TYPE r[LANES], dr[LANES];
+        n = end - first < LANES ? end - first : LANES;
+        memcpy(r, gates, (size_t)n * sizeof(TYPE));
+        FN(kernels).derivatives[f->recurrent_activation](n, f->recurrent_params, r, dr);
+        for (ptrdiff_t j = 0; j < n; j++) {
+            const TYPE share = sums[j] * r[j];
+            carry[first + j] += mask ? share * mask[first + j] : share;
+            d[first + j] = gates[j] = sums[j] * step->k[row][first + j] * dr[j];
+        }
+    }
+}
+
+/* dX = sums, or dX += sums, * dropout */
+static void FN(inputs_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+                             const TYPE *sums) {
+    const gru_back_job *job = step->job;
+    const ptrdiff_t I = job->inputs, i = panel * BACK_LANES;
+    const ptrdiff_t n = I - i < BACK_LANES ? I - i : BACK_LANES;
+    TYPE *dx = step->dx[row] + i;
+    if (!job->dropout) {
+        memcpy(dx, sums, (size_t)n * sizeof(TYPE));
+        return;
+    }
+    const TYPE *mask = (const TYPE *)job->dropout + (step->gate * job->B + step->b[row]) * I + i;
+    for (ptrdiff_t j = 0; j < n; j++)
+        dx[j] = (step->add ? dx[j] : C(0.0)) + sums[j] * mask[j];
+}
+
+#define EPILOGUE(NAME)                                                                             \
+    static void FN(epilogue_##NAME)(const void *step, ptrdiff_t row, int R, ptrdiff_t panel,       \
+                                    int P, TYPE *sums) {                                           \
+        for (int r = 0; r < R; r++)                                                                \
+            for (int j = 0; j < P; j++)                                                            \
+                FN(NAME##_piece)(step, row + r, panel + j, sums + (r * P + j) * BACK_LANES);       \
+    }
+EPILOGUE(carry)
+EPILOGUE(reset)
+EPILOGUE(inputs)
+
+/* n units of one row: d in place of the gates, which lie `stride` apart from panel to panel, and as
+ * whole rows in d, from them and the gradient of h'; carry becomes dh z. reset_after=False: r stays
+ * what was kept of it, for epilogue_reset. */
+static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RESTRICT h,
+                           const TYPE *RESTRICT dout, TYPE *RESTRICT carry, TYPE *RESTRICT gates,
+                           ptrdiff_t stride, TYPE *RESTRICT d) {
+    const gate_functions *f = &job->functions;
+    const ptrdiff_t H = job->H;
+    const TYPE one = C(1.0);
+    const int fused =
+        job->reset_after && f->activation == ACT_TANH && f->recurrent_activation == ACT_SIGMOID;
+    for (ptrdiff_t u = 0, m; u < n; u += LANES, gates += stride) {
+        m = n - u < LANES ? n - u : LANES;
+        if (fused && m == LANES) {
+            const FN(vector) z = CONST_VECTOR(gates), r = CONST_VECTOR(gates + LANES);
+            const FN(vector) c = CONST_VECTOR(gates + 2 * LANES);
+            const FN(vector) q = CONST_VECTOR(gates + 3 * LANES);
+            const FN(vector) dh = CONST_VECTOR(carry + u) + CONST_VECTOR(dout + u);
+            const FN(vector) da = dh * (one - z) * (one - c * c), dq = da * r;
+            const FN(vector) dz = dh * (CONST_VECTOR(h + u) - c) * z * (one - z);
+            const FN(vector) dr = da * q * r * (one - r);
+            UNROLL for (int g = 0; g < 4; g++)
+                __builtin_prefetch(gates - (ROW_GROUP * 4 - g) * LANES, 1);
+            VECTOR(gates) = VECTOR(d + u) = da;
+            VECTOR(gates + LANES) = VECTOR(d + H + u) = dz;
+            VECTOR(gates + 2 * LANES) = VECTOR(d + 2 * H + u) = dr;
+            VECTOR(gates + 3 * LANES) = VECTOR(d + 3 * H + u) = dq;
+            VECTOR(carry + u) = dh * z;
+            continue;
+        }
+        const size_t bytes = (size_t)m * sizeof(TYPE);
+        TYPE a[4][LANES] = {{0}}, kept[LANES] = {0}, dz[LANES], dr[LANES], dc[LANES];
+        TYPE *z = a[1], *r = a[2], *c = a[0], *q = a[3]; /* each where its d will be */
+        memcpy(z, gates, bytes);
+        memcpy(r, gates + LANES, bytes);
+        memcpy(c, gates + 2 * LANES, bytes);
+        memcpy(kept, r, bytes);
+        if (job->reset_after)
+            memcpy(q, gates + 3 * LANES, bytes);
+        FN(kernels).derivatives[f->recurrent_activation](m, f->recurrent_params, z, dz);
+        FN(kernels).derivatives[f->recurrent_activation](m, f->recurrent_params, r, dr);
+        FN(kernels).derivatives[f->activation](m, f->params, c, dc);
+        for (ptrdiff_t j = 0; j < m; j++) {
+            const TYPE dh = carry[u + j] + dout[u + j];
+            carry[u + j] = dh * z[j];
+            dc[j] *= dh * (one - z[j]);
+            z[j] = dz[j] * (dh * (h[u + j] - c[j]));
+            c[j] = dc[j];
+            dr[j] *= dc[j] * q[j];
+            q[j] = dc[j] * r[j];
+            r[j] = dr[j];
+        }
+        if (!job->reset_after)
+            r = kept;
+        for (int g = 0; g < GATE_VECTORS(job); g++) {
+            const TYPE *values = g == 2 ? r : a[g];
+            memcpy(gates + g * LANES, values, sizeof kept);
+            memcpy(d + g * H + u, values, bytes);
+        }
+    }
+}
+
+/* dX of n rows of d, the panels panel0..panel1 of the features. */
+static void FN(back_inputs)(FN(back_step) *step, ptrdiff_t n, const TYPE **d, ptrdiff_t panel0,
+                            ptrdiff_t panel1) {
+    const gru_back_job *job = step->job;
+    const ptrdiff_t H = job->H, stride = 3 * H * BACK_LANES;
+    FN(operands) o = {.K = 3 * H, .rows = d, .w = (const TYPE *)job->wt, .stride = stride};
+    step->gate = step->add = 0;
+    if (job->dropout_gates != 3) {
+        FN(multiply_panels)(FN(tiles_2), 2, &o, n, panel0, panel1, FN(epilogue_inputs), step);
+        return;
+    }
+    o.K = H;
+    for (int g = 0; g < 3; g++) { /* h, z, r, as they lie in d */
+        step->gate = (g + 2) % 3;
+        FN(multiply_panels)(FN(tiles_2), 2, &o, n, panel0, panel1, FN(epilogue_inputs), step);
+        for (ptrdiff_t a = 0; a < n; a++)
+            d[a] += H;
+        o.w += H * BACK_LANES;
+        step->add = 1;
+    }
+}
+
+static ptrdiff_t FN(back_scratch_bytes)(const gru_back_job *job, ptrdiff_t n) {
+    return (job->H + (job->recurrent_dropout ? n * job->H : 0)) * (ptrdiff_t)sizeof(TYPE) +
+           (4 + 3 * job->input_steps) * n * (ptrdiff_t)sizeof(void *) + 64 * 12;
+}
+
+/* All steps of rows b0..b0+n, units of the panels panel0..panel1 of 2 * lanes units; with team > 1
+ * the other threads make the other panels of the same rows. scratch: 64-byte aligned. */
+static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
+                         ptrdiff_t panel1, int team, char *scratch) {
+    const ptrdiff_t T = job->T, I = job->inputs, H = job->H, stride = 3 * H * BACK_LANES;
+    const ptrdiff_t panels = (H + BACK_LANES - 1) / BACK_LANES;
+    const ptrdiff_t input_panels = (I + BACK_LANES - 1) / BACK_LANES; /* cut as the units are */
+    const ptrdiff_t input0 = input_panels * panel0 / panels, input1 = input_panels * panel1 / panels;
+    const ptrdiff_t u0 = panel0 * BACK_LANES < H ? panel0 * BACK_LANES : H;
+    const ptrdiff_t u1 = panel1 * BACK_LANES < H ? panel1 * BACK_LANES : H, nu = u1 - u0;
+    const size_t own = (size_t)nu * sizeof(TYPE);
+    const int masked = job->steps || job->lengths;
+    const TYPE *ut = (const TYPE *)job->ut;
+    CARVE(TYPE, zeros, H);
+    CARVE(TYPE, dropped, job->recurrent_dropout ? n * H : 0);
+    CARVE(TYPE *, gates, n);
+    CARVE(const TYPE *, k_rows, n);
+    CARVE(const TYPE *, rows, n);
+    CARVE(TYPE *, d_rows, job->input_steps *n); /* of the steps whose dX is still to be made */
+    CARVE(TYPE *, dx_rows, job->input_steps *n);
+    CARVE(ptrdiff_t, index, job->input_steps *n);
+    FN(back_step) step = {.job = job, .gates = gates, .k = k_rows};
+    ptrdiff_t waiting = 0; /* rows in d_rows */
+
+    memset(zeros, 0, (size_t)H * sizeof(TYPE));
+    for (ptrdiff_t b = b0; b < b0 + n; b++) {
+        /* The last output repeats that of the row's last valid step. */
+        TYPE *pending = (TYPE *)job->pending + b * H + u0;
+        const ptrdiff_t last = job->reverse ? 0 : T - 1;
+        if (job->dy && !job->sequences && T > 0 &&
+            !(job->zero_masked && masked && !FN(valid_at)(job, b, last)))
+            memcpy(pending, (const TYPE *)(job->dy + b * job->dy_b) + u0, own);
+        else
+            memset(pending, 0, own);
+    }
+    double yielded = 0;
+    for (ptrdiff_t s = T - 1; s >= 0; s--) {
+        const ptrdiff_t t = job->reverse ? T - 1 - s : s;
+        TYPE **const d = d_rows + waiting;
+        ptrdiff_t active = 0;
+        if (job->poll && poll_stops(job->poll, T - 1 - s, T - s))
+            return;
+        if (team == 1)
+            yield_if_due(job->counts, job->granted, &yielded);
+        for (ptrdiff_t b = b0; b < b0 + n; b++) {
+            TYPE *pending = (TYPE *)job->pending + b * H + u0;
+            const TYPE *dout = pending;
+            const int valid = !masked || FN(valid_at)(job, b, t);
+            if (job->dy && job->sequences && (valid || !job->zero_masked)) {
+                const TYPE *dy = (const TYPE *)(job->dy + b * job->dy_b + s * job->dy_s) + u0;
+                if (!masked)
+                    dout = dy;
+                else
+                    for (ptrdiff_t j = 0; j < nu; j++)
+                        pending[j] += dy[j];
+            }
+            if (!valid)
+                continue;
+            const ptrdiff_t place = kept_place(job->B, T, s, b);
+            const ptrdiff_t slot = job->slots ? job->slots[place] : place;
+            const TYPE *h;
+            if (job->resets && job->resets[b * T + t])
+                h = zeros;
+            else if (s > 0)
+                h = (const TYPE *)job->states + (b * T + s - 1) * H;
+            else
+                h = job->h0 ? (const TYPE *)job->h0 + b * H : zeros;
+            index[waiting + active] = b;
+            dx_rows[waiting + active] = (TYPE *)job->dx + (b * T + t) * I;
+            d[active] = (TYPE *)job->d + (b * job->d_steps + s % job->d_steps) * 4 * H;
+            gates[active] = (TYPE *)job->gates + slot * GATE_VECTORS(job) * LANES;
+            FN(back_gates)(job, nu, h + u0, dout, (TYPE *)job->carry + b * H + u0,
+                           gates[active] + 2 * panel0 * GATE_STRIDE(job), GATE_STRIDE(job),
+                           d[active] + u0);
+            if (dout == pending)
+                memset(pending, 0, own);
+            k_rows[active] = h;
+            if (job->recurrent_dropout && !job->reset_after) {
+                TYPE *copy = dropped + active * H;
+                FN(multiply)(nu, h + u0,
+                             (const TYPE *)job->recurrent_dropout + (2 * job->B + b) * H + u0,
+                             copy + u0);
+                k_rows[active] = copy;
+            }
+            active++;
+        }
+        barrier_wait(job->barrier, team);
+        FN(operands) o = {.K = H, .rows = (const TYPE *const *)d, .w = ut + 2 * H * BACK_LANES,
+                          .stride = stride};
+        step.b = index + waiting;
+        if (!job->reset_after) {
+            step.d = d;
+            if (active)
+                FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_reset),
+                                    &step);
+            barrier_wait(job->barrier, team);
+        }
+        for (ptrdiff_t a = 0; a < active; a++)
+            rows[a] = d[a] + H;
+        o.rows = rows;
+        o.w = ut;
+        if (active && job->recurrent_dropout) {
+            for (step.gate = 0; step.gate < (job->reset_after ? 3 : 2); step.gate++) {
+                FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry),
+                                    &step);
+                for (ptrdiff_t a = 0; a < active; a++)
+                    rows[a] += H;
+                o.w += H * BACK_LANES;
+            }
+        } else if (active) {
+            o.K = (job->reset_after ? 3 : 2) * H;
+            FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry), &step);
+        }
+        waiting += active;
+        if (waiting && s % job->input_steps == 0) {
+            step.b = index;
+            step.dx = dx_rows;
+            FN(back_inputs)(&step, waiting, (const TYPE **)d_rows, input0, input1);
+            waiting = 0;
+        }
+        if (job->resets)
+            for (ptrdiff_t b = b0; b < b0 + n; b++)
+                if (job->resets[b * T + t])
+                    memset((TYPE *)job->carry + b * H + u0, 0, own);
+    }
+}
+
+#undef EPILOGUE
+#undef BACK_LANES

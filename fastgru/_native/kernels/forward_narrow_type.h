@@ -1,0 +1,131 @@
+/* The forward loop of layers with few units, for one ISA and one TYPE; included by gates_type.h
+ * after forward_type.h.
+ *
+ * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes mostly
+ * padding. With enough rows the lanes are better spent on them: everything is transposed here, a
+ * vector holds one unit of LANES rows. Sums run in the same order with the same operations, so a row
+ * gets the same bits from either loop.
+ */
+#define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
+#define POLL_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
+
+/* Plain calls only: masks, dropout and what backward needs are forward_type.h's. */
+static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
+    return 2 * job->H <= LANES && 2 * n >= LANES && job->T > 0 && job->reset_after &&
+           !(job->steps || job->lengths || job->resets || job->dropout || job->recurrent_dropout ||
+             job->states || job->gates || job->rows);
+}
+
+static ptrdiff_t FN(narrow_bytes)(const gru_job *job) {
+    return (job->inputs + 2 * job->H + 8) * NARROW_ROWS * (ptrdiff_t)sizeof(TYPE) + 64 * 4;
+}
+
+/* Unit j of V vectors of rows: a[0], a[1], a[2], a[3] become the sums of z, r, x.Wh and h.Uh. */
+#define NARROW_SUMS(V)                                                                             \
+    static void FN(narrow_sums_##V)(const gru_job *job, ptrdiff_t j, const TYPE *x, const TYPE *h, \
+                                    TYPE *a, ptrdiff_t ld) {                                       \
+        const TYPE *w = (const TYPE *)job->w + j, *u = (const TYPE *)job->u + j;                   \
+        const TYPE *bias = (const TYPE *)job->bias + j;                                            \
+        FN(vector) sum[4][V];                                                                      \
+        UNROLL for (int g = 0; g < 4; g++) {                                                       \
+            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (FN(vector)){0} + bias[g * LANES];      \
+        }                                                                                          \
+        for (ptrdiff_t i = 0; i < job->inputs; i++, w += 3 * LANES) {                              \
+            UNROLL for (int v = 0; v < V; v++) {                                                   \
+                const FN(vector) value = CONST_VECTOR(x + i * ld + v * LANES);                     \
+                UNROLL for (int g = 0; g < 3; g++) sum[g][v] += w[g * LANES] * value;              \
+            }                                                                                      \
+        }                                                                                          \
+        for (ptrdiff_t k = 0; k < job->H; k++, u += 3 * LANES) {                                   \
+            UNROLL for (int v = 0; v < V; v++) {                                                   \
+                const FN(vector) value = CONST_VECTOR(h + k * ld + v * LANES);                     \
+                UNROLL for (int g = 0; g < 2; g++) sum[g][v] += u[g * LANES] * value;              \
+                sum[3][v] += u[2 * LANES] * value;                                                 \
+            }                                                                                      \
+        }                                                                                          \
+        UNROLL for (int g = 0; g < 4; g++) {                                                       \
+            UNROLL for (int v = 0; v < V; v++) VECTOR(a + g * ld + v * LANES) = sum[g][v];         \
+        }                                                                                          \
+    }
+NARROW_SUMS(1)
+NARROW_SUMS(2)
+
+static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *scratch) {
+    const ptrdiff_t T = job->T, I = job->inputs, H = job->H, ld = WHOLE(n);
+    const gate_functions *f = &job->functions;
+    CARVE(TYPE, x, I * NARROW_ROWS);
+    CARVE(TYPE, states, 2 * H * NARROW_ROWS);
+    CARVE(TYPE, a, 4 * NARROW_ROWS);
+    CARVE(TYPE, kept, 4 * NARROW_ROWS);
+    TYPE *h = states, *h_new = states + H * ld;
+
+    memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* the lanes beyond the last row */
+    memset(h, 0, (size_t)(2 * H * ld) * sizeof(TYPE));
+    if (job->h0)
+        for (ptrdiff_t b = 0; b < n; b++)
+            for (ptrdiff_t j = 0; j < H; j++)
+                h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
+    double yielded = 0;
+    for (ptrdiff_t s = 0; s < T; s++) {
+        const ptrdiff_t t = job->reverse ? T - 1 - s : s;
+        if (s % POLL_STEPS == 0) {
+            if (job->poll && poll_stops(job->poll, s, s + POLL_STEPS))
+                return;
+            yield_if_due(job->counts, job->granted, &yielded);
+        }
+        for (ptrdiff_t b = 0; b < n; b++) {
+            const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
+            for (ptrdiff_t i = 0; i < I; i++)
+                x[i * ld + b] = row[i];
+        }
+        for (ptrdiff_t j = 0; j < H; j++) {
+            ptrdiff_t v = 0;
+            for (; v + 2 * LANES <= ld; v += 2 * LANES)
+                FN(narrow_sums_2)(job, j, x + v, h + v, a + v, ld);
+            if (v < ld)
+                FN(narrow_sums_1)(job, j, x + v, h + v, a + v, ld);
+            if (FUSED_GATES(f)) {
+                FN(sigmoids)(2 * ld, a);
+                FN(new_state)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld);
+            } else {
+                FN(gates_any)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld,
+                              kept, ld, f);
+            }
+        }
+        if (job->sequences)
+            for (ptrdiff_t b = 0; b < n; b++) {
+                TYPE *y = (TYPE *)(job->y + (b0 + b) * job->y_b + s * job->y_s);
+                for (ptrdiff_t j = 0; j < H; j++)
+                    y[j] = h_new[j * ld + b];
+            }
+        TYPE *old = h;
+        h = h_new;
+        h_new = old;
+    }
+    for (ptrdiff_t b = 0; b < n; b++)
+        for (ptrdiff_t j = 0; j < H; j++) {
+            ((TYPE *)job->state)[(b0 + b) * H + j] = h[j * ld + b];
+            if (!job->sequences)
+                ((TYPE *)(job->y + (b0 + b) * job->y_b))[j] = h[j * ld + b];
+        }
+}
+
+/* run_block, or what is faster. */
+static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
+                    ptrdiff_t panel1, int team, char *scratch) {
+    if (team > 1 || !FN(is_narrow)(job, n)) {
+        FN(run_block)(job, b0, n, panel0, panel1, team, scratch);
+        return;
+    }
+    for (ptrdiff_t b = b0; b < b0 + n; b += NARROW_ROWS)
+        FN(run_narrow)(job, b, b0 + n - b < NARROW_ROWS ? b0 + n - b : NARROW_ROWS, scratch);
+}
+
+static ptrdiff_t FN(run_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
+    const ptrdiff_t block = FN(scratch_bytes)(job, n, panels), narrow = FN(narrow_bytes)(job);
+    return block > narrow ? block : narrow;
+}
+
+#undef NARROW_ROWS
+#undef POLL_STEPS
+#undef NARROW_SUMS
