@@ -104,8 +104,8 @@ setup(
     ext_modules=cythonize(
         [
             extension("_backward"),
+            extension("_blas"),
             extension("_coalescing"),
-            extension("_cpu"),
             extension("_execute"),
             extension("_fast_path"),
             extension("_forward"),

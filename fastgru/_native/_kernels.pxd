@@ -1,5 +1,7 @@
 # The kernels of the instruction set in use, without the types that only the gates of one row have.
 
+from cython cimport floating
+
 from fastgru._native._headers cimport (
     back_scratch_type,
     back_type,
@@ -21,4 +23,5 @@ cdef struct Kernels:
 
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept
 cdef int isa_in_use() noexcept
+cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) noexcept nogil
 cdef int read_functions(spec, gate_functions *functions) except -1
