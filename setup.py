@@ -104,9 +104,9 @@ setup(
     ext_modules=cythonize(
         [
             extension("_backward"),
+            extension("_blas"),
             extension("_coalescing"),
             extension("_command_list"),
-            extension("_cpu"),
             extension("_execute"),
             extension("_fast_path"),
             extension("_forward"),

@@ -59,6 +59,14 @@ def lanes(Py_ssize_t itemsize):
     return kernels_of(itemsize).lanes
 
 
+cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) noexcept nogil:
+    # Applies a built-in activation in place.
+    if floating is float:
+        fastgru_kernels_f32(_isa).activations[number](n, params, a)
+    else:
+        fastgru_kernels_f64(_isa).activations[number](n, params, a)
+
+
 cdef int isa_in_use() noexcept:
     return _isa
 
@@ -113,9 +121,5 @@ def apply_activation(activation, floating[::1] values):
     """Apply an `Activation` in place, as the gates do: what the tests of accuracy call."""
     cdef double params[3]
     cdef int number = _read_activation(activation, params)
-    if values.shape[0] == 0:
-        return
-    if floating is float:
-        table_f32().activations[number](values.shape[0], params, &values[0])
-    else:
-        table_f64().activations[number](values.shape[0], params, &values[0])
+    if values.shape[0] > 0:
+        activate(number, params, values.shape[0], &values[0])
