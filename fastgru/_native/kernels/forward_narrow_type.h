@@ -16,8 +16,21 @@ static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
              job->states || job->gates || job->rows);
 }
 
-static ptrdiff_t FN(narrow_bytes)(const gru_job *job) {
-    return (job->inputs + 2 * job->H + 8) * NARROW_ROWS * (ptrdiff_t)sizeof(TYPE) + 64 * 4;
+/* Scratch of run_narrow: rows lie in the lanes, NARROW_ROWS at most. */
+typedef struct {
+    TYPE *x;      /* (I, ld) */
+    TYPE *states; /* (2, H, ld): before and after a step */
+    TYPE *a;      /* (4, ld): sums of one unit */
+    TYPE *kept;   /* (4, ld): what gates_any keeps */
+} FN(narrow);
+
+static ptrdiff_t FN(carve_narrow)(const gru_job *job, FN(narrow) *narrow, char *base) {
+    size_t size = 0;
+    CARVE(narrow->x, job->inputs * NARROW_ROWS);
+    CARVE(narrow->states, 2 * job->H * NARROW_ROWS);
+    CARVE(narrow->a, 4 * NARROW_ROWS);
+    CARVE(narrow->kept, 4 * NARROW_ROWS);
+    return (ptrdiff_t)size;
 }
 
 /* Unit j of V vectors of rows: a[0], a[1], a[2], a[3] become the sums of z, r, x.Wh and h.Uh. */
@@ -53,11 +66,9 @@ NARROW_SUMS(2)
 static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *scratch) {
     const ptrdiff_t T = job->T, I = job->inputs, H = job->H, ld = WHOLE(n);
     const gate_functions *f = &job->functions;
-    CARVE(TYPE, x, I * NARROW_ROWS);
-    CARVE(TYPE, states, 2 * H * NARROW_ROWS);
-    CARVE(TYPE, a, 4 * NARROW_ROWS);
-    CARVE(TYPE, kept, 4 * NARROW_ROWS);
-    TYPE *h = states, *h_new = states + H * ld;
+    FN(narrow) narrow;
+    FN(carve_narrow)(job, &narrow, scratch);
+    TYPE *const x = narrow.x, *const a = narrow.a, *h = narrow.states, *h_new = h + H * ld;
 
     memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* the lanes beyond the last row */
     memset(h, 0, (size_t)(2 * H * ld) * sizeof(TYPE));
@@ -67,7 +78,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
     double yielded = 0;
     for (ptrdiff_t s = 0; s < T; s++) {
-        const ptrdiff_t t = job->reverse ? T - 1 - s : s;
+        const ptrdiff_t t = TIME_OF(job, s);
         if (s % POLL_STEPS == 0) {
             if (job->poll && poll_stops(job->poll, s, s + POLL_STEPS))
                 return;
@@ -89,7 +100,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 FN(new_state)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld);
             } else {
                 FN(gates_any)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld,
-                              kept, ld, f);
+                              narrow.kept, ld, f);
             }
         }
         if (job->sequences)
@@ -121,9 +132,13 @@ static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t pan
         FN(run_narrow)(job, b, b0 + n - b < NARROW_ROWS ? b0 + n - b : NARROW_ROWS, scratch);
 }
 
-static ptrdiff_t FN(run_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
-    const ptrdiff_t block = FN(scratch_bytes)(job, n, panels), narrow = FN(narrow_bytes)(job);
-    return block > narrow ? block : narrow;
+/* Bytes of scratch that one thread needs for n rows and `panels` panels, whichever loop runs. */
+static ptrdiff_t FN(run_scratch)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
+    FN(part) part = {.job = job, .n = n, .panel1 = panels};
+    FN(narrow) narrow;
+    const ptrdiff_t block = FN(carve_part)(&part, NULL);
+    const ptrdiff_t rows = FN(carve_narrow)(job, &narrow, NULL);
+    return block > rows ? block : rows;
 }
 
 #undef NARROW_ROWS

@@ -175,240 +175,285 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     }
 }
 
-static inline int FN(valid)(const gru_job *job, ptrdiff_t b, ptrdiff_t t) {
-    if (job->lengths)
-        return t < job->lengths[b];
-    return !job->steps || job->steps[b * job->T + t];
+/* A thread's part of a call, and its scratch. */
+typedef struct {
+    const gru_job *job;
+    ptrdiff_t b0, n;          /* its rows */
+    ptrdiff_t panel0, panel1; /* its panels */
+    int team;                 /* threads that make panels of the same rows */
+    ptrdiff_t u0;             /* the first unit of its panels, */
+    size_t own;               /* and the bytes of all of them */
+    TYPE *zeros;              /* (H) */
+    TYPE *p;                  /* (chunk_rows, panels, 3, LANES): x.W and the bias */
+    TYPE *dropped_x;          /* (gates, chunk_rows, I): x with dropout */
+    TYPE *dropped_h;          /* (3, n, H): the state with dropout */
+    TYPE *z;                  /* (n, panels, LANES), reset_after=False */
+    const TYPE **x_rows;      /* (gates, chunk_rows) */
+    const TYPE **biases;      /* (chunk_rows) */
+    TYPE **p_rows;            /* (chunk_rows) */
+    const TYPE **current;     /* (n): the state of each row */
+    const TYPE **previous;    /* (n): its last valid output; NULL before there is one */
+    /* From here on (n) of the rows that take the step, the active ones. */
+    const TYPE **h, **k_rows; /* k_rows: (3, n) with recurrent dropout */
+    TYPE **h_new, **z_rows, **rk_rows, **gate_rows;
+    ptrdiff_t *index; /* which row it is */
+    ptrdiff_t *slots; /* where its gates or its reset_state lie */
+} FN(part);
+
+#define INPUT_COPIES(job) ((job)->dropout ? (job)->dropout_gates : 1)
+#define STATE_COPIES(job) ((job)->recurrent_dropout ? 3 : 1)
+
+/* Bytes of a part's scratch; hands it out too, unless base is NULL. */
+static ptrdiff_t FN(carve_part)(FN(part) *part, char *base) {
+    const gru_job *job = part->job;
+    const ptrdiff_t n = part->n, panels = part->panel1 - part->panel0, H = job->H;
+    const ptrdiff_t gates = INPUT_COPIES(job), chunk = job->chunk_rows;
+    size_t size = 0;
+    CARVE(part->zeros, H);
+    CARVE(part->p, chunk * panels * 3 * LANES);
+    CARVE(part->dropped_x, job->dropout ? gates * chunk * job->inputs : 0);
+    CARVE(part->dropped_h, job->recurrent_dropout ? 3 * n * H : 0);
+    CARVE(part->z, job->reset_after ? 0 : n * panels * LANES);
+    CARVE(part->x_rows, gates * chunk);
+    CARVE(part->biases, chunk);
+    CARVE(part->p_rows, chunk);
+    CARVE(part->current, n);
+    CARVE(part->previous, n);
+    CARVE(part->h, n);
+    CARVE(part->k_rows, STATE_COPIES(job) * n);
+    CARVE(part->h_new, n);
+    CARVE(part->z_rows, n);
+    CARVE(part->rk_rows, n);
+    CARVE(part->gate_rows, n);
+    CARVE(part->index, n);
+    CARVE(part->slots, n);
+    return (ptrdiff_t)size;
 }
 
-static inline int FN(resets)(const gru_job *job, ptrdiff_t b, ptrdiff_t t) {
-    return job->resets && job->resets[b * job->T + t];
-}
-
-/* x.W and the bias of the valid rows of steps s0..s1 into p, in the order in which they are processed. */
-static void FN(project)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t s0, ptrdiff_t s1,
-                        ptrdiff_t panel0, ptrdiff_t panel1, const TYPE **rows,
-                        const TYPE **biases, TYPE **out, TYPE *p, TYPE *dropped) {
-    const ptrdiff_t row = (panel1 - panel0) * 3 * LANES, I = job->inputs;
-    const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, ld = job->chunk_rows;
+/* x.W and the bias of the valid rows of steps s0..s1, in the order in which they are processed. */
+static void FN(project)(const FN(part) *part, ptrdiff_t s0, ptrdiff_t s1) {
+    const gru_job *job = part->job;
+    const ptrdiff_t row = (part->panel1 - part->panel0) * 3 * LANES, I = job->inputs;
+    const ptrdiff_t gates = INPUT_COPIES(job), ld = job->chunk_rows;
     ptrdiff_t count = 0;
     for (ptrdiff_t s = s0; s < s1; s++) {
-        const ptrdiff_t t = job->reverse ? job->T - 1 - s : s;
-        for (ptrdiff_t b = b0; b < b0 + n; b++) {
-            if (!FN(valid)(job, b, t))
+        const ptrdiff_t t = TIME_OF(job, s);
+        for (ptrdiff_t b = part->b0; b < part->b0 + part->n; b++) {
+            if (!IS_VALID(job, b, t))
                 continue;
             const TYPE *x = (const TYPE *)(job->x + b * job->x_b + t * job->x_t);
-            out[count] = p + count * row;
+            part->p_rows[count] = part->p + count * row;
             for (ptrdiff_t g = 0; g < gates; g++) {
-                rows[g * ld + count] = x;
+                part->x_rows[g * ld + count] = x;
                 if (job->dropout) {
-                    TYPE *copy = dropped + (g * ld + count) * I;
+                    TYPE *copy = part->dropped_x + (g * ld + count) * I;
                     FN(multiply)(I, x, (const TYPE *)job->dropout + (g * job->B + b) * I, copy);
-                    rows[g * ld + count] = copy;
+                    part->x_rows[g * ld + count] = copy;
                 }
             }
             count++;
         }
     }
     for (ptrdiff_t i = 0; i < count; i++)
-        biases[i] = (const TYPE *)job->bias + panel0 * 4 * LANES;
-    FN(operands) o = {.K = I, .rows = rows, .ld = ld, .w = (const TYPE *)job->w,
-                      .stride = I * 3 * LANES, .start = biases, .start_stride = 4 * LANES,
-                      .out = out};
+        part->biases[i] = (const TYPE *)job->bias + part->panel0 * 4 * LANES;
+    FN(operands) o = {.K = I, .rows = part->x_rows, .ld = ld, .w = (const TYPE *)job->w,
+                      .stride = I * 3 * LANES, .start = part->biases, .start_stride = 4 * LANES,
+                      .out = part->p_rows};
     if (count)
-        FN(multiply_panels)(gates == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, count, panel0, panel1,
-                            NULL, NULL);
+        FN(multiply_panels)(gates == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, count, part->panel0,
+                            part->panel1, NULL, NULL);
 }
 
-/* Bytes of scratch that one thread needs for n rows and `panels` panels. */
-static ptrdiff_t FN(scratch_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
-    const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, H = job->H;
-    ptrdiff_t items = H + job->chunk_rows * panels * 3 * LANES;  /* zeros, p */
-    if (job->dropout)
-        items += gates * job->chunk_rows * job->inputs;
-    if (job->recurrent_dropout)
-        items += 3 * n * H;
-    if (!job->reset_after)
-        items += n * panels * LANES;
-    return items * (ptrdiff_t)sizeof(TYPE) +
-           (ptrdiff_t)sizeof(void *) * ((gates + 2) * job->chunk_rows + 12 * n) + 64 * 21;
+/* Lists the rows that take step s: their states, and where the new ones go. Returns how many these
+ * are; sets *started where some row's state is not the zeros that it began with. */
+static inline ptrdiff_t FN(list_rows)(const FN(part) *part, ptrdiff_t s, int *started) {
+    const gru_job *job = part->job;
+    const ptrdiff_t t = TIME_OF(job, s), H = job->H;
+    const ptrdiff_t vectors = job->reset_after ? 4 : 3; /* of gates, in a panel */
+    ptrdiff_t active = 0;
+    for (ptrdiff_t k = 0; k < part->n; k++) {
+        const ptrdiff_t b = part->b0 + k;
+        if (IS_RESET(job, b, t))
+            part->current[k] = part->zeros;
+        if (!IS_VALID(job, b, t))
+            continue;
+        TYPE *target;
+        if (job->states) {
+            target = (TYPE *)job->states + (b * job->T + s) * H;
+        } else if (job->sequences) {
+            target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
+        } else {
+            target = (TYPE *)job->alternate + b * H;
+            if (target == part->current[k] || target == part->previous[k])
+                target += job->B * H;
+        }
+        part->index[active] = k;
+        part->slots[active] = b;
+        if (job->gates) {
+            const ptrdiff_t place = kept_place(job->B, job->T, s, b);
+            const ptrdiff_t slot = job->slots ? job->slots[place] : place;
+            part->slots[active] = slot;
+            part->gate_rows[active] = (TYPE *)job->gates + slot * vectors * LANES;
+        }
+        part->h[active] = part->current[k];
+        *started |= part->current[k] != part->zeros;
+        part->h_new[active] = target;
+        active++;
+    }
+    for (ptrdiff_t g = 0; g < STATE_COPIES(job); g++)
+        for (ptrdiff_t a = 0; a < active; a++) {
+            const TYPE **k = &part->k_rows[g * part->n + a];
+            *k = part->h[a];
+            if (job->recurrent_dropout) {
+                const ptrdiff_t b = part->b0 + part->index[a];
+                TYPE *copy = part->dropped_h + (g * part->n + a) * H;
+                FN(multiply)(H, part->h[a],
+                             (const TYPE *)job->recurrent_dropout + (g * job->B + b) * H, copy);
+                *k = copy;
+            }
+        }
+    return active;
 }
 
-#define CARVE(type, name, count)                                                                   \
-    type *name = (type *)scratch;                                                                  \
-    scratch += ((size_t)(count) * sizeof(type) + 63) / 64 * 64
+/* Lists every row again, one step on: of a plain call, where each takes every step and writes to y. */
+static inline void FN(list_next)(const FN(part) *part) {
+    for (ptrdiff_t k = 0; k < part->n; k++) {
+        part->k_rows[k] = part->h[k] = part->h_new[k];
+        part->h_new[k] = (TYPE *)((char *)part->h_new[k] + part->job->y_s);
+    }
+}
+
+/* One step of the rows listed. K: H, or 0 where all states and so all products with z and r are 0. */
+static inline void FN(advance)(const FN(part) *part, const FN(step) *step, ptrdiff_t active,
+                               ptrdiff_t K, int descending) {
+    const gru_job *job = part->job;
+    const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
+    const int split = job->recurrent_dropout != NULL;
+    FN(operands) o = {.K = K, .rows = part->k_rows, .ld = part->n, .w = (const TYPE *)job->u,
+                      .stride = H * 3 * LANES, .descending = descending, .start = step->p,
+                      .start_stride = 3 * LANES};
+    if (job->reset_after) {
+        o.last = (const TYPE *)job->bias + 3 * LANES;
+        o.last_stride = 4 * LANES;
+        if (active)
+            FN(multiply_panels)(split ? FN(tiles_3s) : FN(tiles_3), 3, &o, active, panel0, panel1,
+                                FN(epilogue_after), step);
+        return;
+    }
+    for (ptrdiff_t a = 0; a < active; a++) {
+        part->z_rows[a] = part->z + a * (panel1 - panel0) * LANES;
+        part->rk_rows[a] = (TYPE *)job->reset_state + part->slots[a] * H;
+    }
+    o.stride = H * 2 * LANES;
+    if (active)
+        FN(multiply_panels)(split ? FN(tiles_2s) : FN(tiles_2), 2, &o, active, panel0, panel1,
+                            FN(epilogue_zr), step);
+    barrier_wait(job->barrier, part->team);
+    o.rows = (const TYPE *const *)part->rk_rows;
+    o.w = (const TYPE *)job->uh;
+    o.K = H; /* r may be NaN, and NaN times a zero state is no zero */
+    o.stride = H * LANES;
+    o.start_offset = 2 * LANES;
+    if (active)
+        FN(multiply_panels)(FN(tiles_1), 1, &o, active, panel0, panel1, FN(epilogue_h), step);
+}
+
+/* The thread's units of one row of y at time t: the last valid output, or zeros. */
+static inline void FN(write_output)(const FN(part) *part, char *y, ptrdiff_t k, ptrdiff_t t) {
+    const gru_job *job = part->job;
+    TYPE *to = (TYPE *)y + part->u0;
+    if (!part->previous[k] || (job->zero_masked && !IS_VALID(job, part->b0 + k, t)))
+        memset(to, 0, part->own);
+    else
+        memcpy(to, part->previous[k] + part->u0, part->own);
+}
+
+/* What rows that did not take step s have as output and state, and the others beside `states`. */
+static inline void FN(write_step)(const FN(part) *part, ptrdiff_t s) {
+    const gru_job *job = part->job;
+    const ptrdiff_t t = TIME_OF(job, s), u0 = part->u0;
+    for (ptrdiff_t k = 0; k < part->n; k++) {
+        const ptrdiff_t b = part->b0 + k;
+        const int valid = IS_VALID(job, b, t);
+        if (job->states && !valid)
+            memcpy((TYPE *)job->states + (b * job->T + s) * job->H + u0, part->current[k] + u0,
+                   part->own);
+        if (job->sequences && (!valid || job->states))
+            FN(write_output)(part, job->y + b * job->y_b + s * job->y_s, k, t);
+    }
+}
+
+/* The last states, and with them the outputs of a call that wants the last ones only. */
+static inline void FN(write_last)(const FN(part) *part) {
+    const gru_job *job = part->job;
+    for (ptrdiff_t k = 0; k < part->n; k++) {
+        const ptrdiff_t b = part->b0 + k, row = job->rows ? job->rows[b] : b;
+        memmove((TYPE *)job->state + row * job->H + part->u0, part->current[k] + part->u0,
+                part->own);
+        if (!job->sequences)
+            FN(write_output)(part, job->y + b * job->y_b, k, TIME_OF(job, job->T - 1));
+    }
+}
 
 /* All steps of rows b0..b0+n, units of the panels panel0..panel1; with team > 1 the other threads
  * make the other panels of the same rows and meet at the barrier. scratch: 64-byte aligned. A call
  * that is stopped leaves y, states and gates half made. */
 static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
                           ptrdiff_t panel1, int team, char *scratch) {
-    const ptrdiff_t T = job->T, I = job->inputs, H = job->H, panels = panel1 - panel0;
+    const ptrdiff_t T = job->T, H = job->H;
     const ptrdiff_t u0 = panel0 * LANES < H ? panel0 * LANES : H;
     const ptrdiff_t u1 = panel1 * LANES < H ? panel1 * LANES : H;
-    const size_t own = (size_t)(u1 - u0) * sizeof(TYPE); /* bytes of this thread's units */
-    const ptrdiff_t gates = job->dropout ? job->dropout_gates : 1, row = panels * 3 * LANES;
-    const ptrdiff_t recurrent = job->recurrent_dropout ? 3 : 1;
-    const ptrdiff_t vectors = job->reset_after ? 4 : 3; /* of gates, in a panel */
     const int masked = job->steps || job->lengths;
     const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
                                           job->states || job->gates);
-    CARVE(TYPE, zeros, H);
-    CARVE(TYPE, p, job->chunk_rows * row);
-    CARVE(TYPE, dropped_x, job->dropout ? gates * job->chunk_rows * I : 0);
-    CARVE(TYPE, dropped_h, job->recurrent_dropout ? 3 * n * H : 0);
-    CARVE(TYPE, z, job->reset_after ? 0 : n * panels * LANES);
-    CARVE(const TYPE *, x_rows, gates *job->chunk_rows);
-    CARVE(const TYPE *, biases, job->chunk_rows);
-    CARVE(TYPE *, p_rows, job->chunk_rows);
-    CARVE(const TYPE *, current, n);  /* the state of each row */
-    CARVE(const TYPE *, previous, n); /* its last valid output; NULL before there is one */
-    CARVE(const TYPE *, h, n);        /* from here on: of the active rows only */
-    CARVE(const TYPE *, k_rows, recurrent *n);
-    CARVE(TYPE *, h_new, n);
-    CARVE(TYPE *, z_rows, n);
-    CARVE(TYPE *, rk_rows, n);
-    CARVE(TYPE *, gate_rows, n);
-    CARVE(ptrdiff_t, index, n);
-    CARVE(ptrdiff_t, slots, n); /* where its gates or its reset_state lie */
-    const FN(step) step = {job, panel0, (const TYPE *const *)p_rows, h, k_rows + (recurrent - 1) * n,
-                           h_new, rk_rows, z_rows, job->gates ? gate_rows : NULL,
-                           job->rows_kept * vectors * LANES};
-    FN(step) now = step;
+    FN(part) part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
+                     .team = team, .u0 = u0, .own = (size_t)(u1 - u0) * sizeof(TYPE)};
+    FN(carve_part)(&part, scratch);
+    FN(step) step = {.job = job, .panel0 = panel0, .h = part.h,
+                     .k = part.k_rows + (STATE_COPIES(job) - 1) * n, .h_new = part.h_new,
+                     .rk = part.rk_rows, .z = part.z_rows,
+                     .gates = job->gates ? part.gate_rows : NULL,
+                     .gates_stride = job->rows_kept * (job->reset_after ? 4 : 3) * LANES};
 
-    memset(zeros, 0, (size_t)H * sizeof(TYPE));
+    memset(part.zeros, 0, (size_t)H * sizeof(TYPE));
     for (ptrdiff_t k = 0; k < n; k++) {
         const ptrdiff_t b = job->rows ? job->rows[b0 + k] : b0 + k;
-        current[k] = job->h0 ? (const TYPE *)job->h0 + b * H : zeros;
-        previous[k] = NULL;
+        part.current[k] = job->h0 ? (const TYPE *)job->h0 + b * H : part.zeros;
+        part.previous[k] = NULL;
     }
     const ptrdiff_t chunk = job->chunk_rows / n > 0 ? job->chunk_rows / n : 1;
     double yielded = 0;
     for (ptrdiff_t s0 = 0; s0 < T; s0 += chunk) {
         const ptrdiff_t s1 = s0 + chunk < T ? s0 + chunk : T;
-        ptrdiff_t used = 0;
         if (job->poll && poll_stops(job->poll, s0, s1))
             return;
         if (team == 1)
             yield_if_due(job->counts, job->granted, &yielded);
-        FN(project)(job, b0, n, s0, s1, panel0, panel1, x_rows, biases, p_rows, p, dropped_x);
+        FN(project)(&part, s0, s1);
+        step.p = (const TYPE *const *)part.p_rows;
         for (ptrdiff_t s = s0; s < s1; s++) {
-            const ptrdiff_t t = job->reverse ? T - 1 - s : s;
-            ptrdiff_t active = 0;
-            int started = 0; /* some row's state is not the zeros it began with */
-            if (plain && s > 0) { /* every row as at the step before, one step on */
-                for (ptrdiff_t k = 0; k < n; k++) {
-                    k_rows[k] = h[k] = h_new[k];
-                    h_new[k] = (TYPE *)((char *)h_new[k] + job->y_s);
-                }
-                active = n;
-                started = 1;
-            } else {
-                for (ptrdiff_t k = 0; k < n; k++) {
-                    const ptrdiff_t b = b0 + k;
-                    if (FN(resets)(job, b, t))
-                        current[k] = zeros;
-                    if (!FN(valid)(job, b, t))
-                        continue;
-                    TYPE *target;
-                    if (job->states) {
-                        target = (TYPE *)job->states + (b * T + s) * H;
-                    } else if (job->sequences) {
-                        target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
-                    } else {
-                        target = (TYPE *)job->alternate + b * H;
-                        if (target == current[k] || target == previous[k])
-                            target += job->B * H;
-                    }
-                    index[active] = k;
-                    if (job->gates) {
-                        const ptrdiff_t place = kept_place(job->B, T, s, b);
-                        slots[active] = job->slots ? job->slots[place] : place;
-                        gate_rows[active] = (TYPE *)job->gates + slots[active] * vectors * LANES;
-                    } else {
-                        slots[active] = b;
-                    }
-                    h[active] = current[k];
-                    started |= current[k] != zeros;
-                    h_new[active] = target;
-                    active++;
-                }
-                for (ptrdiff_t g = 0; g < recurrent; g++)
-                    for (ptrdiff_t a = 0; a < active; a++) {
-                        k_rows[g * n + a] = h[a];
-                        if (job->recurrent_dropout) {
-                            const ptrdiff_t b = b0 + index[a];
-                            TYPE *copy = dropped_h + (g * n + a) * H;
-                            FN(multiply)(H, h[a],
-                                         (const TYPE *)job->recurrent_dropout + (g * job->B + b) * H,
-                                         copy);
-                            k_rows[g * n + a] = copy;
-                        }
-                    }
-            }
-            now.p = (const TYPE *const *)p_rows + used;
+            const int again = plain && s > 0;
+            int started = again;
+            ptrdiff_t active = n;
+            if (again)
+                FN(list_next)(&part);
+            else
+                active = FN(list_rows)(&part, s, &started);
             /* zero states times finite weights are zero: the first step often needs no product */
-            const ptrdiff_t K = started || !job->u_finite ? H : 0;
-            FN(operands) o = {.K = K, .rows = k_rows, .ld = n, .w = (const TYPE *)job->u,
-                              .stride = H * 3 * LANES, .descending = s & 1, .start = now.p,
-                              .start_stride = 3 * LANES};
-            if (job->reset_after) {
-                o.last = (const TYPE *)job->bias + 3 * LANES;
-                o.last_stride = 4 * LANES;
-                if (active)
-                    FN(multiply_panels)(recurrent == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, active,
-                                        panel0, panel1, FN(epilogue_after), &now);
-            } else {
-                for (ptrdiff_t a = 0; a < active; a++) {
-                    z_rows[a] = z + a * panels * LANES;
-                    rk_rows[a] = (TYPE *)job->reset_state + slots[a] * H;
-                }
-                o.stride = H * 2 * LANES;
-                if (active)
-                    FN(multiply_panels)(recurrent == 3 ? FN(tiles_2s) : FN(tiles_2), 2, &o, active,
-                                        panel0, panel1, FN(epilogue_zr), &now);
-                barrier_wait(job->barrier, team);
-                o.rows = (const TYPE *const *)rk_rows;
-                o.w = (const TYPE *)job->uh;
-                o.K = H; /* r may be NaN, and NaN times a zero state is no zero */
-                o.stride = H * LANES;
-                o.start_offset = 2 * LANES;
-                if (active)
-                    FN(multiply_panels)(FN(tiles_1), 1, &o, active, panel0, panel1, FN(epilogue_h),
-                                        &now);
-            }
-            used += active;
-
+            FN(advance)(&part, &step, active, started || !job->u_finite ? H : 0, s & 1);
+            step.p += active;
             if (!plain || s == T - 1)
-                for (ptrdiff_t a = 0; a < active; a++)
-                    current[index[a]] = previous[index[a]] = h_new[a];
-            if (masked || job->states) {
-                for (ptrdiff_t k = 0; k < n; k++) {
-                    const ptrdiff_t b = b0 + k;
-                    const int valid = FN(valid)(job, b, t);
-                    if (job->states && !valid)
-                        memcpy((TYPE *)job->states + (b * T + s) * H + u0, current[k] + u0, own);
-                    if (!job->sequences || (valid && !job->states))
-                        continue;
-                    TYPE *y = (TYPE *)(job->y + b * job->y_b + s * job->y_s) + u0;
-                    if (!previous[k] || (!valid && job->zero_masked))
-                        memset(y, 0, own);
-                    else
-                        memcpy(y, previous[k] + u0, own);
+                for (ptrdiff_t a = 0; a < active; a++) {
+                    const ptrdiff_t k = part.index[a];
+                    part.current[k] = part.previous[k] = part.h_new[a];
                 }
-            }
+            if (masked || job->states)
+                FN(write_step)(&part, s);
             barrier_wait(job->barrier, team);
         }
     }
-    for (ptrdiff_t k = 0; k < n; k++) {
-        const ptrdiff_t b = b0 + k, last = job->reverse ? 0 : T - 1;
-        memmove((TYPE *)job->state + (job->rows ? job->rows[b] : b) * H + u0, current[k] + u0, own);
-        if (job->sequences)
-            continue;
-        TYPE *y = (TYPE *)(job->y + b * job->y_b) + u0;
-        if (!previous[k] || (job->zero_masked && !FN(valid)(job, b, last)))
-            memset(y, 0, own);
-        else
-            memcpy(y, previous[k] + u0, own);
-    }
+    FN(write_last)(&part);
 }
+
+#undef INPUT_COPIES
+#undef STATE_COPIES

@@ -364,9 +364,9 @@ static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRI
 #    include "products_type.h"
 #    define FUSED                                                                                  \
         .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run),                                      \
-        .run_scratch = FN(run_bytes), .back = FN(run_back),                                        \
-        .back_scratch = FN(back_scratch_bytes), .products = FN(run_products),                      \
-        .product_scratch = FN(product_bytes)
+        .run_scratch = FN(run_scratch), .back = FN(run_back),                                        \
+        .back_scratch = FN(back_scratch), .products = FN(run_products),                      \
+        .product_scratch = FN(product_scratch)
 #else
 #    define FUSED .lanes = 0
 #endif

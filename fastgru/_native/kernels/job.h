@@ -26,6 +26,14 @@ static inline ptrdiff_t kept_step(ptrdiff_t B, ptrdiff_t T, ptrdiff_t place, ptr
     return (place - first * T) / rows;
 }
 
+/* Of a gru_job or a gru_back_job: the time that step s of the processing order reads, and what the
+ * masks say of row b at time t. */
+#define TIME_OF(job, s) ((job)->reverse ? (job)->T - 1 - (s) : (s))
+#define IS_VALID(job, b, t)                                                                        \
+    ((job)->lengths ? (t) < (job)->lengths[b]                                                      \
+                    : !(job)->steps || (job)->steps[(b) * (job)->T + (t)])
+#define IS_RESET(job, b, t) ((job)->resets && (job)->resets[(b) * (job)->T + (t)])
+
 typedef struct gru_job {
     ptrdiff_t B, T, inputs, H;
     int reset_after, reverse, sequences, zero_masked;
@@ -103,7 +111,7 @@ typedef struct gru_back_job {
     ptrdiff_t d_steps; /* at least input_steps, one more where threads share rows */
     ptrdiff_t input_steps; /* of so many steps dX is made at once */
     char *dx;          /* (B, T, I); what no step has taken is not written */
-    char *factors;     /* scratch of run_products, 64-byte aligned; see product_bytes */
+    char *factors;     /* scratch of run_products, 64-byte aligned; see carve_factors */
     char *dw;          /* (I + 2 + H, 3H), of reset_after=False (I + 1 + H, 3H): dW, db, dU */
     gate_functions functions;
     team_barrier *barrier;

@@ -106,14 +106,23 @@ static ptrdiff_t FN(copies)(const gru_back_job *job, int of_h) {
     return job->dropout_gates == 3 ? 3 : 1;
 }
 
-/* Bytes of what all threads pack. */
-static ptrdiff_t FN(product_bytes)(const gru_back_job *job) {
-    return (FN(copies)(job, 0) * job->inputs + FN(copies)(job, 1) * job->H) * PRODUCT_ROWS *
-           (ptrdiff_t)sizeof(TYPE);
+/* Bytes of job->factors, in which all threads pack their columns of x and of h; hands out both pieces
+ * too, unless base is NULL. */
+static ptrdiff_t FN(carve_factors)(const gru_back_job *job, TYPE *packed[2], char *base) {
+    size_t size = 0;
+    CARVE(packed[0], FN(copies)(job, 0) * job->inputs * PRODUCT_ROWS);
+    CARVE(packed[1], FN(copies)(job, 1) * job->H * PRODUCT_ROWS);
+    return (ptrdiff_t)size;
+}
+
+static ptrdiff_t FN(product_scratch)(const gru_back_job *job) {
+    TYPE *packed[2];
+    return FN(carve_factors)(job, packed, NULL);
 }
 
 static void FN(make_groups)(const gru_back_job *job, int rank, int team, FN(group) *groups) {
-    TYPE *packed = (TYPE *)job->factors, *dw = (TYPE *)job->dw;
+    TYPE *packed[2], *dw = (TYPE *)job->dw;
+    FN(carve_factors)(job, packed, job->factors);
     for (int of_h = 0; of_h < 2; of_h++) {
         FN(group) *group = &groups[of_h];
         const ptrdiff_t all = of_h ? job->H : job->inputs;
@@ -125,9 +134,8 @@ static void FN(make_groups)(const gru_back_job *job, int rank, int team, FN(grou
         group->first = all * rank / team;
         group->columns = all * (rank + 1) / team - group->first;
         group->tiles = (group->columns + MAX_ROWS - 1) / MAX_ROWS;
-        group->packed = packed + group->copies * group->first * PRODUCT_ROWS;
+        group->packed = packed[of_h] + group->copies * group->first * PRODUCT_ROWS;
         group->dw = dw + group->first * 3 * job->H;
-        packed += group->copies * all * PRODUCT_ROWS;
         dw += (all + (job->reset_after ? 2 : 1)) * 3 * job->H;
     }
 }
@@ -163,7 +171,7 @@ static void FN(pack_factors)(const FN(group) *group, TYPE *packed, ptrdiff_t row
 /* The factors of the rows first .. first + rows of d. */
 static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrdiff_t first,
                           ptrdiff_t rows) {
-    const ptrdiff_t B = job->B, T = job->T, H = job->H;
+    const ptrdiff_t B = job->B, T = job->T;
     const TYPE *values[3][ROWS_AT_ONCE], *masks[ROWS_AT_ONCE]; /* values: x, h, r * h */
     ptrdiff_t b[ROWS_AT_ONCE];
     for (ptrdiff_t row = 0, n; row < rows; row += n) {
@@ -171,16 +179,10 @@ static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrd
         for (ptrdiff_t i = 0; i < n; i++) {
             const ptrdiff_t kept = first + row + i;
             const ptrdiff_t s = kept_step(B, T, job->taken ? job->taken[kept] : kept, &b[i]);
-            const ptrdiff_t t = job->reverse ? T - 1 - s : s;
+            const ptrdiff_t t = TIME_OF(job, s);
             values[0][i] = (const TYPE *)(job->x + b[i] * job->x_b + t * job->x_t);
-            values[1][i] = NULL;
-            if (job->resets && job->resets[b[i] * T + t])
-                ;
-            else if (s > 0)
-                values[1][i] = (const TYPE *)job->states + (b[i] * T + s - 1) * H;
-            else if (job->h0)
-                values[1][i] = (const TYPE *)job->h0 + b[i] * H;
-            values[2][i] = (const TYPE *)job->reset_state + kept * H;
+            values[1][i] = FN(state_before)(job, b[i], s, t);
+            values[2][i] = (const TYPE *)job->reset_state + kept * job->H;
         }
         for (int of_h = 0; of_h < 2; of_h++) {
             const FN(group) *group = &groups[of_h];
@@ -264,7 +266,6 @@ static void FN(run_products)(const gru_back_job *job, int rank, int team) {
 #undef WIDE_TILES
 #undef TILE_TABLE
 #undef MAX_ROWS
-#undef CARVE
 #undef PARTIAL
 #undef TILE_UNITS
 #undef WHOLE

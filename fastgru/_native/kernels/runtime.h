@@ -289,4 +289,14 @@ static inline void free_aligned(void *memory) {
 #endif
 }
 
+/* Scratch is measured by the code that hands it out: a function with `char *base` and `size_t size = 0`
+ * names its pieces one after another, each 64-byte aligned if base is, and `size` is what they take. On
+ * a NULL base all pieces are NULL. */
+static inline void *carve(char *base, size_t *size, size_t bytes) {
+    char *piece = base ? base + *size : NULL;
+    *size += (bytes + 63) / 64 * 64;
+    return piece;
+}
+#define CARVE(piece, count) ((piece) = carve(base, &size, (size_t)(count) * sizeof *(piece)))
+
 #endif
