@@ -31,14 +31,14 @@ typedef struct {
     TYPE *const *gates;   /* reset_after=False: the same in panels, in the first one */
     const TYPE *const *k; /* reset_after=False: the state as gate h sees it */
     TYPE *const *dx;
-} FN(back_step);
+} BACK_STEP;
 
 #define BACK_LANES (2 * LANES)
 #define GATE_VECTORS(job) ((job)->reset_after ? 4 : 3)
 #define GATE_STRIDE(job) ((job)->rows * GATE_VECTORS(job) * LANES) /* from panel to panel */
 
 /* carry += sums (* dropout) */
-static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+static void FN(carry_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                             const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t b = step->b[row], H = job->H, u = panel * BACK_LANES;
@@ -56,7 +56,7 @@ static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
 
 /* reset_after=False: g = da_h Uh^T gives da_r, in place of r as it was kept, and its share of the
  * carry */
-static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+static void FN(reset_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                             const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t b = step->b[row], H = job->H, u = panel * BACK_LANES;
@@ -81,7 +81,7 @@ static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
 }
 
 /* dX = sums, or dX += sums, * dropout */
-static void FN(inputs_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+static void FN(inputs_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                              const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t I = job->inputs, i = panel * BACK_LANES;
@@ -120,13 +120,13 @@ static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RES
     for (ptrdiff_t u = 0, m; u < n; u += LANES, gates += stride) {
         m = n - u < LANES ? n - u : LANES;
         if (fused && m == LANES) {
-            const FN(vector) z = CONST_VECTOR(gates), r = CONST_VECTOR(gates + LANES);
-            const FN(vector) c = CONST_VECTOR(gates + 2 * LANES);
-            const FN(vector) q = CONST_VECTOR(gates + 3 * LANES);
-            const FN(vector) dh = CONST_VECTOR(carry + u) + CONST_VECTOR(dout + u);
-            const FN(vector) da = dh * (one - z) * (one - c * c), dq = da * r;
-            const FN(vector) dz = dh * (CONST_VECTOR(h + u) - c) * z * (one - z);
-            const FN(vector) dr = da * q * r * (one - r);
+            const VEC z = CONST_VECTOR(gates), r = CONST_VECTOR(gates + LANES);
+            const VEC c = CONST_VECTOR(gates + 2 * LANES);
+            const VEC q = CONST_VECTOR(gates + 3 * LANES);
+            const VEC dh = CONST_VECTOR(carry + u) + CONST_VECTOR(dout + u);
+            const VEC da = dh * (one - z) * (one - c * c), dq = da * r;
+            const VEC dz = dh * (CONST_VECTOR(h + u) - c) * z * (one - z);
+            const VEC dr = da * q * r * (one - r);
             UNROLL for (int g = 0; g < 4; g++)
                 __builtin_prefetch(gates - (ROW_GROUP * 4 - g) * LANES, 1);
             VECTOR(gates) = VECTOR(d + u) = da;
@@ -169,11 +169,11 @@ static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RES
 }
 
 /* dX of n rows of d, the panels panel0..panel1 of the features. */
-static void FN(back_inputs)(FN(back_step) *step, ptrdiff_t n, const TYPE **d, ptrdiff_t panel0,
+static void FN(back_inputs)(BACK_STEP *step, ptrdiff_t n, const TYPE **d, ptrdiff_t panel0,
                             ptrdiff_t panel1) {
     const gru_back_job *job = step->job;
     const ptrdiff_t H = job->H, stride = 3 * H * BACK_LANES;
-    FN(operands) o = {.K = 3 * H, .rows = d, .w = (const TYPE *)job->wt, .stride = stride};
+    OPERANDS o = {.K = 3 * H, .rows = d, .w = (const TYPE *)job->wt, .stride = stride};
     step->gate = step->add = 0;
     if (job->dropout_gates != 3) {
         FN(multiply_panels)(FN(tiles_2), 2, &o, n, panel0, panel1, FN(epilogue_inputs), step);
@@ -205,10 +205,10 @@ typedef struct {
     /* (input_steps, n): rows of the steps whose dX is still to be made */
     TYPE **d_rows, **dx_rows;
     ptrdiff_t *index;
-} FN(back_part);
+} BACK_PART;
 
 /* Bytes of a part's scratch; hands it out too, unless base is NULL. */
-static ptrdiff_t FN(carve_back)(FN(back_part) *part, char *base) {
+static ptrdiff_t FN(carve_back)(BACK_PART *part, char *base) {
     const gru_back_job *job = part->job;
     const ptrdiff_t n = part->n, waiting = job->input_steps * n;
     size_t size = 0;
@@ -224,13 +224,13 @@ static ptrdiff_t FN(carve_back)(FN(back_part) *part, char *base) {
 }
 
 static ptrdiff_t FN(back_scratch)(const gru_back_job *job, ptrdiff_t n) {
-    FN(back_part) part = {.job = job, .n = n};
+    BACK_PART part = {.job = job, .n = n};
     return FN(carve_back)(&part, NULL);
 }
 
 /* The gradients of outputs that repeat a step's: at first that of the last output, if it is a row's
  * last valid one. */
-static void FN(begin_pending)(const FN(back_part) *part) {
+static void FN(begin_pending)(const BACK_PART *part) {
     const gru_back_job *job = part->job;
     const size_t own = (size_t)part->units * sizeof(TYPE);
     for (ptrdiff_t b = part->b0; b < part->b0 + part->n; b++) {
@@ -244,7 +244,7 @@ static void FN(begin_pending)(const FN(back_part) *part) {
 }
 
 /* d of the rows that took step s, lists of them from `waiting` on; returns how many these are. */
-static inline ptrdiff_t FN(back_rows)(const FN(back_part) *part, ptrdiff_t s, ptrdiff_t waiting) {
+static inline ptrdiff_t FN(back_rows)(const BACK_PART *part, ptrdiff_t s, ptrdiff_t waiting) {
     const gru_back_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), T = job->T, H = job->H, u0 = part->u0, nu = part->units;
     const int masked = job->steps || job->lengths;
@@ -290,13 +290,13 @@ static inline ptrdiff_t FN(back_rows)(const FN(back_part) *part, ptrdiff_t s, pt
 }
 
 /* What the products of the rows listed last add to the carry; reset_after=False: first da_r. */
-static inline void FN(back_carry)(const FN(back_part) *part, FN(back_step) *step,
+static inline void FN(back_carry)(const BACK_PART *part, BACK_STEP *step,
                                   ptrdiff_t active) {
     const gru_back_job *job = part->job;
     const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
     const int gates = job->reset_after ? 3 : 2;
     const TYPE *ut = (const TYPE *)job->ut;
-    FN(operands) o = {.K = H, .rows = (const TYPE *const *)step->d,
+    OPERANDS o = {.K = H, .rows = (const TYPE *const *)step->d,
                       .w = ut + 2 * H * BACK_LANES, .stride = 3 * H * BACK_LANES};
     if (!job->reset_after) {
         if (active)
@@ -331,10 +331,10 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
     const ptrdiff_t inputs = (job->inputs + BACK_LANES - 1) / BACK_LANES; /* cut as the units are */
     const ptrdiff_t u0 = panel0 * BACK_LANES < H ? panel0 * BACK_LANES : H;
     const ptrdiff_t u1 = panel1 * BACK_LANES < H ? panel1 * BACK_LANES : H;
-    FN(back_part) part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
+    BACK_PART part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
                           .u0 = u0, .units = u1 - u0, .team = team};
     FN(carve_back)(&part, scratch);
-    FN(back_step) step = {.job = job, .gates = part.gates, .k = part.k_rows, .dx = part.dx_rows};
+    BACK_STEP step = {.job = job, .gates = part.gates, .k = part.k_rows, .dx = part.dx_rows};
     ptrdiff_t waiting = 0; /* rows in d_rows */
     double yielded = 0;
 

@@ -22,9 +22,9 @@ typedef struct {
     TYPE *states; /* (2, H, ld): before and after a step */
     TYPE *a;      /* (4, ld): sums of one unit */
     TYPE *kept;   /* (4, ld): what gates_any keeps */
-} FN(narrow);
+} NARROW;
 
-static ptrdiff_t FN(carve_narrow)(const gru_job *job, FN(narrow) *narrow, char *base) {
+static ptrdiff_t FN(carve_narrow)(const gru_job *job, NARROW *narrow, char *base) {
     size_t size = 0;
     CARVE(narrow->x, job->inputs * NARROW_ROWS);
     CARVE(narrow->states, 2 * job->H * NARROW_ROWS);
@@ -39,19 +39,19 @@ static ptrdiff_t FN(carve_narrow)(const gru_job *job, FN(narrow) *narrow, char *
                                     TYPE *a, ptrdiff_t ld) {                                       \
         const TYPE *w = (const TYPE *)job->w + j, *u = (const TYPE *)job->u + j;                   \
         const TYPE *bias = (const TYPE *)job->bias + j;                                            \
-        FN(vector) sum[4][V];                                                                      \
+        VEC sum[4][V];                                                                      \
         UNROLL for (int g = 0; g < 4; g++) {                                                       \
-            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (FN(vector)){0} + bias[g * LANES];      \
+            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (VEC){0} + bias[g * LANES];      \
         }                                                                                          \
         for (ptrdiff_t i = 0; i < job->inputs; i++, w += 3 * LANES) {                              \
             UNROLL for (int v = 0; v < V; v++) {                                                   \
-                const FN(vector) value = CONST_VECTOR(x + i * ld + v * LANES);                     \
+                const VEC value = CONST_VECTOR(x + i * ld + v * LANES);                     \
                 UNROLL for (int g = 0; g < 3; g++) sum[g][v] += w[g * LANES] * value;              \
             }                                                                                      \
         }                                                                                          \
         for (ptrdiff_t k = 0; k < job->H; k++, u += 3 * LANES) {                                   \
             UNROLL for (int v = 0; v < V; v++) {                                                   \
-                const FN(vector) value = CONST_VECTOR(h + k * ld + v * LANES);                     \
+                const VEC value = CONST_VECTOR(h + k * ld + v * LANES);                     \
                 UNROLL for (int g = 0; g < 2; g++) sum[g][v] += u[g * LANES] * value;              \
                 sum[3][v] += u[2 * LANES] * value;                                                 \
             }                                                                                      \
@@ -66,7 +66,7 @@ NARROW_SUMS(2)
 static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *scratch) {
     const ptrdiff_t T = job->T, I = job->inputs, H = job->H, ld = WHOLE(n);
     const gate_functions *f = &job->functions;
-    FN(narrow) narrow;
+    NARROW narrow;
     FN(carve_narrow)(job, &narrow, scratch);
     TYPE *const x = narrow.x, *const a = narrow.a, *h = narrow.states, *h_new = h + H * ld;
 
@@ -134,8 +134,8 @@ static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t pan
 
 /* Bytes of scratch that one thread needs for n rows and `panels` panels, whichever loop runs. */
 static ptrdiff_t FN(run_scratch)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
-    FN(part) part = {.job = job, .n = n, .panel1 = panels};
-    FN(narrow) narrow;
+    PART part = {.job = job, .n = n, .panel1 = panels};
+    NARROW narrow;
     const ptrdiff_t block = FN(carve_part)(&part, NULL);
     const ptrdiff_t rows = FN(carve_narrow)(job, &narrow, NULL);
     return block > rows ? block : rows;

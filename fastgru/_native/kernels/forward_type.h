@@ -18,7 +18,7 @@ typedef struct {
     TYPE *const *z;         /* reset_after=False */
     TYPE *const *gates;     /* where to keep them, in the first panel; NULL: nowhere */
     ptrdiff_t gates_stride; /* ... from panel to panel */
-} FN(step);
+} STEP;
 
 /* The units of a tile, gathered row after row without gaps: so that a vector is full of units where
  * a layer has fewer of them than lanes, and a partial panel neither reads nor writes beyond H.
@@ -29,8 +29,6 @@ typedef struct {
 /* Whole vectors: the compiler may round a rest differently, and where a row's units lie in a tile
  * depends on the other rows. What lies beyond the units is computed and thrown away. */
 #define WHOLE(n) (((n) + LANES - 1) / LANES * LANES)
-#define VECTOR(address) (*(FN(vector) *)(address))
-#define CONST_VECTOR(address) (*(const FN(vector) *)(address))
 /* Runs the block for every row r and panel j, with its first unit u, its place o, its length n. */
 #define EACH_PIECE(R, P)                                                                           \
     for (ptrdiff_t r = 0, o = 0, n, u; r < (R); r++)                                               \
@@ -38,19 +36,24 @@ typedef struct {
                                           n = job->H - u < LANES ? job->H - u : LANES, 1);         \
              j++, o += n)
 
-/* n units at address, from `values`. */
-static inline void FN(scatter)(TYPE *address, const TYPE *values, ptrdiff_t n) {
-    if (n == LANES)
-        VECTOR(address) = CONST_VECTOR(values);
-    else
-        FN(copy_part)(address, values, n);
-}
-
-static inline void FN(gather)(TYPE *to, const TYPE *from, ptrdiff_t n) {
-    if (n == LANES)
+/* n units, LANES or fewer; nothing beyond them is read or written. */
+static inline void FN(copy_units)(TYPE *to, const TYPE *from, ptrdiff_t n) {
+    if (n == LANES) {
         VECTOR(to) = CONST_VECTOR(from);
-    else
-        FN(copy_part)(to, from, n);
+        return;
+    }
+#if MASKED_BYTES == 64
+    const LANE_MASK mask = (LANE_MASK)((1u << n) - 1);
+    INTRINSIC(512_mask_storeu)(to, mask, INTRINSIC(512_maskz_loadu)(mask, from));
+#elif MASKED_BYTES == 32
+    static const int8_t ones[64] = {[0 ... 31] = -1};
+    const int8_t *first = ones + 32 - n * (ptrdiff_t)sizeof(TYPE);
+    const __m256i mask = _mm256_loadu_si256((const __m256i *)first);
+    INTRINSIC(256_maskstore)(to, mask, INTRINSIC(256_maskload)(from, mask));
+#else
+    for (ptrdiff_t i = 0; i < n; i++)
+        to[i] = from[i];
+#endif
 }
 
 #define FUSED_GATES(f)                                                                             \
@@ -58,7 +61,7 @@ static inline void FN(gather)(TYPE *to, const TYPE *from, ptrdiff_t n) {
 
 static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
                                TYPE *sums) {
-    const FN(step) *step = context;
+    const STEP *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
     const ptrdiff_t first = (panel - step->panel0) * 3 * LANES;
@@ -91,7 +94,7 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
         VECTOR(a[1] + o) = CONST_VECTOR(q + LANES);
         VECTOR(a[2] + o) = CONST_VECTOR(step->p[row + r] + first + (j * 3 + 2) * LANES);
         VECTOR(a[3] + o) = CONST_VECTOR(q + 2 * LANES);
-        FN(gather)(h + o, step->h[row + r] + u, n);
+        FN(copy_units)(h + o, step->h[row + r] + u, n);
         units = WHOLE(o + n);
     }
     if (FUSED_GATES(f)) {
@@ -105,17 +108,17 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
         FN(gates_any)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS, f);
     }
     EACH_PIECE(R, P) {
-        FN(scatter)(step->h_new[row + r] + u, h_new + o, n);
+        FN(copy_units)(step->h_new[row + r] + u, h_new + o, n);
         if (step->gates)
             for (int g = 0; g < 4; g++)
-                FN(scatter)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
+                FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
                             kept + g * TILE_UNITS + o, n);
     }
 }
 
 static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
                             TYPE *sums) {
-    const FN(step) *step = context;
+    const STEP *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
     const ptrdiff_t first = panel - step->panel0;
@@ -139,17 +142,17 @@ static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t
         TYPE *out = step->rk[row + r] + u;
         for (ptrdiff_t i = 0; i < n; i++)
             out[i] = rk[o + i] * k[i];
-        FN(scatter)(step->z[row + r] + (first + j) * LANES, z + o, n);
+        FN(copy_units)(step->z[row + r] + (first + j) * LANES, z + o, n);
         if (step->gates)
             for (int g = 0; g < 2; g++)
-                FN(scatter)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
+                FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
                             a[g] + o, n);
     }
 }
 
 static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
                            TYPE *sums) {
-    const FN(step) *step = context;
+    const STEP *step = context;
     const gru_job *job = step->job;
     const gate_functions *f = &job->functions;
     const ptrdiff_t first = panel - step->panel0;
@@ -157,8 +160,8 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     ptrdiff_t units = 0;
     EACH_PIECE(R, P) {
         VECTOR(a + o) = CONST_VECTOR(sums + (r * P + j) * LANES);
-        FN(gather)(h + o, step->h[row + r] + u, n);
-        FN(gather)(z + o, step->z[row + r] + (first + j) * LANES, n);
+        FN(copy_units)(h + o, step->h[row + r] + u, n);
+        FN(copy_units)(z + o, step->z[row + r] + (first + j) * LANES, n);
         units = WHOLE(o + n);
     }
     memcpy(c, a, (size_t)units * sizeof(TYPE));
@@ -168,9 +171,9 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     for (ptrdiff_t i = 0; i < units; i++)
         h[i] = FN(mix)(z[i], h[i], c[i]);
     EACH_PIECE(R, P) {
-        FN(scatter)(step->h_new[row + r] + u, h + o, n);
+        FN(copy_units)(step->h_new[row + r] + u, h + o, n);
         if (step->gates)
-            FN(scatter)(step->gates[row + r] + (panel + j) * step->gates_stride + 2 * LANES, a + o,
+            FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + 2 * LANES, a + o,
                         n);
     }
 }
@@ -198,13 +201,13 @@ typedef struct {
     TYPE **h_new, **z_rows, **rk_rows, **gate_rows;
     ptrdiff_t *index; /* which row it is */
     ptrdiff_t *slots; /* where its gates or its reset_state lie */
-} FN(part);
+} PART;
 
 #define INPUT_COPIES(job) ((job)->dropout ? (job)->dropout_gates : 1)
 #define STATE_COPIES(job) ((job)->recurrent_dropout ? 3 : 1)
 
 /* Bytes of a part's scratch; hands it out too, unless base is NULL. */
-static ptrdiff_t FN(carve_part)(FN(part) *part, char *base) {
+static ptrdiff_t FN(carve_part)(PART *part, char *base) {
     const gru_job *job = part->job;
     const ptrdiff_t n = part->n, panels = part->panel1 - part->panel0, H = job->H;
     const ptrdiff_t gates = INPUT_COPIES(job), chunk = job->chunk_rows;
@@ -231,7 +234,7 @@ static ptrdiff_t FN(carve_part)(FN(part) *part, char *base) {
 }
 
 /* x.W and the bias of the valid rows of steps s0..s1, in the order in which they are processed. */
-static void FN(project)(const FN(part) *part, ptrdiff_t s0, ptrdiff_t s1) {
+static void FN(project)(const PART *part, ptrdiff_t s0, ptrdiff_t s1) {
     const gru_job *job = part->job;
     const ptrdiff_t row = (part->panel1 - part->panel0) * 3 * LANES, I = job->inputs;
     const ptrdiff_t gates = INPUT_COPIES(job), ld = job->chunk_rows;
@@ -256,7 +259,7 @@ static void FN(project)(const FN(part) *part, ptrdiff_t s0, ptrdiff_t s1) {
     }
     for (ptrdiff_t i = 0; i < count; i++)
         part->biases[i] = (const TYPE *)job->bias + part->panel0 * 4 * LANES;
-    FN(operands) o = {.K = I, .rows = part->x_rows, .ld = ld, .w = (const TYPE *)job->w,
+    OPERANDS o = {.K = I, .rows = part->x_rows, .ld = ld, .w = (const TYPE *)job->w,
                       .stride = I * 3 * LANES, .start = part->biases, .start_stride = 4 * LANES,
                       .out = part->p_rows};
     if (count)
@@ -266,7 +269,7 @@ static void FN(project)(const FN(part) *part, ptrdiff_t s0, ptrdiff_t s1) {
 
 /* Lists the rows that take step s: their states, and where the new ones go. Returns how many these
  * are; sets *started where some row's state is not the zeros that it began with. */
-static inline ptrdiff_t FN(list_rows)(const FN(part) *part, ptrdiff_t s, int *started) {
+static inline ptrdiff_t FN(list_rows)(const PART *part, ptrdiff_t s, int *started) {
     const gru_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), H = job->H;
     const ptrdiff_t vectors = job->reset_after ? 4 : 3; /* of gates, in a panel */
@@ -316,7 +319,7 @@ static inline ptrdiff_t FN(list_rows)(const FN(part) *part, ptrdiff_t s, int *st
 }
 
 /* Lists every row again, one step on: of a plain call, where each takes every step and writes to y. */
-static inline void FN(list_next)(const FN(part) *part) {
+static inline void FN(list_next)(const PART *part) {
     for (ptrdiff_t k = 0; k < part->n; k++) {
         part->k_rows[k] = part->h[k] = part->h_new[k];
         part->h_new[k] = (TYPE *)((char *)part->h_new[k] + part->job->y_s);
@@ -324,12 +327,12 @@ static inline void FN(list_next)(const FN(part) *part) {
 }
 
 /* One step of the rows listed. K: H, or 0 where all states and so all products with z and r are 0. */
-static inline void FN(advance)(const FN(part) *part, const FN(step) *step, ptrdiff_t active,
+static inline void FN(advance)(const PART *part, const STEP *step, ptrdiff_t active,
                                ptrdiff_t K, int descending) {
     const gru_job *job = part->job;
     const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
     const int split = job->recurrent_dropout != NULL;
-    FN(operands) o = {.K = K, .rows = part->k_rows, .ld = part->n, .w = (const TYPE *)job->u,
+    OPERANDS o = {.K = K, .rows = part->k_rows, .ld = part->n, .w = (const TYPE *)job->u,
                       .stride = H * 3 * LANES, .descending = descending, .start = step->p,
                       .start_stride = 3 * LANES};
     if (job->reset_after) {
@@ -359,7 +362,7 @@ static inline void FN(advance)(const FN(part) *part, const FN(step) *step, ptrdi
 }
 
 /* The thread's units of one row of y at time t: the last valid output, or zeros. */
-static inline void FN(write_output)(const FN(part) *part, char *y, ptrdiff_t k, ptrdiff_t t) {
+static inline void FN(write_output)(const PART *part, char *y, ptrdiff_t k, ptrdiff_t t) {
     const gru_job *job = part->job;
     TYPE *to = (TYPE *)y + part->u0;
     if (!part->previous[k] || (job->zero_masked && !IS_VALID(job, part->b0 + k, t)))
@@ -369,7 +372,7 @@ static inline void FN(write_output)(const FN(part) *part, char *y, ptrdiff_t k, 
 }
 
 /* What rows that did not take step s have as output and state, and the others beside `states`. */
-static inline void FN(write_step)(const FN(part) *part, ptrdiff_t s) {
+static inline void FN(write_step)(const PART *part, ptrdiff_t s) {
     const gru_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), u0 = part->u0;
     for (ptrdiff_t k = 0; k < part->n; k++) {
@@ -384,7 +387,7 @@ static inline void FN(write_step)(const FN(part) *part, ptrdiff_t s) {
 }
 
 /* The last states, and with them the outputs of a call that wants the last ones only. */
-static inline void FN(write_last)(const FN(part) *part) {
+static inline void FN(write_last)(const PART *part) {
     const gru_job *job = part->job;
     for (ptrdiff_t k = 0; k < part->n; k++) {
         const ptrdiff_t b = part->b0 + k, row = job->rows ? job->rows[b] : b;
@@ -406,10 +409,10 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const int masked = job->steps || job->lengths;
     const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
                                           job->states || job->gates);
-    FN(part) part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
+    PART part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
                      .team = team, .u0 = u0, .own = (size_t)(u1 - u0) * sizeof(TYPE)};
     FN(carve_part)(&part, scratch);
-    FN(step) step = {.job = job, .panel0 = panel0, .h = part.h,
+    STEP step = {.job = job, .panel0 = panel0, .h = part.h,
                      .k = part.k_rows + (STATE_COPIES(job) - 1) * n, .h_new = part.h_new,
                      .rk = part.rk_rows, .z = part.z_rows,
                      .gates = job->gates ? part.gate_rows : NULL,

@@ -29,4 +29,19 @@
 #    define UNROLL _Pragma("GCC unroll 16")
 #endif
 
+/* Types that the templates define: each dtype has its own, FN being its own too. */
+#define VEC FN(vector)
+#define OPERANDS FN(operands)
+#define TILE_FUNCTION FN(tile)
+#define TILE_SIZES FN(tiles)
+#define EPILOGUE_FUNCTION FN(epilogue)
+#define STEP FN(step)
+#define PART FN(part)
+#define NARROW FN(narrow)
+#define BACK_STEP FN(back_step)
+#define BACK_PART FN(back_part)
+#define FACTORS FN(factors)
+#define FACTOR_FUNCTION FN(factor_tile)
+#define GROUP FN(group)
+
 #endif

@@ -1,6 +1,6 @@
 /* Both dtypes for one ISA: who includes this sets ISA and, for all but the baseline, the target.
  *
- * The arithmetic itself is gates_type.h. What differs between the dtypes is here: constants, and
+ * The code itself is kernels_type.h and what it includes. What differs between the dtypes is here: constants, and
  * the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 * 2^(mantissa bits)
  * rounds to an integer and leaves it in the low bits, which vectorises everywhere. Not -ffast-math:
  * these steps and NaN depend on it being off.
@@ -13,21 +13,8 @@
 #define FN(name) PASTE(name, f32, ISA)
 #define M(name) name##f
 #define C(x) x##f
-
-/* The first n < lanes of a vector; nothing beyond them is read or written. */
-static inline void FN(copy_part)(float *to, const float *from, ptrdiff_t n) {
-#if MASKED_BYTES == 64
-    const __mmask16 mask = (__mmask16)((1u << n) - 1);
-    _mm512_mask_storeu_ps(to, mask, _mm512_maskz_loadu_ps(mask, from));
-#elif MASKED_BYTES == 32
-    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-    const __m256i mask = _mm256_loadu_si256((const __m256i *)(ones + 8 - n));
-    _mm256_maskstore_ps(to, mask, _mm256_maskload_ps(from, mask));
-#else
-    for (ptrdiff_t i = 0; i < n; i++)
-        to[i] = from[i];
-#endif
-}
+#define LANE_MASK __mmask16
+#define INTRINSIC(name) _mm##name##_ps
 
 /* 2^k of the integer in the low bits of t = k + ROUND, -127 <= k <= 127 (k = -127 gives 0). */
 static inline float FN(power)(float t) {
@@ -90,28 +77,15 @@ static inline float FN(log1p_poly)(float w) {
 #define EXP_LIMIT 87.3f /* e^-x is still a normal number */
 #define EXP_OVERFLOW 88.72283935546875f
 #define TANH_LIMIT 10.0f /* tanh rounds to 1 from 9.1 on */
-#include "gates_type.h"
+#include "kernels_type.h"
 
 #define TYPE double
 #define KERNELS kernels_f64
 #define FN(name) PASTE(name, f64, ISA)
 #define M(name) name
 #define C(x) x
-
-/* The first n < lanes of a vector; nothing beyond them is read or written. */
-static inline void FN(copy_part)(double *to, const double *from, ptrdiff_t n) {
-#if MASKED_BYTES == 64
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    _mm512_mask_storeu_pd(to, mask, _mm512_maskz_loadu_pd(mask, from));
-#elif MASKED_BYTES == 32
-    static const int64_t ones[8] = {-1, -1, -1, -1};
-    const __m256i mask = _mm256_loadu_si256((const __m256i *)(ones + 4 - n));
-    _mm256_maskstore_pd(to, mask, _mm256_maskload_pd(from, mask));
-#else
-    for (ptrdiff_t i = 0; i < n; i++)
-        to[i] = from[i];
-#endif
-}
+#define LANE_MASK __mmask8
+#define INTRINSIC(name) _mm##name##_pd
 
 static inline double FN(power)(double t) {
     uint64_t bits;
@@ -173,7 +147,7 @@ static inline double FN(log1p_poly)(double w) {
 #define EXP_LIMIT 708.0
 #define EXP_OVERFLOW 709.782712893383973096
 #define TANH_LIMIT 20.0
-#include "gates_type.h"
+#include "kernels_type.h"
 
 const kernels_f32 *PASTE(fastgru_kernels, f32, ISA)(void) { return &PASTE(kernels, f32, ISA); }
 const kernels_f64 *PASTE(fastgru_kernels, f64, ISA)(void) { return &PASTE(kernels, f64, ISA); }

@@ -23,38 +23,40 @@
 #    define RESTRICT restrict
 #endif
 
-/* Built-in elementwise activations; the order is that of fastgru_activation_names. */
-enum {
-    ACT_LINEAR,
-    ACT_TANH,
-    ACT_SIGMOID,
-    ACT_RELU,
-    ACT_RELU6,
-    ACT_LEAKY_RELU,
-    ACT_ELU,
-    ACT_SELU,
-    ACT_CELU,
-    ACT_EXPONENTIAL,
-    ACT_SOFTPLUS,
-    ACT_LOG_SIGMOID,
-    ACT_SOFTSIGN,
-    ACT_SILU,
-    ACT_MISH,
-    ACT_GELU,
-    ACT_GELU_TANH,
-    ACT_SQUAREPLUS,
-    ACT_TANH_SHRINK,
-    ACT_SOFT_SHRINK,
-    ACT_HARD_SHRINK,
-    ACT_THRESHOLD,
-    ACT_HARD_TANH,
-    ACT_HARD_SIGMOID,
-    ACT_HARD_SIGMOID_KERAS2,
-    ACT_HARD_SILU,
-    ACT_SPARSE_PLUS,
-    ACT_SPARSE_SIGMOID,
-    ACT_COUNT
-};
+/* Built-in elementwise activations: X(ACT_..., the name), which is also that of its function. */
+#define FASTGRU_ACTIVATIONS(X) \
+    X(LINEAR, linear) \
+    X(TANH, tanh) \
+    X(SIGMOID, sigmoid) \
+    X(RELU, relu) \
+    X(RELU6, relu6) \
+    X(LEAKY_RELU, leaky_relu) \
+    X(ELU, elu) \
+    X(SELU, selu) \
+    X(CELU, celu) \
+    X(EXPONENTIAL, exponential) \
+    X(SOFTPLUS, softplus) \
+    X(LOG_SIGMOID, log_sigmoid) \
+    X(SOFTSIGN, softsign) \
+    X(SILU, silu) \
+    X(MISH, mish) \
+    X(GELU, gelu) \
+    X(GELU_TANH, gelu_tanh) \
+    X(SQUAREPLUS, squareplus) \
+    X(TANH_SHRINK, tanh_shrink) \
+    X(SOFT_SHRINK, soft_shrink) \
+    X(HARD_SHRINK, hard_shrink) \
+    X(THRESHOLD, threshold) \
+    X(HARD_TANH, hard_tanh) \
+    X(HARD_SIGMOID, hard_sigmoid) \
+    X(HARD_SIGMOID_KERAS2, hard_sigmoid_keras2) \
+    X(HARD_SILU, hard_silu) \
+    X(SPARSE_PLUS, sparse_plus) \
+    X(SPARSE_SIGMOID, sparse_sigmoid)
+
+#define FASTGRU_ACT(NAME, name) ACT_##NAME,
+enum { FASTGRU_ACTIVATIONS(FASTGRU_ACT) ACT_COUNT };
+#undef FASTGRU_ACT
 
 /* Which activations a layer has; parameters as fastgru.activations has them, None as NaN. */
 typedef struct {

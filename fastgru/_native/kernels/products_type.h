@@ -26,33 +26,36 @@ typedef struct {
     ptrdiff_t units;    /* of the panel, LANES or less */
     TYPE *dw[3];        /* where the columns of each vector go; row after row `ld` apart */
     ptrdiff_t ld;
-} FN(factors);
+} FACTORS;
 
 #define FACTOR_TILE(NAME, R, SPLIT)                                                                \
-    static void FN(NAME)(const FN(factors) *o) {                                                   \
+    static void FN(NAME)(const FACTORS *o) {                                                       \
         const TYPE *d = o->d, *f[3] = {o->f[0], o->f[1], o->f[2]};                                 \
-        FN(vector) sum[R][3];                                                                      \
+        VEC sum[R][3];                                                                             \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
             UNROLL for (int j = 0; j < 3; j++) {                                                   \
-                sum[r][j] = (FN(vector)){0};                                                       \
+                sum[r][j] = (VEC){0};                                                              \
                 if (o->add) /* it will be there when the rows are done */                          \
                     __builtin_prefetch(o->dw[j] + r * o->ld, 1);                                   \
             }                                                                                      \
         }                                                                                          \
         for (ptrdiff_t k = 0; k < o->rows; k++, d += o->d_stride) {                                \
-            FN(vector) v[3];                                                                       \
+            VEC v[3];                                                                              \
             UNROLL for (int j = 0; j < 3; j++) v[j] = CONST_VECTOR(d + j * LANES);                 \
             UNROLL for (int r = 0; r < R; r++) {                                                   \
-                UNROLL for (int j = 0; j < 3; j++) sum[r][j] += v[j] * f[SPLIT ? j : 0][k * R + r]; \
+                UNROLL for (int j = 0; j < 3; j++) {                                               \
+                    sum[r][j] += v[j] * f[SPLIT ? j : 0][k * R + r];                               \
+                }                                                                                  \
             }                                                                                      \
         }                                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int j = 0; j < 3; j++)                                                     \
+            UNROLL for (int j = 0; j < 3; j++) {                                                   \
                 FN(put)(o->dw[j] + r * o->ld, sum[r][j], o->units, o->add);                        \
+            }                                                                                      \
         }                                                                                          \
     }
 
-static inline void FN(put)(TYPE *to, FN(vector) values, ptrdiff_t n, int add) {
+static inline void FN(put)(TYPE *to, VEC values, ptrdiff_t n, int add) {
     TYPE sums[LANES];
     if (n == LANES) {
         VECTOR(to) = add ? CONST_VECTOR(to) + values : values;
@@ -63,14 +66,14 @@ static inline void FN(put)(TYPE *to, FN(vector) values, ptrdiff_t n, int add) {
         to[j] = add ? to[j] + sums[j] : sums[j];
 }
 
-typedef void (*FN(factor_tile))(const FN(factors) *);
+typedef void (*FACTOR_FUNCTION)(const FACTORS *);
 #define FACTOR_TILES(S, SPLIT)                                                                     \
     FACTOR_TILE(factors_1##S, 1, SPLIT)                                                            \
     FACTOR_TILE(factors_2##S, 2, SPLIT)                                                            \
     FACTOR_TILE(factors_3##S, 3, SPLIT)                                                            \
     FACTOR_TILE(factors_4##S, 4, SPLIT)                                                            \
     WIDE_FACTOR_TILES(S, SPLIT)                                                                    \
-    static const FN(factor_tile) FN(factor_tiles##S)[MAX_ROWS] = {                                 \
+    static const FACTOR_FUNCTION FN(factor_tiles##S)[MAX_ROWS] = {                                 \
         FN(factors_1##S), FN(factors_2##S), FN(factors_3##S),                                      \
         FN(factors_4##S) WIDE_FACTOR_TILE_NAMES(S)};
 #if MAX_ROWS == 8
@@ -98,7 +101,7 @@ typedef struct {
     ptrdiff_t vector;  /* of d, the first that it multiplies */
     ptrdiff_t gate[3]; /* of this and the next two */
     TYPE *dw;          /* the first column's row */
-} FN(group);
+} GROUP;
 
 static ptrdiff_t FN(copies)(const gru_back_job *job, int of_h) {
     if (of_h)
@@ -120,13 +123,13 @@ static ptrdiff_t FN(product_scratch)(const gru_back_job *job) {
     return FN(carve_factors)(job, packed, NULL);
 }
 
-static void FN(make_groups)(const gru_back_job *job, int rank, int team, FN(group) *groups) {
+static void FN(make_groups)(const gru_back_job *job, int rank, int team, GROUP *groups) {
     TYPE *packed[2], *dw = (TYPE *)job->dw;
     FN(carve_factors)(job, packed, job->factors);
     for (int of_h = 0; of_h < 2; of_h++) {
-        FN(group) *group = &groups[of_h];
+        GROUP *group = &groups[of_h];
         const ptrdiff_t all = of_h ? job->H : job->inputs;
-        *group = (FN(group)){.all = all, .copies = FN(copies)(job, of_h), .gate = {2, 0, 1}};
+        *group = (GROUP){.all = all, .copies = FN(copies)(job, of_h), .gate = {2, 0, 1}};
         if (of_h && job->reset_after) {
             group->vector = 1;
             group->gate[0] = 0, group->gate[1] = 1, group->gate[2] = 2;
@@ -141,14 +144,14 @@ static void FN(make_groups)(const gru_back_job *job, int rank, int team, FN(grou
 }
 
 /* The first column of a tile, counted from the group's; all have about the same width. */
-static inline ptrdiff_t FN(tile_column)(const FN(group) *group, ptrdiff_t tile) {
+static inline ptrdiff_t FN(tile_column)(const GROUP *group, ptrdiff_t tile) {
     const ptrdiff_t width = group->columns / group->tiles, wider = group->columns % group->tiles;
     return tile * width + (tile < wider ? tile : wider);
 }
 
 /* n rows of one copy into its tiles, the first of them as row `row`: values[i] * masks[i], or, of NULL
  * values, zeros; masks NULL: none. */
-static void FN(pack_factors)(const FN(group) *group, TYPE *packed, ptrdiff_t row, ptrdiff_t n,
+static void FN(pack_factors)(const GROUP *group, TYPE *packed, ptrdiff_t row, ptrdiff_t n,
                              const TYPE *const *values, const TYPE *const *masks) {
     for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
         const ptrdiff_t column = FN(tile_column)(group, tile), first = group->first + column;
@@ -169,7 +172,7 @@ static void FN(pack_factors)(const FN(group) *group, TYPE *packed, ptrdiff_t row
 }
 
 /* The factors of the rows first .. first + rows of d. */
-static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrdiff_t first,
+static void FN(pack_rows)(const gru_back_job *job, const GROUP *groups, ptrdiff_t first,
                           ptrdiff_t rows) {
     const ptrdiff_t B = job->B, T = job->T;
     const TYPE *values[3][ROWS_AT_ONCE], *masks[ROWS_AT_ONCE]; /* values: x, h, r * h */
@@ -185,7 +188,7 @@ static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrd
             values[2][i] = (const TYPE *)job->reset_state + kept * job->H;
         }
         for (int of_h = 0; of_h < 2; of_h++) {
-            const FN(group) *group = &groups[of_h];
+            const GROUP *group = &groups[of_h];
             const TYPE *dropout = (const TYPE *)(of_h ? job->recurrent_dropout : job->dropout);
             for (ptrdiff_t copy = 0; copy < group->copies; copy++) {
                 const int reset = of_h && !job->reset_after && copy == group->copies - 1;
@@ -200,10 +203,10 @@ static void FN(pack_rows)(const gru_back_job *job, const FN(group) *groups, ptrd
 }
 
 /* db of one panel: what these rows add. */
-static void FN(add_biases)(const gru_back_job *job, const FN(factors) *o, ptrdiff_t u) {
+static void FN(add_biases)(const gru_back_job *job, const FACTORS *o, ptrdiff_t u) {
     static const int gate[4] = {2, 0, 1, 2};
     const ptrdiff_t vectors = GATE_VECTORS(job), H = job->H;
-    FN(vector) sum[4] = {{0}, {0}, {0}, {0}};
+    VEC sum[4] = {{0}, {0}, {0}, {0}};
     const TYPE *d = o->d;
     for (ptrdiff_t k = 0; k < o->rows; k++, d += o->d_stride)
         for (ptrdiff_t j = 0; j < vectors; j++)
@@ -218,9 +221,9 @@ static void FN(add_biases)(const gru_back_job *job, const FN(factors) *o, ptrdif
 }
 
 /* All tiles of a group with one panel of d. */
-static void FN(add_products)(const FN(group) *group, const FN(factors) *panel, ptrdiff_t H,
+static void FN(add_products)(const GROUP *group, const FACTORS *panel, ptrdiff_t H,
                              ptrdiff_t u) {
-    FN(factors) o = *panel;
+    FACTORS o = *panel;
     o.d += group->vector * LANES;
     for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
         const ptrdiff_t column = FN(tile_column)(group, tile);
@@ -238,12 +241,12 @@ static void FN(add_products)(const FN(group) *group, const FN(factors) *panel, p
 /* A thread's columns of dW and dU, and its panels of db. */
 static void FN(run_products)(const gru_back_job *job, int rank, int team) {
     const ptrdiff_t H = job->H, panels = (H + LANES - 1) / LANES;
-    FN(group) groups[2];
+    GROUP groups[2];
     double yielded = 0;
     FN(make_groups)(job, rank, team, groups);
     for (ptrdiff_t first = 0; first < job->rows; first += PRODUCT_ROWS) {
         const ptrdiff_t n = job->rows - first < PRODUCT_ROWS ? job->rows - first : PRODUCT_ROWS;
-        FN(factors) o = {.rows = n, .d_stride = GATE_VECTORS(job) * LANES, .add = first > 0,
+        FACTORS o = {.rows = n, .d_stride = GATE_VECTORS(job) * LANES, .add = first > 0,
                          .ld = 3 * H};
         FN(pack_rows)(job, groups, first, n);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
@@ -265,6 +268,7 @@ static void FN(run_products)(const gru_back_job *job, int rank, int team) {
 #undef TILES
 #undef WIDE_TILES
 #undef TILE_TABLE
+#undef IN_PANELS
 #undef MAX_ROWS
 #undef PARTIAL
 #undef TILE_UNITS
