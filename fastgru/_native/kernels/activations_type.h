@@ -85,20 +85,18 @@ ACTIVATION(sigmoid, FN(sigmoid_1)(x))
 ACTIVATION(relu6, CLIP(x, 0.0, 6.0))
 ACTIVATION(leaky_relu, x < C(0.0) ? A * x : x)
 ACTIVATION(elu, x < C(0.0) ? A * FN(expm1_negative)(x) : x)
-ACTIVATION(selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.6732632423543772848) *
-                                                             FN(expm1_negative)(x)
-                                                       : x))
+ACTIVATION(selu, C(1.0507009873554804935) *
+                     (x < C(0.0) ? C(1.6732632423543772848) * FN(expm1_negative)(x) : x))
 ACTIVATION(celu, MAX0(x) + A * FN(expm1_negative)(MIN0(x) / A))
 ACTIVATION(exponential, FN(exp_1)(x))
 ACTIVATION(softplus, MAX0(x) + FN(log1p_1)(FN(exp_1)(-M(fabs)(x))))
 ACTIVATION(log_sigmoid, MIN0(x) - FN(log1p_1)(FN(exp_1)(-M(fabs)(x))))
 ACTIVATION(softsign, x / (C(1.0) + M(fabs)(x)))
-ACTIVATION(silu, x * FN(sigmoid_1)(x))
+ACTIVATION(silu, x *FN(sigmoid_1)(x))
 /* erf is libm's, one element at a time */
 ACTIVATION(gelu, x *(C(0.5) * (M(erf)(x * C(0.70710678118654752440)) + C(1.0))))
-ACTIVATION(squareplus, x > C(0.0)
-                           ? C(0.5) * (x + FN(hypot_1)(x, M(sqrt)(A)))
-                           : C(0.5) * A / (FN(hypot_1)(x, M(sqrt)(A)) - x))
+ACTIVATION(squareplus, x > C(0.0) ? C(0.5) * (x + FN(hypot_1)(x, M(sqrt)(A)))
+                                  : C(0.5) * A / (FN(hypot_1)(x, M(sqrt)(A)) - x))
 ACTIVATION(tanh_shrink, x - FN(tanh_1)(x))
 ACTIVATION(soft_shrink, x - FN(clip)(x, -A, A))
 ACTIVATION(hard_shrink, M(fabs)(x) <= A ? C(0.0) : x)
@@ -153,7 +151,8 @@ static void FN(gelu_tanh)(ptrdiff_t n, const double *params, TYPE *a) {
 static inline TYPE FN(gelu_slope)(TYPE x) {
     const TYPE c = CLIP(x, -100.0, 100.0);
     return C(0.5) * (C(1.0) + M(erf)(x * C(0.70710678118654752440))) +
-           c * FN(half_exp)(FN(clip)(C(-0.5) * c * c, -EXP_LIMIT, C(0.0))) * C(0.79788456080286535588);
+           c * FN(half_exp)(FN(clip)(C(-0.5) * c * c, -EXP_LIMIT, C(0.0))) *
+               C(0.79788456080286535588);
 }
 
 static inline TYPE FN(gelu_tanh_slope)(TYPE x) {
@@ -193,9 +192,9 @@ DERIVATIVE(sigmoid, x *(C(1.0) - x))
 DERIVATIVE_THEN(relu6, relu6, x > C(0.0) && x < C(6.0) ? C(1.0) : C(0.0))
 DERIVATIVE_THEN(leaky_relu, leaky_relu, x > C(0.0) ? C(1.0) : A)
 DERIVATIVE_THEN(elu, elu, x < C(0.0) ? A * FN(exp_1)(x) : C(1.0))
-DERIVATIVE_THEN(selu, selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.6732632423543772848) *
-                                                                        FN(exp_1)(x)
-                                                                  : C(1.0)))
+DERIVATIVE_THEN(selu, selu,
+                C(1.0507009873554804935) *
+                    (x < C(0.0) ? C(1.6732632423543772848) * FN(exp_1)(x) : C(1.0)))
 DERIVATIVE_THEN(celu, celu, FN(exp_1)(MIN0(x) / A))
 DERIVATIVE_THEN(exponential, exponential, FN(exp_1)(x))
 DERIVATIVE_THEN(softplus, softplus, FN(sigmoid_1)(x))
@@ -213,8 +212,10 @@ DERIVATIVE_THEN(threshold, threshold, x > A ? C(1.0) : C(0.0))
 DERIVATIVE_THEN(hard_tanh, hard_tanh, M(fabs)(x) < C(1.0) ? C(1.0) : C(0.0))
 DERIVATIVE_THEN(hard_sigmoid, hard_sigmoid, M(fabs)(x) < C(3.0) ? C(1.0) / C(6.0) : C(0.0))
 DERIVATIVE_THEN(hard_sigmoid_keras2, hard_sigmoid_keras2, M(fabs)(x) < C(2.5) ? C(0.2) : C(0.0))
-DERIVATIVE_THEN(hard_silu, hard_silu, M(fabs)(x) < C(3.0) ? x / C(3.0) + C(0.5)
-                                                        : x > C(0.0) ? C(1.0) : C(0.0))
+DERIVATIVE_THEN(hard_silu, hard_silu,
+                M(fabs)(x) < C(3.0) ? x / C(3.0) + C(0.5)
+                : x > C(0.0)        ? C(1.0)
+                                    : C(0.0))
 DERIVATIVE_THEN(sparse_plus, sparse_plus, RAMP(x))
 DERIVATIVE_THEN(sparse_sigmoid, sparse_sigmoid, M(fabs)(x) < C(1.0) ? C(0.5) : C(0.0))
 

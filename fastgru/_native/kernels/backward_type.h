@@ -1,14 +1,15 @@
-/* The walk back through time for one ISA and one TYPE; included by gates_type.h after forward_type.h.
+/* The walk back through time for one ISA and one TYPE; included by gates_type.h after
+ * forward_type.h.
  *
  * Per step, for the rows that took it, with dh the gradient of h':
  *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
  *   after:   dr = da_h q                      dq_h = da_h r
  *   before:  g = da_h Uh^T   dr = g k         and k, the state as gate h sees it, gets g r
  *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
- * A row of d is [da_h, da_z, da_r, dq_h], so that both [da_h, da_z, da_r], which multiplies x and W,
- * and [da_z, da_r, dq_h], which multiplies h and U, are contiguous. It is kept twice: in panels in
- * place of the gates, for the products after the walk, and as a whole row for those in it, which find
- * the rows of the last steps still in cache.
+ * A row of d is [da_h, da_z, da_r, dq_h], so that both [da_h, da_z, da_r], which multiplies x and
+ * W, and [da_z, da_r, dq_h], which multiplies h and U, are contiguous. It is kept twice: in panels
+ * in place of the gates, for the products after the walk, and as a whole row for those in it, which
+ * find the rows of the last steps still in cache.
  */
 
 /* Row b's state before step s, which reads time t; NULL: zeros. */
@@ -290,14 +291,15 @@ static inline ptrdiff_t FN(back_rows)(const BACK_PART *part, ptrdiff_t s, ptrdif
 }
 
 /* What the products of the rows listed last add to the carry; reset_after=False: first da_r. */
-static inline void FN(back_carry)(const BACK_PART *part, BACK_STEP *step,
-                                  ptrdiff_t active) {
+static inline void FN(back_carry)(const BACK_PART *part, BACK_STEP *step, ptrdiff_t active) {
     const gru_back_job *job = part->job;
     const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
     const int gates = job->reset_after ? 3 : 2;
     const TYPE *ut = (const TYPE *)job->ut;
-    OPERANDS o = {.K = H, .rows = (const TYPE *const *)step->d,
-                      .w = ut + 2 * H * BACK_LANES, .stride = 3 * H * BACK_LANES};
+    OPERANDS o = {.K = H,
+                  .rows = (const TYPE *const *)step->d,
+                  .w = ut + 2 * H * BACK_LANES,
+                  .stride = 3 * H * BACK_LANES};
     if (!job->reset_after) {
         if (active)
             FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_reset),
@@ -331,8 +333,14 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
     const ptrdiff_t inputs = (job->inputs + BACK_LANES - 1) / BACK_LANES; /* cut as the units are */
     const ptrdiff_t u0 = panel0 * BACK_LANES < H ? panel0 * BACK_LANES : H;
     const ptrdiff_t u1 = panel1 * BACK_LANES < H ? panel1 * BACK_LANES : H;
-    BACK_PART part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
-                          .u0 = u0, .units = u1 - u0, .team = team};
+    BACK_PART part = {.job = job,
+                      .b0 = b0,
+                      .n = n,
+                      .panel0 = panel0,
+                      .panel1 = panel1,
+                      .u0 = u0,
+                      .units = u1 - u0,
+                      .team = team};
     FN(carve_back)(&part, scratch);
     BACK_STEP step = {.job = job, .gates = part.gates, .k = part.k_rows, .dx = part.dx_rows};
     ptrdiff_t waiting = 0; /* rows in d_rows */

@@ -1,10 +1,10 @@
 /* The forward loop of layers with few units, for one ISA and one TYPE; included by gates_type.h
  * after forward_type.h.
  *
- * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes mostly
- * padding. With enough rows the lanes are better spent on them: everything is transposed here, a
- * vector holds one unit of LANES rows. Sums run in the same order with the same operations, so a row
- * gets the same bits from either loop.
+ * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes
+ * mostly padding. With enough rows the lanes are better spent on them: everything is transposed
+ * here, a vector holds one unit of LANES rows. Sums run in the same order with the same operations,
+ * so a row gets the same bits from either loop.
  */
 #define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
 #define POLL_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
@@ -39,19 +39,19 @@ static ptrdiff_t FN(carve_narrow)(const gru_job *job, NARROW *narrow, char *base
                                     TYPE *a, ptrdiff_t ld) {                                       \
         const TYPE *w = (const TYPE *)job->w + j, *u = (const TYPE *)job->u + j;                   \
         const TYPE *bias = (const TYPE *)job->bias + j;                                            \
-        VEC sum[4][V];                                                                      \
+        VEC sum[4][V];                                                                             \
         UNROLL for (int g = 0; g < 4; g++) {                                                       \
-            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (VEC){0} + bias[g * LANES];      \
+            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (VEC){0} + bias[g * LANES];             \
         }                                                                                          \
         for (ptrdiff_t i = 0; i < job->inputs; i++, w += 3 * LANES) {                              \
             UNROLL for (int v = 0; v < V; v++) {                                                   \
-                const VEC value = CONST_VECTOR(x + i * ld + v * LANES);                     \
+                const VEC value = CONST_VECTOR(x + i * ld + v * LANES);                            \
                 UNROLL for (int g = 0; g < 3; g++) sum[g][v] += w[g * LANES] * value;              \
             }                                                                                      \
         }                                                                                          \
         for (ptrdiff_t k = 0; k < job->H; k++, u += 3 * LANES) {                                   \
             UNROLL for (int v = 0; v < V; v++) {                                                   \
-                const VEC value = CONST_VECTOR(h + k * ld + v * LANES);                     \
+                const VEC value = CONST_VECTOR(h + k * ld + v * LANES);                            \
                 UNROLL for (int g = 0; g < 2; g++) sum[g][v] += u[g * LANES] * value;              \
                 sum[3][v] += u[2 * LANES] * value;                                                 \
             }                                                                                      \

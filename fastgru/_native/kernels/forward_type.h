@@ -32,8 +32,8 @@ typedef struct {
 /* Runs the block for every row r and panel j, with its first unit u, its place o, its length n. */
 #define EACH_PIECE(R, P)                                                                           \
     for (ptrdiff_t r = 0, o = 0, n, u; r < (R); r++)                                               \
-        for (ptrdiff_t j = 0; j < (P) && (u = (panel + j) * LANES,                                 \
-                                          n = job->H - u < LANES ? job->H - u : LANES, 1);         \
+        for (ptrdiff_t j = 0;                                                                      \
+             j < (P) && (u = (panel + j) * LANES, n = job->H - u < LANES ? job->H - u : LANES, 1); \
              j++, o += n)
 
 /* n units, LANES or fewer; nothing beyond them is read or written. */
@@ -56,8 +56,7 @@ static inline void FN(copy_units)(TYPE *to, const TYPE *from, ptrdiff_t n) {
 #endif
 }
 
-#define FUSED_GATES(f)                                                                             \
-    ((f)->activation == ACT_TANH && (f)->recurrent_activation == ACT_SIGMOID)
+#define FUSED_GATES(f) ((f)->activation == ACT_TANH && (f)->recurrent_activation == ACT_SIGMOID)
 
 static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
                                TYPE *sums) {
@@ -80,8 +79,8 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
                                        gates + j * step->gates_stride, LANES);
             } else {
                 for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
-                    FN(new_state)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
-                                  h + j * LANES, h_new + j * LANES);
+                    FN(new_state)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES, h + j * LANES,
+                                  h_new + j * LANES);
             }
         }
         return;
@@ -112,7 +111,7 @@ static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdif
         if (step->gates)
             for (int g = 0; g < 4; g++)
                 FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
-                            kept + g * TILE_UNITS + o, n);
+                               kept + g * TILE_UNITS + o, n);
     }
 }
 
@@ -146,7 +145,7 @@ static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t
         if (step->gates)
             for (int g = 0; g < 2; g++)
                 FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
-                            a[g] + o, n);
+                               a[g] + o, n);
     }
 }
 
@@ -173,8 +172,8 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     EACH_PIECE(R, P) {
         FN(copy_units)(step->h_new[row + r] + u, h + o, n);
         if (step->gates)
-            FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + 2 * LANES, a + o,
-                        n);
+            FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + 2 * LANES,
+                           a + o, n);
     }
 }
 
@@ -259,9 +258,14 @@ static void FN(project)(const PART *part, ptrdiff_t s0, ptrdiff_t s1) {
     }
     for (ptrdiff_t i = 0; i < count; i++)
         part->biases[i] = (const TYPE *)job->bias + part->panel0 * 4 * LANES;
-    OPERANDS o = {.K = I, .rows = part->x_rows, .ld = ld, .w = (const TYPE *)job->w,
-                      .stride = I * 3 * LANES, .start = part->biases, .start_stride = 4 * LANES,
-                      .out = part->p_rows};
+    OPERANDS o = {.K = I,
+                  .rows = part->x_rows,
+                  .ld = ld,
+                  .w = (const TYPE *)job->w,
+                  .stride = I * 3 * LANES,
+                  .start = part->biases,
+                  .start_stride = 4 * LANES,
+                  .out = part->p_rows};
     if (count)
         FN(multiply_panels)(gates == 3 ? FN(tiles_3s) : FN(tiles_3), 3, &o, count, part->panel0,
                             part->panel1, NULL, NULL);
@@ -318,7 +322,8 @@ static inline ptrdiff_t FN(list_rows)(const PART *part, ptrdiff_t s, int *starte
     return active;
 }
 
-/* Lists every row again, one step on: of a plain call, where each takes every step and writes to y. */
+/* Lists every row again, one step on: of a plain call, where each takes every step and writes to y.
+ */
 static inline void FN(list_next)(const PART *part) {
     for (ptrdiff_t k = 0; k < part->n; k++) {
         part->k_rows[k] = part->h[k] = part->h_new[k];
@@ -326,15 +331,21 @@ static inline void FN(list_next)(const PART *part) {
     }
 }
 
-/* One step of the rows listed. K: H, or 0 where all states and so all products with z and r are 0. */
-static inline void FN(advance)(const PART *part, const STEP *step, ptrdiff_t active,
-                               ptrdiff_t K, int descending) {
+/* One step of the rows listed. K: H, or 0 where all states and so all products with z and r are 0.
+ */
+static inline void FN(advance)(const PART *part, const STEP *step, ptrdiff_t active, ptrdiff_t K,
+                               int descending) {
     const gru_job *job = part->job;
     const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
     const int split = job->recurrent_dropout != NULL;
-    OPERANDS o = {.K = K, .rows = part->k_rows, .ld = part->n, .w = (const TYPE *)job->u,
-                      .stride = H * 3 * LANES, .descending = descending, .start = step->p,
-                      .start_stride = 3 * LANES};
+    OPERANDS o = {.K = K,
+                  .rows = part->k_rows,
+                  .ld = part->n,
+                  .w = (const TYPE *)job->u,
+                  .stride = H * 3 * LANES,
+                  .descending = descending,
+                  .start = step->p,
+                  .start_stride = 3 * LANES};
     if (job->reset_after) {
         o.last = (const TYPE *)job->bias + 3 * LANES;
         o.last_stride = 4 * LANES;
@@ -409,14 +420,24 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const int masked = job->steps || job->lengths;
     const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
                                           job->states || job->gates);
-    PART part = {.job = job, .b0 = b0, .n = n, .panel0 = panel0, .panel1 = panel1,
-                     .team = team, .u0 = u0, .own = (size_t)(u1 - u0) * sizeof(TYPE)};
+    PART part = {.job = job,
+                 .b0 = b0,
+                 .n = n,
+                 .panel0 = panel0,
+                 .panel1 = panel1,
+                 .team = team,
+                 .u0 = u0,
+                 .own = (size_t)(u1 - u0) * sizeof(TYPE)};
     FN(carve_part)(&part, scratch);
-    STEP step = {.job = job, .panel0 = panel0, .h = part.h,
-                     .k = part.k_rows + (STATE_COPIES(job) - 1) * n, .h_new = part.h_new,
-                     .rk = part.rk_rows, .z = part.z_rows,
-                     .gates = job->gates ? part.gate_rows : NULL,
-                     .gates_stride = job->rows_kept * (job->reset_after ? 4 : 3) * LANES};
+    STEP step = {.job = job,
+                 .panel0 = panel0,
+                 .h = part.h,
+                 .k = part.k_rows + (STATE_COPIES(job) - 1) * n,
+                 .h_new = part.h_new,
+                 .rk = part.rk_rows,
+                 .z = part.z_rows,
+                 .gates = job->gates ? part.gate_rows : NULL,
+                 .gates_stride = job->rows_kept * (job->reset_after ? 4 : 3) * LANES};
 
     memset(part.zeros, 0, (size_t)H * sizeof(TYPE));
     for (ptrdiff_t k = 0; k < n; k++) {

@@ -1,7 +1,8 @@
-/* The gates of one row for one ISA and one TYPE; included by kernels_type.h after activations_type.h.
+/* The gates of one row for one ISA and one TYPE; included by kernels_type.h after
+ * activations_type.h.
  *
- * `after`, `before_zr`, `before_h` and `multiply` are entries of the kernel table (kernels.h), which the
- * BLAS kernel calls. What follows VECTOR_BYTES serves the fused loop alone.
+ * `after`, `before_zr`, `before_h` and `multiply` are entries of the kernel table (kernels.h),
+ * which the BLAS kernel calls. What follows VECTOR_BYTES serves the fused loop alone.
  */
 
 /* z h + (1 - z) n. Which product is rounded before the sum is said: left to the compiler it depends
@@ -16,8 +17,8 @@ static inline TYPE FN(mix)(TYPE z, TYPE h, TYPE n) {
 
 /* tanh and sigmoid in one pass: everything stays in registers */
 static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
-                            const TYPE *RESTRICT q, const TYPE *RESTRICT b, const TYPE *RESTRICT h,
-                            TYPE *RESTRICT h_new) {
+                                   const TYPE *RESTRICT q, const TYPE *RESTRICT b,
+                                   const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
     for (ptrdiff_t j = 0; j < n; j++) {
         const TYPE z = FN(sigmoid_1)(p[j] + q[j] + b[j]);
         const TYPE r = FN(sigmoid_1)(p[H + j] + q[H + j] + b[H + j]);
@@ -28,7 +29,8 @@ static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRIC
 
 #ifdef VECTOR_BYTES
 #    define VECTOR_UNITS ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
-/* Gates of sums that are made, in two passes, n a multiple of VECTOR_UNITS. First z and r in place, */
+/* Gates of sums that are made, in two passes, n a multiple of VECTOR_UNITS. First z and r in place,
+ */
 static inline void FN(sigmoids)(ptrdiff_t n, TYPE *a) {
     for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
         for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++)

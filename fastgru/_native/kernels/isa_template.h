@@ -1,12 +1,13 @@
 /* Both dtypes for one ISA: who includes this sets ISA and, for all but the baseline, the target.
  *
- * The code itself is kernels_type.h and what it includes. What differs between the dtypes is here: constants, and
- * the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 * 2^(mantissa bits)
- * rounds to an integer and leaves it in the low bits, which vectorises everywhere. Not -ffast-math:
- * these steps and NaN depend on it being off.
+ * The code itself is kernels_type.h and what it includes. What differs between the dtypes is here:
+ * constants, and the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 *
+ * 2^(mantissa bits) rounds to an integer and leaves it in the low bits, which vectorises
+ * everywhere. Not -ffast-math: these steps and NaN depend on it being off.
  *
  * Polynomials: Remez on [-1/2, 1/2] (float, base 2) and [-ln2/2, ln2/2] (double), relative error
- * 2.0e-9 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2); of log(1 + e) 4.8e-9 and 1.5e-18.
+ * 2.0e-9 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2); of log(1 + e) 4.8e-9
+ * and 1.5e-18.
  */
 #define TYPE float
 #define KERNELS kernels_f32
@@ -42,8 +43,8 @@ static inline float FN(exp_core)(float x) {
     return FN(exp2_poly)(u - (t - 12582912.0f)) * FN(power)(t);
 }
 
-/* e^x / 2, with ln2 in two parts (Cody and Waite): for where e^x itself is the result. Half, so that
- * the last octave before overflow has a 2^k too. */
+/* e^x / 2, with ln2 in two parts (Cody and Waite): for where e^x itself is the result. Half, so
+ * that the last octave before overflow has a 2^k too. */
 static inline float FN(half_exp)(float x) {
     float t = x * 1.44269504088896341f + 12582912.0f;
     float k = t - 12582912.0f;

@@ -30,8 +30,7 @@ static inline ptrdiff_t kept_step(ptrdiff_t B, ptrdiff_t T, ptrdiff_t place, ptr
  * masks say of row b at time t. */
 #define TIME_OF(job, s) ((job)->reverse ? (job)->T - 1 - (s) : (s))
 #define IS_VALID(job, b, t)                                                                        \
-    ((job)->lengths ? (t) < (job)->lengths[b]                                                      \
-                    : !(job)->steps || (job)->steps[(b) * (job)->T + (t)])
+    ((job)->lengths ? (t) < (job)->lengths[b] : !(job)->steps || (job)->steps[(b) * (job)->T + (t)])
 #define IS_RESET(job, b, t) ((job)->resets && (job)->resets[(b) * (job)->T + (t)])
 
 typedef struct gru_job {
@@ -42,11 +41,11 @@ typedef struct gru_job {
     ptrdiff_t x_b, x_t;
     char *y;
     ptrdiff_t y_b, y_s;
-    char *states;      /* (B, T, H), the state after every step; NULL: not wanted */
-    char *state;       /* (B, H), the last state; it may be h0 itself */
-    const char *h0;    /* (B, H); NULL: zeros */
+    char *states;          /* (B, T, H), the state after every step; NULL: not wanted */
+    char *state;           /* (B, H), the last state; it may be h0 itself */
+    const char *h0;        /* (B, H); NULL: zeros */
     const ptrdiff_t *rows; /* which rows of h0 and state are this call's; NULL: 0..B */
-    char *alternate;   /* (2, B, H) scratch; NULL with sequences or states */
+    char *alternate;       /* (2, B, H) scratch; NULL with sequences or states */
     /* r * h of reset_after=False: (B, H) scratch, or with `gates` (rows, H), which backward reads
      * too; NULL with reset_after */
     char *reset_state;
@@ -64,17 +63,17 @@ typedef struct gru_job {
      *   bias (panels, 4, lanes), see kernels.h */
     const char *w, *u, *uh, *bias;
     int u_finite; /* no infinity and no NaN in u and uh: zero rows need no product */
-    /* For backward; NULL: not wanted. z, r, n and q_h, of reset_after=False z, r, n, of each row and
-     * step that is valid: (panels, rows, 4 or 3, lanes), so that the products of backward read them
-     * in order. Where the derivative of an activation is not a function of its value, its argument
-     * stands instead. Lanes beyond H are not written. */
+    /* For backward; NULL: not wanted. z, r, n and q_h, of reset_after=False z, r, n, of each row
+     * and step that is valid: (panels, rows, 4 or 3, lanes), so that the products of backward read
+     * them in order. Where the derivative of an activation is not a function of its value, its
+     * argument stands instead. Lanes beyond H are not written. */
     char *gates;
     ptrdiff_t rows_kept;    /* `rows` in the line above */
     const ptrdiff_t *slots; /* (B * T) by place: the row of `gates`; NULL: the place itself */
     gate_functions functions;
     ptrdiff_t chunk_rows; /* rows of x.W that are made at a time */
     team_barrier *barrier;
-    interrupt_poll *poll;           /* of a long call; NULL: it runs to its end */
+    interrupt_poll *poll;        /* of a long call; NULL: it runs to its end */
     const thread_counts *counts; /* of the process; NULL: it has nothing else to do */
     int granted;                 /* threads of this call */
 } gru_job;
@@ -99,23 +98,23 @@ typedef struct gru_back_job {
     const unsigned char *steps;
     const ptrdiff_t *lengths;
     const unsigned char *resets;
-    const ptrdiff_t *slots;        /* (B * T) as in gru_job */
-    const ptrdiff_t *taken;        /* (rows): the place of each row of gates; NULL: the row itself */
-    const char *dropout;           /* (dropout_gates, B, I) or NULL */
-    ptrdiff_t dropout_gates;       /* 1 or 3 */
+    const ptrdiff_t *slots;  /* (B * T) as in gru_job */
+    const ptrdiff_t *taken;  /* (rows): the place of each row of gates; NULL: the row itself */
+    const char *dropout;     /* (dropout_gates, B, I) or NULL */
+    ptrdiff_t dropout_gates; /* 1 or 3 */
     const char *recurrent_dropout; /* (3, B, H) or NULL */
     /* Packed in panels of 2 * lanes: U^T (panels, 3H, 2, lanes), its rows z, r, h, and W^T, whose
      * rows are h, z, r: the order of d. */
     const char *ut, *wt;
-    char *d;           /* (B, d_steps, 4, H) scratch: d of the last steps, of whole rows */
-    ptrdiff_t d_steps; /* at least input_steps, one more where threads share rows */
+    char *d;               /* (B, d_steps, 4, H) scratch: d of the last steps, of whole rows */
+    ptrdiff_t d_steps;     /* at least input_steps, one more where threads share rows */
     ptrdiff_t input_steps; /* of so many steps dX is made at once */
-    char *dx;          /* (B, T, I); what no step has taken is not written */
-    char *factors;     /* scratch of run_products, 64-byte aligned; see carve_factors */
-    char *dw;          /* (I + 2 + H, 3H), of reset_after=False (I + 1 + H, 3H): dW, db, dU */
+    char *dx;              /* (B, T, I); what no step has taken is not written */
+    char *factors;         /* scratch of run_products, 64-byte aligned; see carve_factors */
+    char *dw;              /* (I + 2 + H, 3H), of reset_after=False (I + 1 + H, 3H): dW, db, dU */
     gate_functions functions;
     team_barrier *barrier;
-    interrupt_poll *poll;           /* of a long call; NULL: it runs to its end */
+    interrupt_poll *poll;        /* of a long call; NULL: it runs to its end */
     const thread_counts *counts; /* of the process; NULL: it has nothing else to do */
     int granted;                 /* threads of this call */
 } gru_back_job;

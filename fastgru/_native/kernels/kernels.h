@@ -24,34 +24,34 @@
 #endif
 
 /* Built-in elementwise activations: X(ACT_..., the name), which is also that of its function. */
-#define FASTGRU_ACTIVATIONS(X) \
-    X(LINEAR, linear) \
-    X(TANH, tanh) \
-    X(SIGMOID, sigmoid) \
-    X(RELU, relu) \
-    X(RELU6, relu6) \
-    X(LEAKY_RELU, leaky_relu) \
-    X(ELU, elu) \
-    X(SELU, selu) \
-    X(CELU, celu) \
-    X(EXPONENTIAL, exponential) \
-    X(SOFTPLUS, softplus) \
-    X(LOG_SIGMOID, log_sigmoid) \
-    X(SOFTSIGN, softsign) \
-    X(SILU, silu) \
-    X(MISH, mish) \
-    X(GELU, gelu) \
-    X(GELU_TANH, gelu_tanh) \
-    X(SQUAREPLUS, squareplus) \
-    X(TANH_SHRINK, tanh_shrink) \
-    X(SOFT_SHRINK, soft_shrink) \
-    X(HARD_SHRINK, hard_shrink) \
-    X(THRESHOLD, threshold) \
-    X(HARD_TANH, hard_tanh) \
-    X(HARD_SIGMOID, hard_sigmoid) \
-    X(HARD_SIGMOID_KERAS2, hard_sigmoid_keras2) \
-    X(HARD_SILU, hard_silu) \
-    X(SPARSE_PLUS, sparse_plus) \
+#define FASTGRU_ACTIVATIONS(X)                                                                     \
+    X(LINEAR, linear)                                                                              \
+    X(TANH, tanh)                                                                                  \
+    X(SIGMOID, sigmoid)                                                                            \
+    X(RELU, relu)                                                                                  \
+    X(RELU6, relu6)                                                                                \
+    X(LEAKY_RELU, leaky_relu)                                                                      \
+    X(ELU, elu)                                                                                    \
+    X(SELU, selu)                                                                                  \
+    X(CELU, celu)                                                                                  \
+    X(EXPONENTIAL, exponential)                                                                    \
+    X(SOFTPLUS, softplus)                                                                          \
+    X(LOG_SIGMOID, log_sigmoid)                                                                    \
+    X(SOFTSIGN, softsign)                                                                          \
+    X(SILU, silu)                                                                                  \
+    X(MISH, mish)                                                                                  \
+    X(GELU, gelu)                                                                                  \
+    X(GELU_TANH, gelu_tanh)                                                                        \
+    X(SQUAREPLUS, squareplus)                                                                      \
+    X(TANH_SHRINK, tanh_shrink)                                                                    \
+    X(SOFT_SHRINK, soft_shrink)                                                                    \
+    X(HARD_SHRINK, hard_shrink)                                                                    \
+    X(THRESHOLD, threshold)                                                                        \
+    X(HARD_TANH, hard_tanh)                                                                        \
+    X(HARD_SIGMOID, hard_sigmoid)                                                                  \
+    X(HARD_SIGMOID_KERAS2, hard_sigmoid_keras2)                                                    \
+    X(HARD_SILU, hard_silu)                                                                        \
+    X(SPARSE_PLUS, sparse_plus)                                                                    \
     X(SPARSE_SIGMOID, sparse_sigmoid)
 
 #define FASTGRU_ACT(NAME, name) ACT_##NAME,
@@ -90,7 +90,7 @@ typedef struct {
         void (*activations[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a);                \
         /* from what forward kept, a: y its value (in place of a) and d its derivative */          \
         void (*derivatives[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a, TYPE *d);       \
-        /* The fused loop, see job.h: units in a panel (0: this compiler has no vectors), then    \
+        /* The fused loop, see job.h: units in a panel (0: this compiler has no vectors), then     \
          * the whole time loop, forward and back, of some rows and panels, and its scratch. */     \
         ptrdiff_t lanes;                                                                           \
         void (*run)(const struct gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,        \

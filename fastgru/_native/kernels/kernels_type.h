@@ -13,9 +13,8 @@ static const KERNELS FN(kernels); /* the table at the end: gates find activation
 #    include "backward_type.h"
 #    include "products_type.h"
 #    define FUSED                                                                                  \
-        .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run),                                      \
-        .run_scratch = FN(run_scratch), .back = FN(run_back),                                        \
-        .back_scratch = FN(back_scratch), .products = FN(run_products),                      \
+        .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run), .run_scratch = FN(run_scratch),      \
+        .back = FN(run_back), .back_scratch = FN(back_scratch), .products = FN(run_products),      \
         .product_scratch = FN(product_scratch)
 #else
 #    define FUSED .lanes = 0

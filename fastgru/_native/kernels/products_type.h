@@ -1,22 +1,23 @@
 /* The gradients of the weights for one ISA and one TYPE; included by gates_type.h after
  * backward_type.h.
  *
- * With f = [x, h], h the state before the step, and d = [da_h, da_z, da_r, dq_h] as the walk has left
- * it, of every row and step that was taken,
- *   dW = x^T [da_z, da_r, da_h]   db = sums of the same and of dq_h   dU = h^T [da_z, da_r, dq_h]
- * in Keras' layout. Where gates see other factors (dropout masks of their own; r * h instead of h with
- * reset_after=False), there is a copy of f for each gate, or of h for gate h.
+ * With f = [x, h], h the state before the step, and d = [da_h, da_z, da_r, dq_h] as the walk has
+ * left it, of every row and step that was taken, dW = x^T [da_z, da_r, da_h]   db = sums of the
+ * same and of dq_h   dU = h^T [da_z, da_r, dq_h] in Keras' layout. Where gates see other factors
+ * (dropout masks of their own; r * h instead of h with reset_after=False), there is a copy of f for
+ * each gate, or of h for gate h.
  *
  * Both operands lie row after row, so for each row a tile takes one vector of three gates of d and
  * multiplies it with R columns of f; all 3 * R sums stay in registers for a few hundred rows. d is
- * in panels already. The columns of f are cut among the threads, never the rows: so every sum has one
- * order, gradients do not depend on the threads, and each packs its own columns and waits for nobody.
+ * in panels already. The columns of f are cut among the threads, never the rows: so every sum has
+ * one order, gradients do not depend on the threads, and each packs its own columns and waits for
+ * nobody.
  */
 #define PRODUCT_ROWS 384 /* a panel of d is 96 KB then: it is read again and again from L2 */
 #define ROWS_AT_ONCE 8   /* packed: what they write of one tile is contiguous */
 
-/* Tile: R columns of f, (rows, R), with one panel of d, (rows, vectors, LANES), from its first wanted
- * vector on. Without SPLIT all three vectors meet the same columns. */
+/* Tile: R columns of f, (rows, R), with one panel of d, (rows, vectors, LANES), from its first
+ * wanted vector on. Without SPLIT all three vectors meet the same columns. */
 typedef struct {
     ptrdiff_t rows;
     const TYPE *f[3]; /* by vector */
@@ -109,8 +110,8 @@ static ptrdiff_t FN(copies)(const gru_back_job *job, int of_h) {
     return job->dropout_gates == 3 ? 3 : 1;
 }
 
-/* Bytes of job->factors, in which all threads pack their columns of x and of h; hands out both pieces
- * too, unless base is NULL. */
+/* Bytes of job->factors, in which all threads pack their columns of x and of h; hands out both
+ * pieces too, unless base is NULL. */
 static ptrdiff_t FN(carve_factors)(const gru_back_job *job, TYPE *packed[2], char *base) {
     size_t size = 0;
     CARVE(packed[0], FN(copies)(job, 0) * job->inputs * PRODUCT_ROWS);
@@ -149,8 +150,8 @@ static inline ptrdiff_t FN(tile_column)(const GROUP *group, ptrdiff_t tile) {
     return tile * width + (tile < wider ? tile : wider);
 }
 
-/* n rows of one copy into its tiles, the first of them as row `row`: values[i] * masks[i], or, of NULL
- * values, zeros; masks NULL: none. */
+/* n rows of one copy into its tiles, the first of them as row `row`: values[i] * masks[i], or, of
+ * NULL values, zeros; masks NULL: none. */
 static void FN(pack_factors)(const GROUP *group, TYPE *packed, ptrdiff_t row, ptrdiff_t n,
                              const TYPE *const *values, const TYPE *const *masks) {
     for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
@@ -195,8 +196,8 @@ static void FN(pack_rows)(const gru_back_job *job, const GROUP *groups, ptrdiff_
                 if (dropout && !reset)
                     for (ptrdiff_t i = 0; i < n; i++)
                         masks[i] = dropout + (copy * B + b[i]) * group->all;
-                FN(pack_factors)(group, group->packed + copy * group->columns * PRODUCT_ROWS, row, n,
-                                 values[reset ? 2 : of_h], dropout && !reset ? masks : NULL);
+                FN(pack_factors)(group, group->packed + copy * group->columns * PRODUCT_ROWS, row,
+                                 n, values[reset ? 2 : of_h], dropout && !reset ? masks : NULL);
             }
         }
     }
@@ -221,8 +222,7 @@ static void FN(add_biases)(const gru_back_job *job, const FACTORS *o, ptrdiff_t 
 }
 
 /* All tiles of a group with one panel of d. */
-static void FN(add_products)(const GROUP *group, const FACTORS *panel, ptrdiff_t H,
-                             ptrdiff_t u) {
+static void FN(add_products)(const GROUP *group, const FACTORS *panel, ptrdiff_t H, ptrdiff_t u) {
     FACTORS o = *panel;
     o.d += group->vector * LANES;
     for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
@@ -246,8 +246,8 @@ static void FN(run_products)(const gru_back_job *job, int rank, int team) {
     FN(make_groups)(job, rank, team, groups);
     for (ptrdiff_t first = 0; first < job->rows; first += PRODUCT_ROWS) {
         const ptrdiff_t n = job->rows - first < PRODUCT_ROWS ? job->rows - first : PRODUCT_ROWS;
-        FACTORS o = {.rows = n, .d_stride = GATE_VECTORS(job) * LANES, .add = first > 0,
-                         .ld = 3 * H};
+        FACTORS o = {
+            .rows = n, .d_stride = GATE_VECTORS(job) * LANES, .add = first > 0, .ld = 3 * H};
         FN(pack_rows)(job, groups, first, n);
         for (ptrdiff_t panel = 0; panel < panels; panel++) {
             const ptrdiff_t u = panel * LANES;

@@ -86,7 +86,8 @@ static inline void denormals_restore(unsigned long long old) { (void)old; }
 #endif
 
 /* Pauses before a waiter gives its core away: 10 to 20 us on Intel since Skylake (140 cycles each),
- * a few on others. More hurts when another process wants the core, less when the others are late. */
+ * a few on others. More hurts when another process wants the core, less when the others are late.
+ */
 #define SPINS 300
 
 #ifndef _WIN32
@@ -126,14 +127,14 @@ static inline void barrier_wait(team_barrier *b, int size) {
 static inline void barrier_wait(team_barrier *b, int size) { (void)b, (void)size; }
 #endif
 
-/* Of a long call, which asks now and then whether to stop. Its caller is the one that asks, being the
- * only thread that may run Python code; it is rank 0 of its team. */
+/* Of a long call, which asks now and then whether to stop. Its caller is the one that asks, being
+ * the only thread that may run Python code; it is rank 0 of its team. */
 typedef struct {
-    int (*ask)(void);   /* nonzero: stop; may take long, and is not called by other threads */
-    double asked;       /* when it was called last, in microseconds */
-    ptrdiff_t end;      /* no thread goes on when it has done so many steps */
-    int together;       /* the team meets at every step */
-    int finished;       /* threads of the team that have nothing left to do, but for the caller */
+    int (*ask)(void); /* nonzero: stop; may take long, and is not called by other threads */
+    double asked;     /* when it was called last, in microseconds */
+    ptrdiff_t end;    /* no thread goes on when it has done so many steps */
+    int together;     /* the team meets at every step */
+    int finished;     /* threads of the team that have nothing left to do, but for the caller */
 } interrupt_poll;
 
 #define POLL_EVERY 200000.0 /* microseconds: asking waits for the GIL, 5 ms if others compute */
@@ -146,9 +147,9 @@ typedef struct {
 #    define RELAXED_STORE(address, value) (*(address) = (value))
 #endif
 
-/* Whether a thread that has done `done` steps stops there; `next` is where it will ask again. Threads
- * that meet must stop at the same step, and the others pass `done` after the caller has: so what the
- * caller says counts from `next` on. */
+/* Whether a thread that has done `done` steps stops there; `next` is where it will ask again.
+ * Threads that meet must stop at the same step, and the others pass `done` after the caller has: so
+ * what the caller says counts from `next` on. */
 static inline int poll_stops(interrupt_poll *poll, ptrdiff_t done, ptrdiff_t next) {
     volatile ptrdiff_t *end = &poll->end;
     if (team_rank() == 0 && microseconds() - poll->asked > POLL_EVERY) {
@@ -198,21 +199,22 @@ static inline int compare_and_swap(int *value, int *expected, int wanted) {
 
 /* Of the whole process. */
 typedef struct {
-    int leased;       /* threads that run calls, the callers' own among them */
-    int processors; /* how many of them can do so at a time */
-    int brief_calls;      /* callers that want the GIL back soon: of short calls, or done with theirs */
-    size_t oversubscribed_at; /* when a call came last and found so many running: as a clock of microseconds */
+    int leased;      /* threads that run calls, the callers' own among them */
+    int processors;  /* how many of them can do so at a time */
+    int brief_calls; /* callers that want the GIL back soon: of short calls, or done with theirs */
+    size_t oversubscribed_at; /* when a call came last and found so many running: as a clock of
+                                 microseconds */
 } thread_counts;
 
 #define OVERSUBSCRIBED_FOR 50000 /* microseconds */
-/* Microseconds. Beside two long calls of 64 rows on two processors small ones take 1.3 ms at the 99th
- * percentile with turns of 300, 2.3 of 600, 3.2 of 1000 and 4.2 without; but the shorter a turn, the
- * less the long calls get, of what would be their half: a half, three quarters, all. */
+/* Microseconds. Beside two long calls of 64 rows on two processors small ones take 1.3 ms at the
+ * 99th percentile with turns of 300, 2.3 of 600, 3.2 of 1000 and 4.2 without; but the shorter a
+ * turn, the less the long calls get, of what would be their half: a half, three quarters, all. */
 #define YIELD_AFTER 500.0
 
 /* Counts the caller and as many more threads, up to `wanted` in all, as the limit leaves; returns
- * how many that are. The caller itself is there already, so it is never refused. leased_threads: how many
- * there are now. */
+ * how many that are. The caller itself is there already, so it is never refused. leased_threads:
+ * how many there are now. */
 static inline int leased_threads(const thread_counts *counts) {
     return RELAXED_LOAD((const volatile int *)&counts->leased);
 }
@@ -238,14 +240,16 @@ static inline void give_back(thread_counts *counts, int granted) {
 
 /* Whether a team would have to share its processors with other calls: so it was of late. */
 static inline int oversubscribed(const thread_counts *counts) {
-    return clock_microseconds() - RELAXED_LOAD((const volatile size_t *)&counts->oversubscribed_at) < OVERSUBSCRIBED_FOR;
+    return clock_microseconds() -
+               RELAXED_LOAD((const volatile size_t *)&counts->oversubscribed_at) <
+           OVERSUBSCRIBED_FOR;
 }
 
-/* Between steps of a call that holds `granted` threads, by one that meets no other: gives its processor
- * to whoever waits for it, if the process has no more of them than calls, and brief ones among these.
- * Else the system leaves it there for about 3 ms; and a small call waits so long each time that it wakes
- * to ask for the GIL, and finds it taken again. Not for each other's sake: other processes would gain
- * by it. since: when the turn began, 0 at first. */
+/* Between steps of a call that holds `granted` threads, by one that meets no other: gives its
+ * processor to whoever waits for it, if the process has no more of them than calls, and brief ones
+ * among these. Else the system leaves it there for about 3 ms; and a small call waits so long each
+ * time that it wakes to ask for the GIL, and finds it taken again. Not for each other's sake: other
+ * processes would gain by it. since: when the turn began, 0 at first. */
 static inline void yield_if_due(const thread_counts *counts, int granted, double *since) {
     if (counts == NULL)
         return;
@@ -289,9 +293,9 @@ static inline void free_aligned(void *memory) {
 #endif
 }
 
-/* Scratch is measured by the code that hands it out: a function with `char *base` and `size_t size = 0`
- * names its pieces one after another, each 64-byte aligned if base is, and `size` is what they take. On
- * a NULL base all pieces are NULL. */
+/* Scratch is measured by the code that hands it out: a function with `char *base` and `size_t size
+ * = 0` names its pieces one after another, each 64-byte aligned if base is, and `size` is what they
+ * take. On a NULL base all pieces are NULL. */
 static inline void *carve(char *base, size_t *size, size_t bytes) {
     char *piece = base ? base + *size : NULL;
     *size += (bytes + 63) / 64 * 64;

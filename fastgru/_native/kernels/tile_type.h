@@ -1,9 +1,9 @@
 /* Products in registers for one ISA and one TYPE; included by forward_type.h.
  *
- * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A tile
- * multiplies R rows with P panels and keeps all R * P * N sums in registers. Every sum runs over k in
- * one order, whatever the tile: so a row's result depends neither on the other rows nor on how the
- * work is cut (docs/semantics.md 12).
+ * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A
+ * tile multiplies R rows with P panels and keeps all R * P * N sums in registers. Every sum runs
+ * over k in one order, whatever the tile: so a row's result depends neither on the other rows nor
+ * on how the work is cut (docs/semantics.md 12).
  */
 typedef TYPE VEC __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
 #define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
@@ -15,9 +15,9 @@ typedef struct {
     ptrdiff_t K;             /* 0: the sums are what they start from */
     const TYPE *const *rows; /* (K); SPLIT: gate g has rows of its own, rows[g * ld + r] */
     ptrdiff_t ld;
-    const TYPE *w;           /* the first panel */
-    ptrdiff_t stride;        /* from panel to panel */
-    int descending;          /* the last panel first */
+    const TYPE *w;    /* the first panel */
+    ptrdiff_t stride; /* from panel to panel */
+    int descending;   /* the last panel first */
     /* What the sums start from: vector j of panel p at start[r] + p * start_stride + j * LANES, but
      * the last vector of each panel at last + p * last_stride, unless last is NULL. NULL rows of
      * start: zeros; start itself NULL: zeros everywhere. */
@@ -25,7 +25,7 @@ typedef struct {
     ptrdiff_t start_offset, start_stride;
     const TYPE *last;
     ptrdiff_t last_stride;
-    TYPE *const *out;        /* (P, N, LANES) of each row, from `offset` on */
+    TYPE *const *out; /* (P, N, LANES) of each row, from `offset` on */
     ptrdiff_t offset;
 } OPERANDS;
 
@@ -129,16 +129,16 @@ TILE_TABLE(tiles_1, 1)
 
 /* Rows row..row+R and panels panel..panel+P; sums is (R, P, vectors, LANES), to be used up. */
 typedef void (*EPILOGUE_FUNCTION)(const void *step, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                             TYPE *sums);
+                                  TYPE *sums);
 
 /* n rows times the panels panel0..panel1 of a matrix in panels of `vectors` vectors: w and last are
  * those of panel 0, start_offset, out and offset those of panel0, rows, start and out those of all
  * rows. Without an epilogue the sums go to out. o itself is moved from tile to tile and comes back
  * as it was: a copy, made right after o was written, would wait for all of these stores (1.06 times
  * the time of a call at (1,100,16,32)). */
-static inline void FN(multiply_panels)(const TILE_SIZES *table, int vectors, OPERANDS *o, ptrdiff_t n,
-                                ptrdiff_t panel0, ptrdiff_t panel1, EPILOGUE_FUNCTION epilogue,
-                                const void *step) {
+static inline void FN(multiply_panels)(const TILE_SIZES *table, int vectors, OPERANDS *o,
+                                       ptrdiff_t n, ptrdiff_t panel0, ptrdiff_t panel1,
+                                       EPILOGUE_FUNCTION epilogue, const void *step) {
     const ptrdiff_t width = vectors * LANES, tiles = (n + MAX_ROWS - 1) / MAX_ROWS;
     const TYPE *const *const rows = o->rows, *const *const start = o->start;
     const TYPE *const w = o->w, *const last = o->last;
