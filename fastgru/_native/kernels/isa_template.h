@@ -1,13 +1,14 @@
-/* Both dtypes for one ISA: who includes this sets ISA and, for all but the baseline, the target.
+/* Both dtypes for one instruction set. The file that includes this defines ISA, the sizes of
+ * vectors and registers, and, for all sets but base, the compiler's target.
  *
- * The code itself is kernels_type.h and what it includes. What differs between the dtypes is here:
- * constants, and the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 *
- * 2^(mantissa bits) rounds to an integer and leaves it in the low bits, which vectorises
- * everywhere. Not -ffast-math: these steps and NaN depend on it being off.
+ * Here is what differs between the dtypes: constants, and the exponential. The code is
+ * kernels_type.h and what it includes. The exponential makes 2^k from the bits of a float. It adds
+ * ROUND = 1.5 * 2^(mantissa bits), which rounds to an integer and leaves that in the low bits: a
+ * way that every compiler vectorises. Both this and NaN need -ffast-math to be off.
  *
- * Polynomials: Remez on [-1/2, 1/2] (float, base 2) and [-ln2/2, ln2/2] (double), relative error
- * 2.0e-9 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2); of log(1 + e) 4.8e-9
- * and 1.5e-18.
+ * Polynomials are Remez' on [-1/2, 1/2] (float, base 2) and [-ln2/2, ln2/2] (double). Their
+ * relative errors are 2.0e-9 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2), and of log(1
+ * + e) 4.8e-9 (float) and 1.5e-18 (double).
  */
 #define TYPE float
 #define KERNELS kernels_f32
@@ -27,24 +28,24 @@ static inline float FN(power)(float t) {
 }
 
 static inline float FN(exp2_poly)(float f) {
-    /* The last coefficient is held at 1: one unit more would bias every gate near its middle. */
-    const float f2 = f * f; /* in pairs, a shorter chain: 1.11 times as fast at (32,10,8,4) */
+    /* The last coefficient is exactly 1: the next number would bias every gate near its middle. */
+    const float f2 = f * f; /* in pairs the chain is shorter: 1.11 times as fast at (32,10,8,4) */
     float e = 0.00015353361915019335f * f + 0.00133988744141861228f;
     e = e * f2 + (0.00961843735765250014f * f + 0.05550332471125732359f);
     e = e * f2 + (0.24022647913628941696f * f + 0.69314720285506625785f);
     return e * f + 1.0f;
 }
 
-/* e^x for |x| <= 88: overflow and underflow are the caller's; NaN stays NaN. The error of x log2(e)
- * grows with x: what is left of it in 1 / (1 + e^-x) does not. */
+/* e^x for |x| <= 88; the caller sees to overflow and underflow. NaN stays NaN. The error of x
+ * log2(e) grows with x, but what 1 / (1 + e^-x) keeps of it does not. */
 static inline float FN(exp_core)(float x) {
     float u = x * 1.44269504088896341f;
     float t = u + 12582912.0f;
     return FN(exp2_poly)(u - (t - 12582912.0f)) * FN(power)(t);
 }
 
-/* e^x / 2, with ln2 in two parts (Cody and Waite): for where e^x itself is the result. Half, so
- * that the last octave before overflow has a 2^k too. */
+/* e^x / 2, for where e^x itself is the result: with ln2 in two parts (Cody and Waite). Half of it,
+ * so that the last octave before overflow has a 2^k too. */
 static inline float FN(half_exp)(float x) {
     float t = x * 1.44269504088896341f + 12582912.0f;
     float k = t - 12582912.0f;

@@ -1,4 +1,4 @@
-/* The names of activations and instruction sets, and which set's kernels run. */
+/* Names of activations and instruction sets, and the kernel tables of a set. */
 #include "kernels.h"
 
 #include <stddef.h>
