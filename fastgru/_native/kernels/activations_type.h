@@ -1,8 +1,8 @@
 /* Activations and their derivatives for one ISA and one TYPE; included by kernels_type.h.
  *
- * Plain loops over contiguous memory without branches: the compiler vectorises them. Every choice
- * is written as `a < b ? b : a` with x in the place where NaN survives. The formulas are those of
- * fastgru/activations.py, whose docstring names the sources.
+ * These are plain loops over contiguous memory, without branches, which the compiler vectorises. A
+ * choice is written as `a < b ? b : a`, with x where a comparison with NaN leaves it. The formulas
+ * are those of fastgru/activations.py, whose docstring names the sources.
  */
 
 static inline TYPE FN(clip)(TYPE x, TYPE low, TYPE high) {
@@ -45,7 +45,7 @@ static inline TYPE FN(hypot_1)(TYPE x, TYPE y) {
     return large * M(sqrt)(ratio * ratio + C(1.0));
 }
 
-/* NAME(x): an array function in place. A and B: the first two parameters. */
+/* NAME: replaces each x of an array by EXPRESSION. A and B are the first two parameters. */
 #define ACTIVATION(NAME, EXPRESSION)                                                               \
     static void FN(NAME)(ptrdiff_t n, const double *params, TYPE *a) {                             \
         const TYPE A = (TYPE)params[0], B = (TYPE)params[1];                                       \
@@ -129,7 +129,9 @@ static void FN(gelu_tanh)(ptrdiff_t n, const double *params, TYPE *a) {
     }
 }
 
-/* Value and derivative from what forward kept: for backward. y is made by the activation itself. */
+/* d_NAME, for backward: EXPRESSION of what forward kept is the derivative. DERIVATIVE: forward kept
+ * the value (KEEPS_VALUE). DERIVATIVE_THEN: it kept the argument, which FUNCTION then replaces by
+ * the value. */
 #define DERIVATIVE(NAME, EXPRESSION)                                                               \
     static void FN(d_##NAME)(ptrdiff_t n, const double *params, TYPE *RESTRICT a,                  \
                              TYPE *RESTRICT d) {                                                   \

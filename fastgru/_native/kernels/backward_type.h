@@ -1,15 +1,21 @@
-/* The walk back through time for one ISA and one TYPE; included by gates_type.h after
- * forward_type.h.
+/* The walk back through time for one ISA and one TYPE: the gradients of the gates, the state and x.
+ * The gradients of the weights are made after it (products_type.h). Included by kernels_type.h
+ * after forward_type.h.
  *
- * Per step, for the rows that took it, with dh the gradient of h':
- *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
- *   after:   dr = da_h q                      dq_h = da_h r
- *   before:  g = da_h Uh^T   dr = g k         and k, the state as gate h sees it, gets g r
- *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
- * A row of d is [da_h, da_z, da_r, dq_h], so that both [da_h, da_z, da_r], which multiplies x and
- * W, and [da_z, da_r, dq_h], which multiplies h and U, are contiguous. It is kept twice: in panels
- * in place of the gates, for the products after the walk, and as a whole row for those in it, which
- * find the rows of the last steps still in cache.
+ * Per step, for the rows that took it, with dh the gradient of the new state h':
+ *
+ *   dn = dh (1 - z)          dz = dh (h - n)          da_g = dg act'(a_g)
+ *   reset_after=True:        dr = da_h q              dq_h = da_h r
+ *   reset_after=False:       g = da_h Uh^T            dr = g k
+ *   carry = dh z + sum_g dropout_g (dq_g U_g^T)
+ *
+ * dq_z = da_z and dq_r = da_r. k is the state as gate h sees it, with dropout. With
+ * reset_after=False there is no dq_h; the term of gate h in the carry is dropout_h g r.
+ *
+ * A row of d is [da_h, da_z, da_r, dq_h]. So [da_h, da_z, da_r], which multiplies W, and [da_z,
+ * da_r, dq_h], which multiplies U, are both contiguous. d is kept twice: in panels, in place of the
+ * gates, for the products after the walk; and as whole rows of the last steps, which the walk's
+ * products find in cache.
  */
 
 /* Row b's state before step s, which reads time t; NULL: zeros. */
@@ -22,15 +28,15 @@ static inline const TYPE *FN(state_before)(const gru_back_job *job, ptrdiff_t b,
     return job->h0 ? (const TYPE *)job->h0 + b * job->H : NULL;
 }
 
-/* Rows of d that are multiplied at once; what is done with the sums. */
+/* What the epilogues of the walk need: which rows were multiplied, and where the sums go. */
 typedef struct {
     const gru_back_job *job;
-    ptrdiff_t gate;       /* whose dropout mask applies, if each gate has one */
-    int add;              /* to dX, rather than write it */
-    const ptrdiff_t *b;   /* of each row */
-    TYPE *const *d;       /* reset_after=False: rows of d */
-    TYPE *const *gates;   /* reset_after=False: the same in panels, in the first one */
-    const TYPE *const *k; /* reset_after=False: the state as gate h sees it */
+    ptrdiff_t gate;       /* whose dropout mask applies, where each gate has its own */
+    int add;              /* to dX, instead of replacing it */
+    const ptrdiff_t *b;   /* (rows): their numbers in the batch */
+    TYPE *const *d;       /* rows of d; read with reset_after=False */
+    TYPE *const *gates;   /* the same in panels, of the first panel; likewise */
+    const TYPE *const *k; /* the state as gate h sees it; likewise */
     TYPE *const *dx;
 } BACK_STEP;
 
@@ -38,7 +44,7 @@ typedef struct {
 #define GATE_VECTORS(job) ((job)->reset_after ? 4 : 3)
 #define GATE_STRIDE(job) ((job)->rows * GATE_VECTORS(job) * LANES) /* from panel to panel */
 
-/* carry += sums (* dropout) */
+/* carry += sums, times the dropout mask */
 static void FN(carry_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                             const TYPE *sums) {
     const gru_back_job *job = step->job;
@@ -55,8 +61,8 @@ static void FN(carry_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t pane
     }
 }
 
-/* reset_after=False: g = da_h Uh^T gives da_r, in place of r as it was kept, and its share of the
- * carry */
+/* reset_after=False: from g = da_h Uh^T, the sums, da_r and a share of the carry. da_r replaces
+ * what was kept of r. */
 static void FN(reset_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                             const TYPE *sums) {
     const gru_back_job *job = step->job;
@@ -81,7 +87,7 @@ static void FN(reset_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t pane
     }
 }
 
-/* dX = sums, or dX += sums, * dropout */
+/* dX = sums, or dX += sums where each gate has a mask; times the dropout mask */
 static void FN(inputs_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                              const TYPE *sums) {
     const gru_back_job *job = step->job;
@@ -108,9 +114,10 @@ EPILOGUE(carry)
 EPILOGUE(reset)
 EPILOGUE(inputs)
 
-/* n units of one row: d in place of the gates, which lie `stride` apart from panel to panel, and as
- * whole rows in d, from them and the gradient of h'; carry becomes dh z. reset_after=False: r stays
- * what was kept of it, for epilogue_reset. */
+/* d of n units of one row, from its gates, the state h before the step, and the gradient of the new
+ * state, dout + carry. d goes to the row d, and to the place of the gates, whose panels lie
+ * `stride` apart; carry becomes dh z. reset_after=False: r stays as it was kept, for
+ * epilogue_reset. */
 static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RESTRICT h,
                            const TYPE *RESTRICT dout, TYPE *RESTRICT carry, TYPE *RESTRICT gates,
                            ptrdiff_t stride, TYPE *RESTRICT d) {
@@ -169,7 +176,7 @@ static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RES
     }
 }
 
-/* dX of n rows of d, the panels panel0..panel1 of the features. */
+/* dX of n rows of d: the panels panel0..panel1 of the features. */
 static void FN(back_inputs)(BACK_STEP *step, ptrdiff_t n, const TYPE **d, ptrdiff_t panel0,
                             ptrdiff_t panel1) {
     const gru_back_job *job = step->job;
@@ -208,7 +215,7 @@ typedef struct {
     ptrdiff_t *index;
 } BACK_PART;
 
-/* Bytes of a part's scratch; hands it out too, unless base is NULL. */
+/* Returns the bytes of a part's scratch, and carves it unless base is NULL. */
 static ptrdiff_t FN(carve_back)(BACK_PART *part, char *base) {
     const gru_back_job *job = part->job;
     const ptrdiff_t n = part->n, waiting = job->input_steps * n;
@@ -229,8 +236,8 @@ static ptrdiff_t FN(back_scratch)(const gru_back_job *job, ptrdiff_t n) {
     return FN(carve_back)(&part, NULL);
 }
 
-/* The gradients of outputs that repeat a step's: at first that of the last output, if it is a row's
- * last valid one. */
+/* Begins `pending`: zeros, but where only the last output is wanted, its gradient. That output
+ * repeats the one of the row's last valid step, unless masked outputs are zeros. */
 static void FN(begin_pending)(const BACK_PART *part) {
     const gru_back_job *job = part->job;
     const size_t own = (size_t)part->units * sizeof(TYPE);
@@ -244,7 +251,8 @@ static void FN(begin_pending)(const BACK_PART *part) {
     }
 }
 
-/* d of the rows that took step s, lists of them from `waiting` on; returns how many these are. */
+/* Computes d of the rows that took step s, and adds these rows to the lists from `waiting` on.
+ * Returns their number. */
 static inline ptrdiff_t FN(back_rows)(const BACK_PART *part, ptrdiff_t s, ptrdiff_t waiting) {
     const gru_back_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), T = job->T, H = job->H, u0 = part->u0, nu = part->units;
@@ -290,7 +298,8 @@ static inline ptrdiff_t FN(back_rows)(const BACK_PART *part, ptrdiff_t s, ptrdif
     return active;
 }
 
-/* What the products of the rows listed last add to the carry; reset_after=False: first da_r. */
+/* Adds to the carry what the products of the `active` rows listed last give; with reset_after=False
+ * da_r first. */
 static inline void FN(back_carry)(const BACK_PART *part, BACK_STEP *step, ptrdiff_t active) {
     const gru_back_job *job = part->job;
     const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
@@ -324,13 +333,13 @@ static inline void FN(back_carry)(const BACK_PART *part, BACK_STEP *step, ptrdif
     }
 }
 
-/* All steps of rows b0..b0+n, units of the panels panel0..panel1 of 2 * lanes units; with team > 1
- * the other threads make the other panels of the same rows. scratch: 64-byte aligned. */
+/* The kernel `back` (kernels.h). A call that is stopped leaves its outputs incomplete. */
 static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
                          ptrdiff_t panel1, int team, char *scratch) {
     const ptrdiff_t T = job->T, H = job->H;
     const ptrdiff_t panels = (H + BACK_LANES - 1) / BACK_LANES;
-    const ptrdiff_t inputs = (job->inputs + BACK_LANES - 1) / BACK_LANES; /* cut as the units are */
+    /* Panels of features are divided among the threads as those of units are. */
+    const ptrdiff_t inputs = (job->inputs + BACK_LANES - 1) / BACK_LANES;
     const ptrdiff_t u0 = panel0 * BACK_LANES < H ? panel0 * BACK_LANES : H;
     const ptrdiff_t u1 = panel1 * BACK_LANES < H ? panel1 * BACK_LANES : H;
     BACK_PART part = {.job = job,
@@ -343,7 +352,7 @@ static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptr
                       .team = team};
     FN(carve_back)(&part, scratch);
     BACK_STEP step = {.job = job, .gates = part.gates, .k = part.k_rows, .dx = part.dx_rows};
-    ptrdiff_t waiting = 0; /* rows in d_rows */
+    ptrdiff_t waiting = 0; /* rows whose dX is still to be made */
     double yielded = 0;
 
     memset(part.zeros, 0, (size_t)H * sizeof(TYPE));

@@ -1,22 +1,22 @@
-/* The forward loop of layers with few units, for one ISA and one TYPE; included by gates_type.h
+/* The forward loop of layers with few units, for one ISA and one TYPE; included by kernels_type.h
  * after forward_type.h.
  *
- * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes
- * mostly padding. With enough rows the lanes are better spent on them: everything is transposed
- * here, a vector holds one unit of LANES rows. Sums run in the same order with the same operations,
- * so a row gets the same bits from either loop.
+ * Where a layer has half as many units as a vector has lanes, or fewer, most lanes of
+ * forward_type.h have no unit. With enough rows it is better to put rows into the lanes. So
+ * everything is transposed here, and a vector holds one unit of LANES rows. Sums have the same
+ * order and the same operations, so that both loops give a row the same bits.
  */
-#define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
-#define POLL_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
+#define NARROW_ROWS (4 * LANES) /* rows at a time, so that a step stays in L1 */
+#define POLL_STEPS 64 /* from poll to poll: a step takes about 1 us, reading the clock 0.03 */
 
-/* Plain calls only: masks, dropout and what backward needs are forward_type.h's. */
+/* Only for calls without masks, dropout, and outputs for backward; forward_type.h has these. */
 static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
     return 2 * job->H <= LANES && 2 * n >= LANES && job->T > 0 && job->reset_after &&
            !(job->steps || job->lengths || job->resets || job->dropout || job->recurrent_dropout ||
              job->states || job->gates || job->rows);
 }
 
-/* Scratch of run_narrow: rows lie in the lanes, NARROW_ROWS at most. */
+/* Scratch of run_narrow; ld rows are in the lanes, NARROW_ROWS at most. */
 typedef struct {
     TYPE *x;      /* (I, ld) */
     TYPE *states; /* (2, H, ld): before and after a step */
@@ -70,7 +70,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
     FN(carve_narrow)(job, &narrow, scratch);
     TYPE *const x = narrow.x, *const a = narrow.a, *h = narrow.states, *h_new = h + H * ld;
 
-    memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* the lanes beyond the last row */
+    memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* also the lanes that have no row */
     memset(h, 0, (size_t)(2 * H * ld) * sizeof(TYPE));
     if (job->h0)
         for (ptrdiff_t b = 0; b < n; b++)
@@ -121,7 +121,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
         }
 }
 
-/* run_block, or what is faster. */
+/* The kernel `run` (kernels.h): the loop that is faster. */
 static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
                     ptrdiff_t panel1, int team, char *scratch) {
     if (team > 1 || !FN(is_narrow)(job, n)) {
@@ -132,7 +132,7 @@ static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t pan
         FN(run_narrow)(job, b, b0 + n - b < NARROW_ROWS ? b0 + n - b : NARROW_ROWS, scratch);
 }
 
-/* Bytes of scratch that one thread needs for n rows and `panels` panels, whichever loop runs. */
+/* Returns the bytes that one thread needs for n rows and `panels` panels, in either loop. */
 static ptrdiff_t FN(run_scratch)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
     PART part = {.job = job, .n = n, .panel1 = panels};
     NARROW narrow;

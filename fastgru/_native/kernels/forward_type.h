@@ -1,42 +1,45 @@
-/* The fused loop for one ISA and one TYPE; included by gates_type.h, whose macros it uses.
+/* The forward loop over time for one ISA and one TYPE; included by kernels_type.h after
+ * gates_type.h.
  *
- * Each tile's gates are made right after its sums, while they are in L1. Rows come by pointer: a
- * masked or finished row is simply not listed, and h(t-1) is read where step t-1 wrote it, in the
- * output.
+ * The gates of a tile are computed right after its sums, while these are in L1: an epilogue does
+ * that. Rows are listed by pointers. A row that does not take a step is not in the list of that
+ * step, and h(t-1) is read where step t-1 wrote it, in the output.
  */
 #include "tile_type.h"
 
-/* What is done with the sums of a tile. */
+/* What the epilogues need: where the rows of a step lie. All lists are by active row. */
 typedef struct {
     const gru_job *job;
-    ptrdiff_t panel0;       /* where the thread's panels begin: p and z rows begin there */
+    ptrdiff_t panel0;       /* the thread's first panel, where rows of p and z begin */
     const TYPE *const *p;   /* x.W and the bias of each row */
     const TYPE *const *h;   /* state before the step */
-    const TYPE *const *k;   /* the same with recurrent dropout of gate h */
+    const TYPE *const *k;   /* the same with the recurrent dropout of gate h */
     TYPE *const *h_new;     /* state after the step */
     TYPE *const *rk;        /* reset_after=False: r * k */
     TYPE *const *z;         /* reset_after=False */
-    TYPE *const *gates;     /* where to keep them, in the first panel; NULL: nowhere */
-    ptrdiff_t gates_stride; /* ... from panel to panel */
+    TYPE *const *gates;     /* where they are kept, in the first panel; NULL: nowhere */
+    ptrdiff_t gates_stride; /* from panel to panel */
 } STEP;
 
-/* The units of a tile, gathered row after row without gaps: so that a vector is full of units where
- * a layer has fewer of them than lanes, and a partial panel neither reads nor writes beyond H.
- * Units are stored in ascending order, a whole vector each: what it writes too much, the next one
- * overwrites. */
+/* An epilogue gathers the units of a tile, row after row without gaps. So its vectors are full of
+ * units where a layer has fewer units than lanes, and a partial panel reads and writes nothing
+ * beyond H. It gathers whole vectors, in ascending order: each overwrites what the one before it
+ * wrote too much. */
 #define TILE_UNITS ((MAX_ROWS + 1) * LANES)
 #define PARTIAL(job, panel, P) ((job)->H < ((panel) + (P)) * LANES)
-/* Whole vectors: the compiler may round a rest differently, and where a row's units lie in a tile
- * depends on the other rows. What lies beyond the units is computed and thrown away. */
+/* The arithmetic is done on whole vectors. The compiler may round a remainder differently, and
+ * where a row's units lie in a tile depends on the other rows. The lanes beyond the units are not
+ * used. */
 #define WHOLE(n) (((n) + LANES - 1) / LANES * LANES)
-/* Runs the block for every row r and panel j, with its first unit u, its place o, its length n. */
+/* Runs the block for each row r and panel j: its n units from unit u on, at place o of the
+ * gathered. */
 #define EACH_PIECE(R, P)                                                                           \
     for (ptrdiff_t r = 0, o = 0, n, u; r < (R); r++)                                               \
         for (ptrdiff_t j = 0;                                                                      \
              j < (P) && (u = (panel + j) * LANES, n = job->H - u < LANES ? job->H - u : LANES, 1); \
              j++, o += n)
 
-/* n units, LANES or fewer; nothing beyond them is read or written. */
+/* Copies n units, LANES or fewer; reads and writes nothing beyond them. */
 static inline void FN(copy_units)(TYPE *to, const TYPE *from, ptrdiff_t n) {
     if (n == LANES) {
         VECTOR(to) = CONST_VECTOR(from);
@@ -177,7 +180,7 @@ static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t 
     }
 }
 
-/* A thread's part of a call, and its scratch. */
+/* A thread's part of a call, and the pieces of its scratch. */
 typedef struct {
     const gru_job *job;
     ptrdiff_t b0, n;          /* its rows */
@@ -195,7 +198,7 @@ typedef struct {
     TYPE **p_rows;            /* (chunk_rows) */
     const TYPE **current;     /* (n): the state of each row */
     const TYPE **previous;    /* (n): its last valid output; NULL before there is one */
-    /* From here on (n) of the rows that take the step, the active ones. */
+    /* (n): of the rows that take the step, the active ones. */
     const TYPE **h, **k_rows; /* k_rows: (3, n) with recurrent dropout */
     TYPE **h_new, **z_rows, **rk_rows, **gate_rows;
     ptrdiff_t *index; /* which row it is */
@@ -205,7 +208,7 @@ typedef struct {
 #define INPUT_COPIES(job) ((job)->dropout ? (job)->dropout_gates : 1)
 #define STATE_COPIES(job) ((job)->recurrent_dropout ? 3 : 1)
 
-/* Bytes of a part's scratch; hands it out too, unless base is NULL. */
+/* Returns the bytes of a part's scratch, and carves it unless base is NULL. */
 static ptrdiff_t FN(carve_part)(PART *part, char *base) {
     const gru_job *job = part->job;
     const ptrdiff_t n = part->n, panels = part->panel1 - part->panel0, H = job->H;
@@ -232,7 +235,7 @@ static ptrdiff_t FN(carve_part)(PART *part, char *base) {
     return (ptrdiff_t)size;
 }
 
-/* x.W and the bias of the valid rows of steps s0..s1, in the order in which they are processed. */
+/* Computes x.W and the bias of the rows that take the steps s0..s1, in processing order. */
 static void FN(project)(const PART *part, ptrdiff_t s0, ptrdiff_t s1) {
     const gru_job *job = part->job;
     const ptrdiff_t row = (part->panel1 - part->panel0) * 3 * LANES, I = job->inputs;
@@ -271,8 +274,8 @@ static void FN(project)(const PART *part, ptrdiff_t s0, ptrdiff_t s1) {
                             part->panel1, NULL, NULL);
 }
 
-/* Lists the rows that take step s: their states, and where the new ones go. Returns how many these
- * are; sets *started where some row's state is not the zeros that it began with. */
+/* Lists the rows that take step s: their states, and where the new states go. Returns their number.
+ * Sets *started if the state of one of them is not the zeros that rows may begin with. */
 static inline ptrdiff_t FN(list_rows)(const PART *part, ptrdiff_t s, int *started) {
     const gru_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), H = job->H;
@@ -322,8 +325,8 @@ static inline ptrdiff_t FN(list_rows)(const PART *part, ptrdiff_t s, int *starte
     return active;
 }
 
-/* Lists every row again, one step on: of a plain call, where each takes every step and writes to y.
- */
+/* Lists the rows of a plain call, all of them, for the next step: each output is the state before
+ * it. */
 static inline void FN(list_next)(const PART *part) {
     for (ptrdiff_t k = 0; k < part->n; k++) {
         part->k_rows[k] = part->h[k] = part->h_new[k];
@@ -331,8 +334,7 @@ static inline void FN(list_next)(const PART *part) {
     }
 }
 
-/* One step of the rows listed. K: H, or 0 where all states and so all products with z and r are 0.
- */
+/* Computes one step of the rows listed. K: H, or 0 if all states, and so the products, are 0. */
 static inline void FN(advance)(const PART *part, const STEP *step, ptrdiff_t active, ptrdiff_t K,
                                int descending) {
     const gru_job *job = part->job;
@@ -372,7 +374,7 @@ static inline void FN(advance)(const PART *part, const STEP *step, ptrdiff_t act
         FN(multiply_panels)(FN(tiles_1), 1, &o, active, panel0, panel1, FN(epilogue_h), step);
 }
 
-/* The thread's units of one row of y at time t: the last valid output, or zeros. */
+/* Writes the thread's units of row k of y, for the time t: the last valid output, or zeros. */
 static inline void FN(write_output)(const PART *part, char *y, ptrdiff_t k, ptrdiff_t t) {
     const gru_job *job = part->job;
     TYPE *to = (TYPE *)y + part->u0;
@@ -382,7 +384,8 @@ static inline void FN(write_output)(const PART *part, char *y, ptrdiff_t k, ptrd
         memcpy(to, part->previous[k] + part->u0, part->own);
 }
 
-/* What rows that did not take step s have as output and state, and the others beside `states`. */
+/* Writes the outputs and states that the tiles of step s have not written: those of masked rows,
+ * and with `states` all outputs, because the tiles write there instead of to y. */
 static inline void FN(write_step)(const PART *part, ptrdiff_t s) {
     const gru_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), u0 = part->u0;
@@ -397,7 +400,7 @@ static inline void FN(write_step)(const PART *part, ptrdiff_t s) {
     }
 }
 
-/* The last states, and with them the outputs of a call that wants the last ones only. */
+/* Writes the last states, and y if only the last outputs are wanted. */
 static inline void FN(write_last)(const PART *part) {
     const gru_job *job = part->job;
     for (ptrdiff_t k = 0; k < part->n; k++) {
@@ -409,9 +412,8 @@ static inline void FN(write_last)(const PART *part) {
     }
 }
 
-/* All steps of rows b0..b0+n, units of the panels panel0..panel1; with team > 1 the other threads
- * make the other panels of the same rows and meet at the barrier. scratch: 64-byte aligned. A call
- * that is stopped leaves y, states and gates half made. */
+/* The kernel `run` (kernels.h) where units are in the lanes. A call that is stopped leaves its
+ * outputs incomplete. */
 static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
                           ptrdiff_t panel1, int team, char *scratch) {
     const ptrdiff_t T = job->T, H = job->H;

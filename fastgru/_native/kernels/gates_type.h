@@ -1,12 +1,11 @@
-/* The gates of one row for one ISA and one TYPE; included by kernels_type.h after
- * activations_type.h.
- *
- * `after`, `before_zr`, `before_h` and `multiply` are entries of the kernel table (kernels.h),
- * which the BLAS kernel calls. What follows VECTOR_BYTES serves the fused loop alone.
+/* The gates for one ISA and one TYPE; included by kernels_type.h after activations_type.h. `after`,
+ * `before_zr`, `before_h` and `multiply` are kernels (kernels.h). What stands under VECTOR_BYTES
+ * serves the fused loops.
  */
 
-/* z h + (1 - z) n. Which product is rounded before the sum is said: left to the compiler it depends
- * on the code around, and a row's bits would on how many panels a tile has. */
+/* z h + (1 - z) n. The code says which product is rounded before the sum. If the compiler chose,
+ * its choice would depend on the code around, and the bits of a row on the number of panels in its
+ * tile. */
 static inline TYPE FN(mix)(TYPE z, TYPE h, TYPE n) {
 #if FUSED_MULTIPLY_ADD
     return M(__builtin_fma)(z, h, (C(1.0) - z) * n);
@@ -15,7 +14,7 @@ static inline TYPE FN(mix)(TYPE z, TYPE h, TYPE n) {
 #endif
 }
 
-/* tanh and sigmoid in one pass: everything stays in registers */
+/* `after` with tanh and sigmoid, in one pass: all values stay in registers. */
 static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
                                    const TYPE *RESTRICT q, const TYPE *RESTRICT b,
                                    const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
@@ -29,15 +28,15 @@ static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRIC
 
 #ifdef VECTOR_BYTES
 #    define VECTOR_UNITS ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
-/* Gates of sums that are made, in two passes, n a multiple of VECTOR_UNITS. First z and r in place,
- */
+/* With tanh and sigmoid, from sums that have their biases: z and r in place. n is a multiple of
+ * VECTOR_UNITS. */
 static inline void FN(sigmoids)(ptrdiff_t n, TYPE *a) {
     for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
         for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++)
             a[j] = FN(sigmoid_1)(a[j]);
 }
 
-/* then the state: q = h.Uh with its bias, c = x.Wh with its bias */
+/* Then the new state, from q = h.Uh and c = x.Wh. */
 static inline void FN(new_state)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE *RESTRICT r,
                                  const TYPE *RESTRICT c, const TYPE *RESTRICT q,
                                  const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
@@ -46,7 +45,7 @@ static inline void FN(new_state)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE
             h_new[j] = FN(mix)(z[j], h[j], FN(tanh_1)(c[j] + r[j] * q[j]));
 }
 
-/* new_state that keeps z, r, n and q, ld apart. */
+/* new_state that also keeps z, r, n and q, ld apart. */
 static inline void FN(new_state_kept)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE *RESTRICT r,
                                       const TYPE *RESTRICT c, const TYPE *RESTRICT q,
                                       const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
@@ -62,7 +61,7 @@ static inline void FN(new_state_kept)(ptrdiff_t n, const TYPE *RESTRICT z, const
         }
 }
 
-/* The same with any activations: what is kept where KEEPS_VALUE does not hold is the argument. */
+/* The same with any activations. Of those without KEEPS_VALUE the argument is kept. */
 static void FN(gates_any)(ptrdiff_t n, TYPE *RESTRICT z, TYPE *RESTRICT r, const TYPE *RESTRICT c,
                           const TYPE *RESTRICT q, const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
                           TYPE *RESTRICT kept, ptrdiff_t ld, const gate_functions *f) {

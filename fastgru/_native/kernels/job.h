@@ -97,8 +97,7 @@ typedef struct gru_job {
      * beyond H are not written. NULL: not wanted. */
     char *gates;
     ptrdiff_t rows_kept;
-    /* (B * T): which row of `gates` each place has (kept_place). NULL: the row of the same number.
-     */
+    /* (B * T): the row of `gates` that each place has (kept_place). NULL: that of its number. */
     const ptrdiff_t *slots;
 
     gate_functions functions;
@@ -123,8 +122,7 @@ typedef struct gru_back_job {
     /* (B, T, H): the state after every step. It may be y, where no step was masked. */
     const char *states;
     const char *h0;
-    /* The gradient of y: (B, T, H) or, without `sequences`, (B, H). Units contiguous. NULL: zeros.
-     */
+    /* The gradient of y: (B, T, H), or (B, H) without `sequences`; units contiguous. NULL: 0. */
     const char *dy;
     ptrdiff_t dy_b, dy_s;
     /* Input and output (B, H): the gradient of the last state, replaced by that of h0. */
@@ -143,8 +141,7 @@ typedef struct gru_back_job {
     const ptrdiff_t *lengths;
     const unsigned char *resets;
     const ptrdiff_t *slots;
-    /* (rows): the place of each row of `gates`. NULL, as `slots` is: the place of the same number.
-     */
+    /* (rows): the place of each row of `gates`. NULL, as `slots` is: that of its number. */
     const ptrdiff_t *taken;
     const char *dropout;
     ptrdiff_t dropout_gates;
@@ -157,13 +154,11 @@ typedef struct gru_back_job {
     char *d;
     ptrdiff_t d_steps;     /* input_steps or more; one more where threads share rows */
     ptrdiff_t input_steps; /* dX is computed for so many steps at a time */
-    /* Output (B, T, I), by time: the gradient of x. Steps that a row does not take are not written.
-     */
+    /* Output (B, T, I), by time: the gradient of x. Not written where a row is masked. */
     char *dx;
     /* Scratch of the gradients of the weights, product_scratch bytes, 64-byte aligned. */
     char *factors;
-    /* Output (I + 2 + H, 3H): dW, db (input, recurrent) and dU. reset_after=False: (I + 1 + H, 3H).
-     */
+    /* Output (I + 2 + H, 3H): dW, db (input, recurrent), dU. One row of db if not reset_after. */
     char *dw;
     gate_functions functions;
     team_barrier *barrier;

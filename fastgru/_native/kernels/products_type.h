@@ -1,20 +1,24 @@
-/* The gradients of the weights for one ISA and one TYPE; included by gates_type.h after
- * backward_type.h.
+/* The gradients of the weights for one ISA and one TYPE, after the walk back through time; included
+ * by kernels_type.h after backward_type.h.
  *
- * With f = [x, h], h the state before the step, and d = [da_h, da_z, da_r, dq_h] as the walk has
- * left it, of every row and step that was taken, dW = x^T [da_z, da_r, da_h]   db = sums of the
- * same and of dq_h   dU = h^T [da_z, da_r, dq_h] in Keras' layout. Where gates see other factors
- * (dropout masks of their own; r * h instead of h with reset_after=False), there is a copy of f for
- * each gate, or of h for gate h.
+ * f = [x, h] are the factors of a row and step, with h the state before it, and d = [da_h, da_z,
+ * da_r, dq_h] is what the walk has left. Over all rows and steps that were taken:
  *
- * Both operands lie row after row, so for each row a tile takes one vector of three gates of d and
- * multiplies it with R columns of f; all 3 * R sums stay in registers for a few hundred rows. d is
- * in panels already. The columns of f are cut among the threads, never the rows: so every sum has
- * one order, gradients do not depend on the threads, and each packs its own columns and waits for
- * nobody.
+ *   dW = x^T [da_z, da_r, da_h]
+ *   dU = h^T [da_z, da_r, dq_h]
+ *   db = sums of [da_z, da_r, da_h] and, with reset_after, of [da_z, da_r, dq_h]
+ *
+ * Where the gates have different factors, there is a copy of them for each gate: of x or h with a
+ * dropout mask of its own, and of r * h for gate h of reset_after=False.
+ *
+ * x and h lie row after row, and so does d in its panels. For each row, a tile takes one vector of
+ * three gates of d and multiplies it with R columns of f. Its 3 * R sums stay in registers for
+ * PRODUCT_ROWS rows. The threads divide the columns of f among themselves, not the rows. So each
+ * sum has one order, gradients do not depend on the number of threads, and each thread packs its
+ * own columns and waits for no other.
  */
-#define PRODUCT_ROWS 384 /* a panel of d is 96 KB then: it is read again and again from L2 */
-#define ROWS_AT_ONCE 8   /* packed: what they write of one tile is contiguous */
+#define PRODUCT_ROWS 384 /* a panel of d has 96 KB then: every tile reads it, from L2 */
+#define ROWS_AT_ONCE 8   /* packed, so that what they write to a tile is contiguous */
 
 /* Tile: R columns of f, (rows, R), with one panel of d, (rows, vectors, LANES), from its first
  * wanted vector on. Without SPLIT all three vectors meet the same columns. */
@@ -23,7 +27,7 @@ typedef struct {
     const TYPE *f[3]; /* by vector */
     const TYPE *d;
     ptrdiff_t d_stride; /* from row to row */
-    int add;            /* to the result, rather than write it */
+    int add;            /* to what dw has, instead of replacing it */
     ptrdiff_t units;    /* of the panel, LANES or less */
     TYPE *dw[3];        /* where the columns of each vector go; row after row `ld` apart */
     ptrdiff_t ld;
@@ -36,7 +40,7 @@ typedef struct {
         UNROLL for (int r = 0; r < R; r++) {                                                       \
             UNROLL for (int j = 0; j < 3; j++) {                                                   \
                 sum[r][j] = (VEC){0};                                                              \
-                if (o->add) /* it will be there when the rows are done */                          \
+                if (o->add) /* in cache when the rows are done */                                  \
                     __builtin_prefetch(o->dw[j] + r * o->ld, 1);                                   \
             }                                                                                      \
         }                                                                                          \
@@ -92,15 +96,15 @@ typedef void (*FACTOR_FUNCTION)(const FACTORS *);
 FACTOR_TILES(, 0)
 FACTOR_TILES(s, 1)
 
-/* A thread's columns of f that are cut into tiles together: those of x, or those of h. */
+/* A thread's columns of x, or those of h, which are divided into tiles. */
 typedef struct {
     ptrdiff_t first, columns;
-    ptrdiff_t tiles;
+    ptrdiff_t tiles;   /* of MAX_ROWS columns or fewer */
     ptrdiff_t all;     /* columns of all threads */
-    ptrdiff_t copies;  /* 1, 3: one for each gate z, r, h, or 2: for z and r, and for h */
+    ptrdiff_t copies;  /* 1; 3: of each gate z, r, h; 2: of z and r, and of h */
     TYPE *packed;      /* (copies, columns * PRODUCT_ROWS): of each tile (PRODUCT_ROWS, width) */
     ptrdiff_t vector;  /* of d, the first that it multiplies */
-    ptrdiff_t gate[3]; /* of this and the next two */
+    ptrdiff_t gate[3]; /* of this vector and the next two */
     TYPE *dw;          /* the first column's row */
 } GROUP;
 
@@ -110,8 +114,8 @@ static ptrdiff_t FN(copies)(const gru_back_job *job, int of_h) {
     return job->dropout_gates == 3 ? 3 : 1;
 }
 
-/* Bytes of job->factors, in which all threads pack their columns of x and of h; hands out both
- * pieces too, unless base is NULL. */
+/* Returns the bytes of job->factors, and carves them unless base is NULL: all threads pack their
+ * columns of x there, and those of h. */
 static ptrdiff_t FN(carve_factors)(const gru_back_job *job, TYPE *packed[2], char *base) {
     size_t size = 0;
     CARVE(packed[0], FN(copies)(job, 0) * job->inputs * PRODUCT_ROWS);
@@ -144,14 +148,14 @@ static void FN(make_groups)(const gru_back_job *job, int rank, int team, GROUP *
     }
 }
 
-/* The first column of a tile, counted from the group's; all have about the same width. */
+/* The first column of a tile, counted from the group's. All tiles have about the same width. */
 static inline ptrdiff_t FN(tile_column)(const GROUP *group, ptrdiff_t tile) {
     const ptrdiff_t width = group->columns / group->tiles, wider = group->columns % group->tiles;
     return tile * width + (tile < wider ? tile : wider);
 }
 
-/* n rows of one copy into its tiles, the first of them as row `row`: values[i] * masks[i], or, of
- * NULL values, zeros; masks NULL: none. */
+/* Packs n rows of one copy into its tiles, from row `row` of these on: values[i] * masks[i]. masks
+ * NULL: no masks. values[i] NULL: zeros. */
 static void FN(pack_factors)(const GROUP *group, TYPE *packed, ptrdiff_t row, ptrdiff_t n,
                              const TYPE *const *values, const TYPE *const *masks) {
     for (ptrdiff_t tile = 0; tile < group->tiles; tile++) {
@@ -164,7 +168,7 @@ static void FN(pack_factors)(const GROUP *group, TYPE *packed, ptrdiff_t row, pt
             else if (masks)
                 for (ptrdiff_t j = 0; j < width; j++)
                     to[j] = values[i][first + j] * masks[i][first + j];
-            else if (width == MAX_ROWS) /* of a known length it takes no call */
+            else if (width == MAX_ROWS) /* a copy of a known length needs no call of memcpy */
                 memcpy(to, values[i] + first, MAX_ROWS * sizeof(TYPE));
             else
                 memcpy(to, values[i] + first, (size_t)width * sizeof(TYPE));
@@ -172,7 +176,7 @@ static void FN(pack_factors)(const GROUP *group, TYPE *packed, ptrdiff_t row, pt
     }
 }
 
-/* The factors of the rows first .. first + rows of d. */
+/* Packs the factors of rows first..first+rows of d. */
 static void FN(pack_rows)(const gru_back_job *job, const GROUP *groups, ptrdiff_t first,
                           ptrdiff_t rows) {
     const ptrdiff_t B = job->B, T = job->T;
@@ -203,7 +207,7 @@ static void FN(pack_rows)(const gru_back_job *job, const GROUP *groups, ptrdiff_
     }
 }
 
-/* db of one panel: what these rows add. */
+/* Adds these rows to db of the panel that begins at unit u. */
 static void FN(add_biases)(const gru_back_job *job, const FACTORS *o, ptrdiff_t u) {
     static const int gate[4] = {2, 0, 1, 2};
     const ptrdiff_t vectors = GATE_VECTORS(job), H = job->H;
@@ -221,7 +225,7 @@ static void FN(add_biases)(const gru_back_job *job, const FACTORS *o, ptrdiff_t 
     }
 }
 
-/* All tiles of a group with one panel of d. */
+/* Multiplies all tiles of a group with the panel of d that begins at unit u. */
 static void FN(add_products)(const GROUP *group, const FACTORS *panel, ptrdiff_t H, ptrdiff_t u) {
     FACTORS o = *panel;
     o.d += group->vector * LANES;
@@ -238,7 +242,7 @@ static void FN(add_products)(const GROUP *group, const FACTORS *panel, ptrdiff_t
     }
 }
 
-/* A thread's columns of dW and dU, and its panels of db. */
+/* The rows of dW and dU that belong to a thread's columns, and its panels of db. */
 static void FN(run_products)(const gru_back_job *job, int rank, int team) {
     const ptrdiff_t H = job->H, panels = (H + LANES - 1) / LANES;
     GROUP groups[2];

@@ -1,31 +1,31 @@
-/* Products in registers for one ISA and one TYPE; included by forward_type.h.
+/* Products of rows with a packed matrix, for one ISA and one TYPE; included by forward_type.h.
  *
- * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A
- * tile multiplies R rows with P panels and keeps all R * P * N sums in registers. Every sum runs
- * over k in one order, whatever the tile: so a row's result depends neither on the other rows nor
- * on how the work is cut (docs/semantics.md 12).
+ * A matrix is packed in panels of LANES units: [panel][k][gate][lane]. A tile multiplies R rows
+ * with P panels of N vectors (gates, or two vectors of one), and keeps all R * P * N sums in
+ * registers. Each sum runs over k in one order, whatever the tile is. So the result of a row
+ * depends neither on the other rows nor on the partition of the work (docs/semantics.md 12).
  */
 typedef TYPE VEC __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
 #define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
 #define VECTOR(address) (*(VEC *)(address))
 #define CONST_VECTOR(address) (*(const VEC *)(address))
 
-/* What a tile multiplies: R rows with P panels of N vectors. */
+/* What a tile multiplies. */
 typedef struct {
-    ptrdiff_t K;             /* 0: the sums are what they start from */
-    const TYPE *const *rows; /* (K); SPLIT: gate g has rows of its own, rows[g * ld + r] */
+    ptrdiff_t K;             /* length of a row; 0: the sums are what they start from */
+    const TYPE *const *rows; /* row r; with SPLIT vector g has its own, rows[g * ld + r] */
     ptrdiff_t ld;
     const TYPE *w;    /* the first panel */
-    ptrdiff_t stride; /* from panel to panel */
-    int descending;   /* the last panel first */
-    /* What the sums start from: vector j of panel p at start[r] + p * start_stride + j * LANES, but
-     * the last vector of each panel at last + p * last_stride, unless last is NULL. NULL rows of
-     * start: zeros; start itself NULL: zeros everywhere. */
+    ptrdiff_t stride; /* from panel to panel of w */
+    int descending;   /* the last panel is the first to be multiplied */
+    /* What the sums start from: vector j of panel p is at start[r] + start_offset + p *
+     * start_stride + j * LANES. start NULL: zeros. If last is not NULL, the last vector of panel p
+     * is at last + p * last_stride instead, for all rows. */
     const TYPE *const *start;
     ptrdiff_t start_offset, start_stride;
     const TYPE *last;
     ptrdiff_t last_stride;
-    TYPE *const *out; /* (P, N, LANES) of each row, from `offset` on */
+    TYPE *const *out; /* where the sums go: (P, N, LANES) of each row, from `offset` on */
     ptrdiff_t offset;
 } OPERANDS;
 
@@ -66,6 +66,8 @@ typedef struct {
             UNROLL for (int j = 0; j < A; j++) VECTOR(out + j * LANES) = sum[r][j];                \
         }                                                                                          \
     }
+
+/* All tiles of N vectors; S is "s" in the names of those with SPLIT. */
 #define TILES(N, S, SPLIT)                                                                         \
     TILE(tile_1_1_##N##S, 1, 1, N, SPLIT)                                                          \
     TILE(tile_1_2_##N##S, 1, 2, N, SPLIT)                                                          \
@@ -77,7 +79,8 @@ typedef struct {
     WIDE_TILES(N, S, SPLIT)
 
 typedef void (*TILE_FUNCTION)(const OPERANDS *);
-/* By panels, from 1 on, then NULL: too many sums for the registers. R * P <= MAX_ROWS. */
+/* The tiles of R rows, by the number of panels from 1 on. NULL: more sums than registers. R * P is
+ * at most MAX_ROWS. */
 #define MAX_PANELS 4
 typedef TILE_FUNCTION TILE_SIZES[MAX_PANELS];
 
@@ -127,15 +130,18 @@ TILE_TABLE(tiles_2, 2)
 TILE_TABLE(tiles_2s, 2s)
 TILE_TABLE(tiles_1, 1)
 
-/* Rows row..row+R and panels panel..panel+P; sums is (R, P, vectors, LANES), to be used up. */
+/* What is done with the sums (R, P, N, LANES) of the rows row..row+R and panels panel..panel+P;
+ * they may be overwritten. step: what it needs besides. */
 typedef void (*EPILOGUE_FUNCTION)(const void *step, ptrdiff_t row, int R, ptrdiff_t panel, int P,
                                   TYPE *sums);
 
-/* n rows times the panels panel0..panel1 of a matrix in panels of `vectors` vectors: w and last are
- * those of panel 0, start_offset, out and offset those of panel0, rows, start and out those of all
- * rows. Without an epilogue the sums go to out. o itself is moved from tile to tile and comes back
- * as it was: a copy, made right after o was written, would wait for all of these stores (1.06 times
- * the time of a call at (1,100,16,32)). */
+/* Multiplies n rows with the panels panel0..panel1 of a matrix in panels of `vectors` vectors. In
+ * o, `w` and `last` are those of panel 0; `start_offset`, `out` and `offset` are those of panel0;
+ * `rows`, `start` and `out` list all rows. Without an epilogue the sums go to out.
+ *
+ * o changes from tile to tile and is restored at the end. A copy of it would have to wait for the
+ * stores of the caller, who has just filled it: 1.06 times the time of a call at (1,100,16,32).
+ * Inline, because a call for each step costs narrow layers 4 %. */
 static inline void FN(multiply_panels)(const TILE_SIZES *table, int vectors, OPERANDS *o,
                                        ptrdiff_t n, ptrdiff_t panel0, ptrdiff_t panel1,
                                        EPILOGUE_FUNCTION epilogue, const void *step) {
