@@ -4,7 +4,7 @@
  * their padding at the end: its step k of a row is the row's k-th valid step in processing order,
  * which is step `first_step + k`. What cuDNN writes at padding is undefined and is never read here.
  *
- * `turned`: cuDNN itself walked this sequence backwards, as the second direction of a pair. Its
+ * `backwards`: cuDNN itself walked this sequence backwards, as the second direction of a pair. Its
  * k-th step is then at n - 1 - k, where n is the row's length.
  */
 
@@ -53,7 +53,7 @@ KERNEL scatter_dx(Common c, const STORE *d, const STORE *dropout, STORE *dx) {
  *   outputs 1: zeros before the first valid step, and at each masked one with zero_masked
  *           0: the state before the first valid step is h0
  *   y       (B, T, H), or (B, H) for the last output, strides y_b, y_s, y_u; other memory than h */
-KERNEL spread(Common c, const STORE *h, long long h_b, long long h_k, long long turned,
+KERNEL spread(Common c, const STORE *h, long long h_b, long long h_k, long long backwards,
               long long outputs, STORE *y, long long y_b, long long y_s, long long y_u) {
     const bool last = outputs && !c.sequences;
     const long long j = THREAD, steps = last ? 1 : c.T, u = j % c.H, s = j / c.H % steps;
@@ -66,7 +66,7 @@ KERNEL spread(Common c, const STORE *h, long long h_b, long long h_k, long long 
     MATH value = L(0.0);
     if (k >= 0 && length > 0 && !(masked && outputs && c.zero_masked)) {
         k = masked ? length - 1 : k;
-        value = load(h + b * h_b + (turned ? length - 1 - k : k) * h_k + u);
+        value = load(h + b * h_b + (backwards ? length - 1 - k : k) * h_k + u);
     } else if (!outputs && c.h0) {
         value = load(c.h0 + b * c.H + u);
     }
@@ -76,13 +76,13 @@ KERNEL spread(Common c, const STORE *h, long long h_b, long long h_k, long long 
 /* The gradient of cuDNN's outputs. A masked output repeats the last valid one, so that its gradient
  * is added to that one's.
  *   dy (B, T, H) or (B, H) as sequences says    dh n steps, strides dh_b, dh_k and 1 */
-KERNEL fold_dy(Common c, long long n, const STORE *dy, long long turned, STORE *dh, long long dh_b,
+KERNEL fold_dy(Common c, long long n, const STORE *dy, long long backwards, STORE *dh, long long dh_b,
                long long dh_k) {
     const long long j = THREAD, u = j % c.H, b = j / c.H % c.B, at = j / (c.H * c.B);
     if (at >= n)
         return;
     const long long length = length_of(c, b), first = first_step(c, b), end = first + length;
-    const long long k = turned ? length - 1 - at : at;
+    const long long k = backwards ? length - 1 - at : at;
     const bool repeats = k == length - 1 && !c.zero_masked;
     MATH value = L(0.0);
     if (at < length && c.sequences) {

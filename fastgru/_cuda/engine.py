@@ -165,19 +165,18 @@ class Engine:
             Names the function that failed, its status, and the step.
         """
         command_list = self._functions.command_list()
-        names, products = [], False
+        names = []
         for command in commands:
             if isinstance(command, Product):
                 if self._add_product(command_list, command):
                     names.append("cublasGemmEx")
-                    products = True
             elif command.size:
                 blocks = -(-command.size // self._THREADS)
                 function = self._function(command.name, command.options)
                 arguments = self._slots(command.name, command.arguments)
                 command_list.add_kernel(function, blocks, self._THREADS, 0, False, arguments)
                 names.append(command.name)
-        self._issue(command_list, steps, names, products)
+        self._issue(command_list, steps, names)
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Do one `Product`, of matrices that may be empty; zeros where k is 0."""
@@ -185,12 +184,6 @@ class Engine:
             self.repeat(1, [Product(a, b, out)])
         else:
             out.fill(0)
-
-    def launch(
-        self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
-    ) -> None:
-        """Do one `Launch`."""
-        self.repeat(1, [Launch(name, options, size, arguments)])
 
     def residency(self) -> tuple[int, int]:
         """Return how many multiprocessors there are, and how many bytes a block can share at most.
@@ -212,7 +205,7 @@ class Engine:
         function = self._function(name, options)
         command_list, slots = self._functions.command_list(), self._slots(name, arguments)
         command_list.add_kernel(function, blocks, threads, shared_bytes, True, slots)
-        self._issue(command_list, 1, [name], False)
+        self._issue(command_list, 1, [name])
 
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
@@ -267,11 +260,10 @@ class Engine:
         )
         return True
 
-    def _issue(
-        self, command_list: CommandList, steps: int, names: list[str], products: bool
-    ) -> None:
+    def _issue(self, command_list: CommandList, steps: int, names: list[str]) -> None:
         stream = self.stream()
-        failed = command_list.issue(steps, stream, self._handle_on(stream) if products else 0)
+        handle = self._handle_on(stream) if "cublasGemmEx" in names else 0
+        failed = command_list.issue(steps, stream, handle)
         if failed:
             status, command, step = failed
             raise self._failure(names[command], status, f"step {step} of {steps}")

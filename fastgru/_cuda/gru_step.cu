@@ -56,12 +56,10 @@ __device__ inline void start_step(const Common &c, long long b, long long i, lon
             store(k + g * c.B * c.H + i, dropped(c, g, i, state));
 }
 
-/* Where a step's results go:
- *   y        (B, T, H) or (B, H) with strides y_b, y_s and 1; y_s is 0 for (B, H), so that the
- *            previous output is y_s elements before in either case
- *   states   (T, B, H); NULL: not wanted
- *   kept     (T, B, 4, H): z, r, n and q_h, of the first three the value or the activation's
- *            argument; NULL: not wanted */
+/* Where a step's results go; NULL: not wanted.
+ *   y (B, T, H) or (B, H)   strides y_b, y_s, 1; y_s is 0 for (B, H): y - y_s is the last output
+ *   states (T, B, H)
+ *   kept (T, B, 4, H)       z, r, n and q_h; of z, r and n the value or its argument */
 struct Results {
     STORE *y;
     long long y_b, y_s;
@@ -162,8 +160,8 @@ __device__ inline MATH state_before(const Common &c, const STORE *states, long l
     return c.h0 ? load(c.h0 + i) : L(0.0);
 }
 
-/* How many masked states k multiply U in a step: one for all gates, or one for each gate. The
- * candidate's of reset_after=False is not counted, for its product is a separate one. */
+/* How many states k multiply U in a step: one, or with recurrent dropout one for each gate, without
+ * the candidate's of reset_after=False, whose product is a separate one. */
 __device__ inline int planes(const Common &c) {
     return c.recurrent_dropout ? (c.reset_after ? 3 : 2) : 1;
 }

@@ -50,8 +50,8 @@ __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
 #define ALL_LANES 0xffffffffu
 
 /* Read what another block wrote before the last barrier. A volatile load (on sm_90 LDG.STRONG.SYS)
- * bypasses the first-level cache, so that the numbers do not depend on the fence alone. The cache
- * would gain nothing: a block reads each of these numbers once. */
+ * bypasses the first-level cache, so that the numbers do not depend on the fence alone. A block
+ * reads nothing twice. */
 __device__ inline MATH fresh(const STORE *at) {
 #if FLOAT_BITS == 16
     const STORE value = {*(const volatile unsigned short *)&at->bits};

@@ -64,8 +64,7 @@ def common_struct(problem: Any, **addresses: int) -> np.ndarray:
     """Return the struct `COMMON` of a GRUProblem whose arrays have these addresses."""
     return struct(
         COMMON,
-        **dict(zip("BTI", problem.x.shape, strict=True)),
-        H=problem.spec.units,
+        **dict(zip("BTIH", (*problem.x.shape, problem.spec.units), strict=True)),
         reset_after=problem.spec.reset_after,
         reverse=problem.reverse,
         sequences=problem.return_sequences,

@@ -8,7 +8,7 @@ from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, intptr_t
 from libc.stdlib cimport free, realloc
 
-# The C signatures of CUDA's driver and of cuBLAS, with handles as pointers and enums as ints, as the
+# The signatures of CUDA's driver and of cuBLAS, with handles as pointers and enums as ints, as the
 # ABI passes them. A status of 0 is success in both.
 ctypedef int (*launch_type)(
     void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,

@@ -38,7 +38,7 @@ class DeviceWeights(NamedTuple):
     bias: Any
 
 
-def _moved(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> DeviceWeights:
+def _on_device(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> DeviceWeights:
     """Return the weights on the engine's device, moved there by the first call."""
     per_device = weights.packed.setdefault("cuda", {})
     there: DeviceWeights | None = per_device.get(engine)
@@ -64,6 +64,7 @@ class CudaCall:
 
     w, u and bias are those of `DeviceWeights`. ``input_masks`` and ``state_masks`` are how many
     masked copies of x and of the state the products take: one for each gate, or one for all.
+    ``gates`` is how many gates' products with the state are made before any gate is known.
     """
 
     def __init__(self, engine: engines.Engine, problem: GRUProblem, weights: GRUWeights) -> None:
@@ -73,13 +74,14 @@ class CudaCall:
         self.engine = engine.with_tf32() if tf32 else engine
         self.B, self.T, self.I = problem.x.shape
         self.H = spec.units
-        self.w, self.u, self.bias = _moved(engine, spec, weights)[1:]
+        self.w, self.u, self.bias = _on_device(engine, spec, weights)[1:]
         self.sums = source.sum_dtype(spec.dtype)
         self.options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
         self.x = engines.whole_strides(engine, problem.x)
         self.dropout = None if problem.dropout is None else engine.array(problem.dropout)
         self.input_masks = 3 if problem.dropout is not None and problem.dropout.ndim == 3 else 1
         self.state_masks = 1 if problem.recurrent_dropout is None else 3
+        self.gates = 3 if spec.reset_after else 2
         values = {
             "steps": mask.steps,
             "lengths": None if mask.lengths is None else mask.lengths.astype(np.int64),
@@ -114,7 +116,8 @@ class CudaCall:
         That is ``out`` if it is an array whose last axis has no gaps, and else a new array.
         """
         y = out
-        if y is None or engines.whole_strides(self.engine, y) is not y or _has_gaps(y):
+        gaps = y is not None and self.H > 1 and y.strides[-1] != y.itemsize
+        if y is None or gaps or engines.whole_strides(self.engine, y) is not y:
             shape = (self.B, self.T, self.H) if self.sequences else (self.B, self.H)
             y = self.engine.empty(shape, self.spec.dtype)
         if not self.T:
@@ -122,7 +125,7 @@ class CudaCall:
         strides = engines.element_strides(y)
         return y, strides[0], strides[1] if self.sequences else 0
 
-    # ---- x.W ---------------------------------------------------------------------------------
+    # ---- x.W -------------------------------------------------------------------------------------
 
     def _pack_x(self, first: int, steps: int, out: Any) -> Any:
         """Return the inputs of some steps as products take them: (input_masks, steps * B, I)."""
@@ -153,7 +156,7 @@ class CudaCall:
                 self.engine.gemm(part, self.w[:, columns], rows[:, columns])
             yield first, steps, rows
 
-    # ---- the gradients of all steps at once ----------------------------------------------------
+    # ---- the gradients of all steps at once ------------------------------------------------------
 
     def gradients(self, d: Any, states: Any) -> tuple[Any, Any, Any, Any]:
         """Return dx (B, T, I), dW (I, 3H), dU (H, 3H), and the gradient of the bias or None.
@@ -193,9 +196,8 @@ class CudaCall:
         k = engine.empty((self.state_masks, rows, H), self.spec.dtype)
         self.launch("recurrent_inputs", rows * H, states, k)
         du = engine.empty((H, 3 * H), self.sums)
-        dq, gates = d[:, H:], 3 if self.spec.reset_after else 2
-        for part, columns in zip(k, self.columns(self.state_masks, gates), strict=False):
-            engine.gemm(part.T, dq[:, columns], du[:, columns])
+        for part, columns in zip(k, self.columns(self.state_masks, self.gates), strict=False):
+            engine.gemm(part.T, d[:, H:][:, columns], du[:, columns])
         if not self.spec.reset_after:
             engine.gemm(d[:, 3 * H :].T, d[:, :H], du[:, self.gate(2)])
         return du.astype(self.spec.dtype, copy=False)
@@ -213,7 +215,3 @@ class CudaCall:
             return db[0]
         db[1] = sums[0, H:]
         return db
-
-
-def _has_gaps(array: Any) -> bool:
-    return bool(array.shape[-1] > 1 and array.strides[-1] != array.itemsize)

@@ -52,15 +52,12 @@ def plan(call: CudaCall, kernel: str, planes: int) -> Plan | None:
 
 def forward_plan(call: CudaCall) -> Plan | None:
     """Return the plan of `forward`, or None."""
-    kernel = "steps_after" if call.spec.reset_after else "steps_before"
-    return plan(call, kernel, call.state_masks)
+    return plan(call, "steps_after" if call.spec.reset_after else "steps_before", call.state_masks)
 
 
 def backward_plan(call: CudaCall) -> Plan | None:
     """Return the plan of `backward`, or None."""
-    if call.spec.reset_after:
-        return plan(call, "back_after", 3)
-    return plan(call, "back_before", 2)
+    return plan(call, "back_after" if call.spec.reset_after else "back_before", call.gates)
 
 
 def forward(call: CudaCall, plan: Plan, results: np.ndarray) -> Any:

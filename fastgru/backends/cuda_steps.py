@@ -24,9 +24,8 @@ def forward(call: CudaCall, results: np.ndarray) -> Any:
     k = empty((3, B, H), dtype) if call.state_masks == 3 else None
     q = empty((B, 3 * H), call.sums)
     call.launch("start", size, h, k)
-    gates = call.columns(call.state_masks, 3 if reset_after else 2)
-    states = [h] if k is None else k
-    step = [Product(state, u[:, g], q[:, g]) for state, g in zip(states, gates, strict=False)]
+    parts = zip([h] if k is None else k, call.columns(call.state_masks, call.gates), strict=False)
+    step = [Product(state, u[:, columns], q[:, columns]) for state, columns in parts]
     z, rk = (None, None) if reset_after else (empty((B, H), call.sums), empty((B, H), dtype))
     for first, steps, products in call.input_products():
         p = each(products.reshape(steps, B, 3 * H))
@@ -69,8 +68,8 @@ def _step_back(
             Product(each(rows[:, :, :H]), call.u[:, call.gate(2)].T, e),
             call.kernel("back_reset", B * H, s, states, e, carry, d),
         ]
-    gates, dq = call.columns(call.state_masks, 3 if call.spec.reset_after else 2), rows[:, :, H:]
+    parts = zip(call.columns(call.state_masks, call.gates), products, strict=False)
     return commands + [
-        Product(each(dq[:, :, g]), call.u[:, g].T, out)
-        for g, out in zip(gates, products, strict=False)
+        Product(each(rows[:, :, H:][:, :, columns]), call.u[:, columns].T, out)
+        for columns, out in parts
     ]

@@ -23,6 +23,7 @@ import numpy as np
 from fastgru import activations
 from fastgru._cuda import engine as engines
 from fastgru._cuda import libcudnn, source
+from fastgru._cuda.engine import Launch
 from fastgru.gates import KERAS_GATES, LAYOUTS
 from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
 
@@ -62,7 +63,7 @@ class Session(NamedTuple):
 
 
 class Descriptors(NamedTuple):
-    """Of x, of y and of the states, for one piece of time."""
+    """cuDNN's descriptors of x, of y and of the states, for one piece of time."""
 
     x: int
     y: int
@@ -195,8 +196,8 @@ class Net:
 
     def _launch(self, name: str, *arguments: Any) -> None:
         I, H = self.spec.input_dim, self.spec.units
-        size = (I + H + 2) * 3 * H
-        self.session.engine.launch(name, kernel_options(self.spec), size, (I, H, *arguments))
+        options, size = kernel_options(self.spec), (I + H + 2) * 3 * H
+        self.session.engine.repeat(1, [Launch(name, options, size, (I, H, *arguments))])
 
     def _places(self, space: Any, direction: int) -> Any:
         """Return at which element the matrices and biases of z, r and h begin."""
@@ -204,10 +205,10 @@ class Net:
         start, item = engine.address(space), self.spec.dtype.itemsize
         tensors = {kind: self.session.new("Tensor") for kind in ("matrix_tensor", "bias_tensor")}
         offsets = np.empty((2, 2, 3), np.int64)  # matrix or bias, input or recurrent, gate
-        for half in (0, 1):
+        for side in (0, 1):
             for gate, layer in enumerate(_LINEAR_LAYERS):
-                offsets[:, half, gate] = library.getRNNWeightParams(
-                    *(*self._ids, direction, self._space_bytes, start, layer + 3 * half), **tensors
+                offsets[:, side, gate] = library.getRNNWeightParams(
+                    *(*self._ids, direction, self._space_bytes, start, layer + 3 * side), **tensors
                 )
         offsets -= start
         return engine.array(offsets.reshape(4, 3) // item)
@@ -270,7 +271,8 @@ class CudnnCall:
         return array.flags.c_contiguous and not self.engine.address(array) % ALIGNMENT
 
     def _launch(self, name: str, half: int, size: int, *arguments: Any) -> None:
-        self.engine.launch(name, self._options, size, (self._structs[half], *arguments))
+        launch = Launch(name, self._options, size, (self._structs[half], *arguments))
+        self.engine.repeat(1, [launch])
 
     # ---- buffers -------------------------------------------------------------------------------
 

@@ -184,10 +184,10 @@ class Emulator(LateEngine):
         assert len(arguments) == program.count, name
         return super()._slots(name, arguments)
 
-    def _issue(self, command_list, steps, names, products):
+    def _issue(self, command_list, steps, names):
         shim("seed").value = len(self.launched)
         self.launched += steps * [name for name in names if name != "cublasGemmEx"]
-        super()._issue(command_list, steps, names, products)
+        super()._issue(command_list, steps, names)
 
     def _handle_on(self, stream):
         return 8765
