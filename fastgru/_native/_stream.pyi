@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgru._native._fused import Fused
+from fastgru._native._weights import PackedWeights
 from fastgru.problem import GRUSpec, GRUWeights
 
 class Stepper:
@@ -15,7 +15,7 @@ class Stepper:
         outputs: Sequence[np.ndarray],
         weights_of: Callable[[Any], GRUWeights | None],
         forced: Callable[[], str | None],
-        pack: Callable[[GRUSpec, GRUWeights], Fused | None],
+        pack: Callable[[GRUSpec, GRUWeights], PackedWeights | None],
         get_num_threads: Callable[[], int],
     ) -> None: ...
     def step(self, x: Any, rows: Any = None) -> np.ndarray | None: ...

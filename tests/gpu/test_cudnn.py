@@ -185,8 +185,8 @@ def halves(rng, spec, kind, sequences=(True, True), zero_masked=(False, False)):
         draw(rng, spec, "none", False, "none", (bool(d), sequences[d], zero_masked[d]), (B, T))
         for d in range(2)
     )
-    one.mask = draw(rng, spec, kind, False, "none", (False,) * 3, (B, T)).mask
-    other.x, other.mask = one.x, one.mask
+    mask = draw(rng, spec, kind, False, "none", (False,) * 3, (B, T)).mask
+    one, other = one._replace(mask=mask), other._replace(x=one.x, mask=mask)
     if kind == "lengths":
         one.x[~one.mask.valid(T)] = np.nan
     return one, other
@@ -203,7 +203,7 @@ def test_both_directions_at_once(machine, kind, dtype):
     ):
         problems = halves(rng, spec, kind, sequences, zero_masked[1:])
         if zero_masked[1] and not zero_masked[2]:
-            problems[1].h0 = None
+            problems = problems[0], problems[1]._replace(h0=None)
         assert machine.backend.supports_pair(problems) is None
         machine.clear()
         outs = machine.backend.forward_pair(problems, weights, save=True)
@@ -244,10 +244,8 @@ def test_what_it_cannot_serve_in_both_directions(machine, monkeypatch):
     rng = np.random.default_rng(25)
 
     def refused(reason, kind="none", **changes):
-        problems = halves(rng, spec, kind)
-        for name, value in changes.items():
-            setattr(problems[1], name, value)
-        assert reason in machine.backend.supports_pair(problems)
+        one, other = halves(rng, spec, kind)
+        assert reason in machine.backend.supports_pair((one, other._replace(**changes)))
 
     refused("one layer in both directions", x=np.ones((B, T, I), "f"))
     refused("one layer in both directions", reverse=False)

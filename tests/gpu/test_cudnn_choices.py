@@ -240,9 +240,7 @@ def plain_problem():
 
 @pytest.mark.parametrize("reason", CASES)
 def test_each_reason_alone_refuses(machine, reason):
-    problem = plain_problem()
-    for name, value in CASES[reason].items():
-        setattr(problem, name, value)
+    problem = plain_problem()._replace(**CASES[reason])
     (said,) = machine.backend.reasons(problem)
     assert said.startswith(reason.replace("longdouble", np.dtype(np.longdouble).name))
     assert machine.backend.supports(problem) == machine.backend.supports_backward(problem) == said

@@ -86,9 +86,9 @@ def test_both_directions_at_once(kind):
     one, other = (
         draw(rng, spec, kind, False, "none", (bool(d), True, False), (6, 7)) for d in range(2)
     )
-    other.x, other.mask = one.x, one.mask
+    other = other._replace(x=one.x, mask=one.mask)
     halves = [moved(half, cupy.asarray) for half in (one, other)]
-    halves[1].x = halves[0].x
+    halves[1] = halves[1]._replace(x=halves[0].x)
     backend = cudnn.CudnnBackend()
     assert backend.supports_pair(halves) is None
     outs = backend.forward_pair(halves, weights, save=True)

@@ -12,7 +12,7 @@ from subprocesses import SUPPORT
 
 from fastgru.problem import GRUProblem
 
-packing = pytest.importorskip("fastgru._native.packing", reason="the extension is not built")
+weights_module = pytest.importorskip("fastgru._native._weights", reason="the extension is not built")
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 SOURCES = Path(__file__).parents[2] / "fastgru" / "_native" / "kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]
@@ -40,8 +40,8 @@ def run(program, lanes, problem, weights, dy, dstate):
     """Return y of a plain call, y of one that keeps the gates, dh0, dx, and [dW; db; dU]."""
     spec, x = problem.spec, problem.x
     (B, T, I), H = x.shape, spec.units
-    w, u, uh, bias = packing.forward_panels(spec, weights, lanes, 1)
-    ut, wt = packing.backward_panels(weights.kernel, weights.recurrent_kernel, lanes, 1)
+    w, u, uh, bias = weights_module.forward_panels(spec, weights, lanes, 1)
+    ut, wt = weights_module.backward_panels(weights.kernel, weights.recurrent_kernel, lanes, 1)
     numbers = np.array([spec.dtype.itemsize, B, T, I, H, spec.reset_after], np.int64)
     arrays = [numbers, x, problem.h0, w, u, *([] if uh is None else [uh]), bias, ut, wt, dy, dstate]
     out = np.frombuffer(

@@ -17,10 +17,9 @@ from fastgru.backends import cpu as cpu_backend
 from fastgru.masks import plan_mask
 from fastgru.problem import GRUProblem, GRUWeights
 
-native = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
-fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 pytestmark = pytest.mark.skipif(
-    not fused.lanes(4), reason="this compiler has no vector types, which the fused kernel needs"
+    not kernels.lanes(4), reason="this compiler has no vector types, which the fused kernel needs"
 )
 BACKEND = cpu_backend.CPUBackend()
 DTYPES = ["float32", "float64"]
@@ -30,21 +29,19 @@ DTYPES = ["float32", "float64"]
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 
-@pytest.fixture(params=native.supported_isas())
+@pytest.fixture(params=kernels.supported_isas())
 def isa(request, monkeypatch):
     cpu_backend._load()
     monkeypatch.setattr(cpu_backend, "_forced_kernel", "fused")
-    before = native.get_isa()
-    native.set_isa(request.param)
+    before = kernels.get_isa()
+    kernels.set_isa(request.param)
     yield request.param
-    native.set_isa(before)
+    kernels.set_isa(before)
 
 
 def forward(*arguments, save=False, **keywords):
     problem, weights = arguments
-    for name, value in keywords.items():
-        setattr(problem, name, value)
-    return BACKEND.forward(problem, weights, save=save)
+    return BACKEND.forward(problem._replace(**keywords), weights, save=save)
 
 
 def assert_gradients_agree(problem, weights, seed=0, keep_workspace=True):
@@ -130,7 +127,7 @@ def test_gradients_of_empty_axes(shape, reset_after):
 def draw(dtype, kind, batch=64, steps=7, inputs=37, units=75):
     rng = np.random.default_rng(11)
     if kind == "narrow":  # few enough units that the rows of a larger batch share the vectors
-        units = max(1, fused.lanes(np.dtype(dtype).itemsize) // 2)
+        units = max(1, kernels.lanes(np.dtype(dtype).itemsize) // 2)
     other = {}
     if kind == "other":
         names = {"activation": "softsign", "recurrent_activation": "elu"}
@@ -177,22 +174,22 @@ class TestBitForBit:
             np.testing.assert_array_equal(ys[2], ys[0])
 
     def test_rule_12_cuts(self, isa, dtype, kind):
-        from fastgru._native import _cut
+        from fastgru._native import _partition
 
         spec, weights, x, h0, _ = draw(dtype, kind, 10, 9, units=150)
         ys = []
         try:
             for threads, shared in ((1, False), (2, False), (4, False), (2, True), (3, True)):
-                _cut.force(threads, shared)
+                _partition.force(threads, shared)
                 ys.append(forward(GRUProblem(spec=spec, x=x, h0=h0, num_threads=4), weights).y)
         finally:
-            _cut.force(0, False)
+            _partition.force(0, False)
         for y in ys[1:]:
             np.testing.assert_array_equal(y, ys[0])
 
     @pytest.mark.parametrize("masked", [False, True])
     def test_gradients_depend_on_neither_threads_nor_cuts(self, isa, dtype, kind, masked):
-        from fastgru._native import _cut
+        from fastgru._native import _partition
 
         spec, weights, x, h0, rng = draw(dtype, kind, 45, 9, units=150)
         problem = GRUProblem(spec=spec, x=x, h0=h0)
@@ -206,14 +203,14 @@ class TestBitForBit:
         found = []
         try:
             for threads, shared in ((1, False), (2, False), (4, False), (2, True), (3, True)):
-                _cut.force(threads, shared)
+                _partition.force(threads, shared)
                 problem = problem._replace(num_threads=threads)
                 out = BACKEND.forward(problem, weights, save=True)
                 found.append(
                     BACKEND.backward(problem, weights, out.states, dy, None, out.workspace)
                 )
         finally:
-            _cut.force(0, False)
+            _partition.force(0, False)
         for grads in found[1:]:
             for got, want in zip(grads, found[0], strict=True):
                 np.testing.assert_array_equal(got, want)
@@ -248,7 +245,7 @@ class TestBitForBit:
 
 def test_the_forced_isa_has_its_lanes(isa):
     size = {"base": 16, "avx2": 32, "avx512": 64}[isa]
-    assert (fused.lanes(4), fused.lanes(8)) == (size // 4, size // 8)
+    assert (kernels.lanes(4), kernels.lanes(8)) == (size // 4, size // 8)
 
 
 @pytest.mark.parametrize("limit", ["1", "2"])

@@ -23,8 +23,7 @@ from fastgru.backends.cpu import CPUBackend, build_info
 from fastgru.masks import NO_MASK, plan_mask
 from fastgru.problem import GRUProblem, GRUWeights
 
-cpu = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
-fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 BACKEND = CPUBackend()
 
 
@@ -32,7 +31,7 @@ BACKEND = CPUBackend()
 def kernel(request, monkeypatch):
     """Every test here runs on both kernels of the backend."""
     cpu_backend._load()
-    if request.param == "fused" and not fused.lanes(4):
+    if request.param == "fused" and not kernels.lanes(4):
         pytest.skip("this compiler has no vector types, which the fused kernel needs")
     monkeypatch.setattr(cpu_backend, "_forced_kernel", request.param)
     return request.param
@@ -92,16 +91,21 @@ def test_threads_agree(shape, reset_after, dtype):
 @pytest.mark.parametrize("panels", [True, False])
 def test_both_matrix_layouts(dtype, panels, monkeypatch):
     """Panels for OpenBLAS with small-matrix kernels, plain matrices (and gemv) for the others."""
+    from fastgru._native import _blas
+
     monkeypatch.setattr(cpu_backend, "_forced_kernel", "blas")
     rng = np.random.default_rng(2)
-    for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
-        spec = make_spec(600, 150, dtype)
-        weights = make_weights(rng, spec)
-        weights.packed["cpu"] = cpu.Packed(spec, weights, panels)
-        x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
-        problem = GRUProblem(spec=spec, x=x, num_threads=threads)
-        assert_agrees(problem, weights)
-        assert weights.packed["cpu"].panels is panels
+    before = _blas.use_panels(panels)
+    try:
+        for reset_after in (True, False):
+            spec = make_spec(600, 150, dtype, reset_after=reset_after)
+            weights = make_weights(rng, spec)
+            for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
+                x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
+                assert_agrees(GRUProblem(spec=spec, x=x, num_threads=threads), weights)
+            assert weights.packed["blas"].panels == (3 if panels else 1)
+    finally:
+        _blas.use_panels(before)
 
 
 def test_chunks_and_blocks():
@@ -142,7 +146,7 @@ def test_activation(activation, dtype):
     grid = np.concatenate([np.linspace(-30, 30, 6000), np.linspace(-1, 1, 2000), [0.0, -0.0]])
     values = grid.astype(dtype)
     expected = activation(values.astype(np.float64))
-    cpu.apply_activation(activation, got := values.copy())
+    kernels.apply_activation(activation, got := values.copy())
     eps = np.finfo(dtype).eps
     if activation.name == "exponential":
         np.testing.assert_allclose(got, expected, rtol=6 * eps)
@@ -155,16 +159,16 @@ def test_activation(activation, dtype):
 @pytest.mark.parametrize("activation", ELEMENTWISE, ids=repr)
 def test_activation_of_nan(activation, dtype):
     values = np.full(35, np.nan, dtype)
-    cpu.apply_activation(activation, values)
+    kernels.apply_activation(activation, values)
     assert np.isnan(values).all()
 
 
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float32", 1.5e-7), ("float64", 4.5e-16)], ids=["float32", "float64"]
 )
-@pytest.mark.parametrize("isa", cpu.supported_isas())
+@pytest.mark.parametrize("isa", kernels.supported_isas())
 def test_accuracy_of_tanh_and_sigmoid(isa, dtype, bound):
-    before = cpu.get_isa()
+    before = kernels.get_isa()
     rng = np.random.default_rng(4)
     size = 1_000_000
     values = np.concatenate(
@@ -177,16 +181,16 @@ def test_accuracy_of_tanh_and_sigmoid(isa, dtype, bound):
     ).astype(dtype)
     # longdouble for float64, float64 for float32
     wide = values.astype(np.float64 if dtype == "float32" else np.longdouble)
-    cpu.set_isa(isa)
+    kernels.set_isa(isa)
     try:
-        assert cpu.get_isa() == isa
-        cpu.apply_activation(activations.tanh, tanh := values.copy())
-        cpu.apply_activation(activations.sigmoid, sigmoid := values.copy())
+        assert kernels.get_isa() == isa
+        kernels.apply_activation(activations.tanh, tanh := values.copy())
+        kernels.apply_activation(activations.sigmoid, sigmoid := values.copy())
         ends = np.array([-np.inf, np.inf] * 17, dtype)
-        cpu.apply_activation(activations.tanh, tanh_ends := ends.copy())
-        cpu.apply_activation(activations.sigmoid, sigmoid_ends := ends.copy())
+        kernels.apply_activation(activations.tanh, tanh_ends := ends.copy())
+        kernels.apply_activation(activations.sigmoid, sigmoid_ends := ends.copy())
     finally:
-        cpu.set_isa(before)
+        kernels.set_isa(before)
     assert np.max(np.abs(tanh - np.tanh(wide))) <= bound
     assert np.max(np.abs(sigmoid - 1 / (1 + np.exp(-wide)))) <= bound
     assert np.max(np.abs(tanh / np.tanh(wide) - 1)) < 4 * np.finfo(dtype).eps  # near 0 too
@@ -194,16 +198,16 @@ def test_accuracy_of_tanh_and_sigmoid(isa, dtype, bound):
     np.testing.assert_allclose(sigmoid_ends, ends > 0, rtol=0, atol=1e-37)
 
 
-@pytest.mark.parametrize("isa", cpu.supported_isas())
+@pytest.mark.parametrize("isa", kernels.supported_isas())
 def test_forced_isa_runs(isa):
     code = """
         import numpy as np
         from fastgru.backends.cpu import build_info
         print(build_info()["isa"])
         import fastgru.activations as activations
-        from fastgru._native import _cpu
+        from fastgru._native import _kernels
         a = np.linspace(-3, 3, 50)
-        _cpu.apply_activation(activations.tanh, b := a.copy())
+        _kernels.apply_activation(activations.tanh, b := a.copy())
         assert abs(b - np.tanh(a)).max() < 1e-15
     """
     assert run_python(code, FASTGRU_ISA=isa).split() == [isa]
@@ -211,7 +215,7 @@ def test_forced_isa_runs(isa):
 
 def test_unknown_isa_is_an_error():
     with pytest.raises(ValueError, match=r"FASTGRU_ISA: expected one of base.*, got 'avx1024'"):
-        cpu.set_isa("avx1024")
+        kernels.set_isa("avx1024")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -361,18 +365,17 @@ def test_supports(kernel):
 
 
 def test_packed_copies_follow_the_spec(kernel):
-    key = {"fused": "cpu-fused", "blas": "cpu"}[kernel]
     spec = make_spec(3, 4)
     rng = np.random.default_rng(10)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((1, 2, 3)).astype("float32")
     assert_agrees(GRUProblem(spec=spec, x=x), weights)
-    packed = weights.packed[key]
+    packed = weights.packed[kernel]
     assert_agrees(GRUProblem(spec=make_spec(3, 4), x=x), weights)
-    assert weights.packed[key] is packed  # an equal spec
+    assert weights.packed[kernel] is packed  # an equal spec
     other = spec._replace(activation=activations.relu)
     assert_agrees(GRUProblem(spec=other, x=x), weights)
-    assert weights.packed[key] is not packed
+    assert weights.packed[kernel] is not packed
 
 
 def test_build_info():

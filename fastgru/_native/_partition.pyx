@@ -1,30 +1,31 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""How a fused call is cut among threads: a model of its time, and the cut with the least.
+"""How a call is divided among threads: a model of its time, and the partition with the least.
 
 A step takes as long as its multiplications, or as reading its weights from the cache that holds
-them, whichever is longer. Rows cut among threads divide the first alone; panels of weights cut
-among threads divide both, and cost a meeting at every step. What a multiplication, a parallel
+them, whichever is longer. A partition of the rows divides the first alone; a partition of the
+panels of weights divides both, and costs a meeting at every step. What a multiplication, a parallel
 region and a meeting cost is measured at the first call that could use more than one thread.
 """
 
 from cython.parallel cimport parallel
 from libc.string cimport memset
 
-from fastgru._native._cpu cimport _kernels_f32, _padded
-from fastgru._native._threads cimport _available, _crowded, _may_start_threads
-from fastgru._native.gates cimport (
+from fastgru._native._headers cimport (
     FASTGRU_TEAM_BARRIER,
     allocate_aligned,
     barrier_wait,
     cache_bytes,
     free_aligned,
     gru_job,
-    kernels_f32,
     microseconds,
     team_barrier,
     team_size,
 )
+from fastgru._native._job cimport padded, set_step
+from fastgru._native._kernels cimport Kernels, isa_in_use, kernels_of
+from fastgru._native._threads cimport available_threads, may_start_threads, processors_taken
+from fastgru._native._weights cimport PackedWeights
 
 cdef enum:
     L1_BYTES = 1 << 15
@@ -42,6 +43,10 @@ cdef enum:
     RATE_ROWS = 8
     RATE_INPUTS = 512
     RATE_PANELS = 2
+    # So that a call stops soon after an interrupt. (No part is so small that reading the weights for
+    # each costs a hundredth of its time.)
+    STEP_FLOPS = 1 << 30      # of a step of a long call, a thread: 15 ms to 0.2 s
+    STEP_ROWS = 128           # ... but at least so many rows
 
 # Microseconds, bytes a microsecond. One core reads its L2 at 120 to 190 GB/s and L3 at 95 to 115 on
 # the machines we know; memory is shared, and more threads hardly make it faster.
@@ -61,20 +66,20 @@ cdef double SHORT = 20000
 
 # A measurement on a busy machine may be far off; beyond these bounds it is not believed.
 cdef double _rate = 0         # FLOP a microsecond of one thread
-cdef const kernels_f32 *_rated = NULL  # ... with these kernels
+cdef int _rated = -1          # ... with this instruction set
 cdef double _region = 0       # a parallel region of two threads
 cdef double _meeting = 0      # a barrier of two threads
 cdef int _measured = 0
 cdef double _measured_at = 0
 cdef long _l2 = cache_bytes(2), _l3 = cache_bytes(3)
-cdef double _last = 0         # when a call was cut last
+cdef double _last = 0         # when a call was divided last
 
 cdef int _forced_threads = 0
 cdef bint _forced_shared = False
 
 
 def force(int threads, bint shared):
-    """Cut every call so from now on, for tests and measurements; 0 threads: by the model again."""
+    """Divide every call so from now on, for tests and measurements; 0 threads: by the model again."""
     global _forced_threads, _forced_shared
     _forced_threads, _forced_shared = threads, shared
 
@@ -86,37 +91,36 @@ cdef double _between(double low, double value, double high) noexcept:
 cdef void _measure_rate() noexcept:
     # The kernel itself, on zeros: its rate depends on the instruction set, the core and the clock.
     global _rate, _rated
-    cdef const kernels_f32 *kernels = _kernels_f32()
-    cdef Py_ssize_t lanes = kernels.lanes, units = RATE_PANELS * lanes, scratch_bytes
-    cdef Py_ssize_t w = 3 * units * RATE_INPUTS, x = RATE_ROWS * RATE_INPUTS
-    cdef Py_ssize_t y = RATE_ROWS * units
+    cdef Kernels kernels = kernels_of(4)
+    cdef Py_ssize_t units = RATE_PANELS * kernels.lanes, w = 12 * units * RATE_INPUTS
+    cdef Py_ssize_t x = 4 * RATE_ROWS * RATE_INPUTS, y = 4 * RATE_ROWS * units, total
     cdef double start, best = 1e9
     cdef gru_job job
     cdef team_barrier barrier
     cdef char *memory
+    _rated, _rate = isa_in_use(), 1e5
+    if kernels.lanes == 0:
+        return
     memset(&job, 0, sizeof(job))
     memset(&barrier, 0, sizeof(barrier))
-    job.B, job.T, job.inputs, job.H = RATE_ROWS, 1, RATE_INPUTS, units
-    job.reset_after = job.sequences = job.u_finite = True
+    set_step(&job, RATE_ROWS, RATE_INPUTS, units, 4)
+    job.reset_after = job.u_finite = True
     job.chunk_rows = RATE_ROWS
     job.barrier = &barrier
-    scratch_bytes = _padded(kernels.run_scratch(&job, RATE_ROWS, RATE_PANELS))
-    memory = <char *> allocate_aligned((w + x + 2 * y + 4 * units) * 4 + scratch_bytes)
-    _rated, _rate = kernels, 1e5
+    total = w + x + 2 * y + 16 * units + padded(kernels.run_scratch(&job, RATE_ROWS, RATE_PANELS))
+    memory = <char *> allocate_aligned(total)
     if memory == NULL:
         return
-    memset(memory, 0, (w + x + 2 * y + 4 * units) * 4 + scratch_bytes)
+    memset(memory, 0, total)
     job.w = job.u = memory
-    job.x, job.x_b = memory + w * 4, RATE_INPUTS * 4
-    job.y, job.y_b = <char *> job.x + x * 4, units * 4
-    job.state = job.y + y * 4
-    job.bias = job.state + y * 4
+    job.x, job.y, job.state = memory + w, memory + w + x, memory + w + x + y
+    job.bias = job.state + y
     for _ in range(TRIES):
         start = microseconds()
         kernels.run(&job, 0, RATE_ROWS, 0, RATE_PANELS, 1, <char *> job.bias + 16 * units)
         best = min(best, microseconds() - start)
     free_aligned(memory)
-    _rate = _between(5e3, 2.0 * RATE_ROWS * w / max(best, 1e-3), 1e6)
+    _rate = _between(5e3, 0.5 * RATE_ROWS * w / max(best, 1e-3), 1e6)
 
 
 cdef void _meet(team_barrier *barrier, int times) noexcept nogil:
@@ -175,32 +179,32 @@ cdef double _time(const Work *work, Py_ssize_t rows, Py_ssize_t panels) noexcept
     )
 
 
-cdef Cut _cut(int threads, const Work *work, bint heed) noexcept:
+cdef Partition divide(int threads, const Work *work, bint heed) noexcept:
     # Heed: whether other calls may be in the way.
     global _last, _measured_at
-    cdef Cut cut
+    cdef Partition chosen
     cdef int team, most, split_team = 0, together_team = 0
     cdef double time, best, now, region, step
     cdef Py_ssize_t B = work.B, units = work.panels * work.lanes
-    memset(&cut, 0, sizeof(cut))
-    cut.threads, cut.rows = 1, B
+    memset(&chosen, 0, sizeof(chosen))
+    chosen.threads, chosen.rows = 1, B
     if _forced_threads:
-        cut.shared = _forced_shared
-        cut.threads = <int> min(_forced_threads, work.panels if cut.shared else max(B, 1))
-        cut.rows = B if cut.shared else (B + cut.threads - 1) // cut.threads
-        return cut
+        chosen.shared = _forced_shared
+        chosen.threads = <int> min(_forced_threads, work.panels if chosen.shared else max(B, 1))
+        chosen.rows = B if chosen.shared else (B + chosen.threads - 1) // chosen.threads
+        return chosen
     if (
         threads == 1
         or 6.0 * B * units * (work.inputs * work.T + work.H * work.products) < LEAST_FLOPS
-        or not _may_start_threads()
+        or not may_start_threads()
     ):
-        return cut
-    most = _available(threads)
-    if _rated != _kernels_f32():
+        return chosen
+    most = available_threads(threads)
+    if _rated != isa_in_use():
         _measure_rate()
-    cut.alone = _time(work, B, work.panels)
-    if heed and cut.alone < SHORT and _crowded():
-        return cut
+    chosen.alone = _time(work, B, work.panels)
+    if heed and chosen.alone < SHORT and processors_taken():
+        return chosen
     now = microseconds()
     if _measured == 0 or (
         _region > USUAL_REGION and _measured < MEASUREMENTS and now - _measured_at > APART
@@ -217,23 +221,23 @@ cdef Cut _cut(int threads, const Work *work, bint heed) noexcept:
         time = region * team / 2
         if team <= B:
             time += _time(work, (B + team - 1) // team, work.panels)
-            if split_team == 0 or time < cut.split:
-                cut.split, split_team = time, team
+            if split_team == 0 or time < chosen.split:
+                chosen.split, split_team = time, team
         time = (region + work.T * step) * team / 2
         if FASTGRU_TEAM_BARRIER and team <= work.panels:
             time += _time(work, B, (work.panels + team - 1) // team)
-            if together_team == 0 or time < cut.together:
-                cut.together, together_team = time, team
+            if together_team == 0 or time < chosen.together:
+                chosen.together, together_team = time, team
         if team == most:
             break
         team = min(2 * team, most)
-    best = GAIN * cut.alone
-    if split_team and cut.split < best:
-        best = GAIN * cut.split
-        cut.threads, cut.rows = split_team, (B + split_team - 1) // split_team
-    if together_team and cut.together < best:
-        cut.threads, cut.rows, cut.shared = together_team, B, True
-    return cut
+    best = GAIN * chosen.alone
+    if split_team and chosen.split < best:
+        best = GAIN * chosen.split
+        chosen.threads, chosen.rows = split_team, (B + split_team - 1) // split_team
+    if together_team and chosen.together < best:
+        chosen.threads, chosen.rows, chosen.shared = together_team, B, True
+    return chosen
 
 
 def costs():
@@ -258,44 +262,65 @@ def plan(spec, Py_ssize_t lanes, shape, bint has_state, int threads):
         Upper bound.
     """
     global _last
-    cdef Cut cut
+    cdef Partition chosen
     cdef Work work
-    _work(
+    _describe(
         &work, shape[0], shape[1], spec.input_dim, spec.units, lanes, spec.dtype.itemsize,
         has_state, spec.reset_after,
     )
     _last = microseconds()        # as if in the midst of calls
-    cut = _cut(threads, &work, False)
-    return cut.threads, cut.shared, cut.alone, cut.split, cut.together
+    chosen = divide(threads, &work, False)
+    return chosen.threads, chosen.shared, chosen.alone, chosen.split, chosen.together
 
 
-cdef void _work(
+cdef Partition divide_job(const gru_job *job, PackedWeights packed, int threads) noexcept:
+    cdef Work work
+    _describe(
+        &work, job.B, job.T, job.inputs, job.H, packed.lanes, packed.size,
+        job.h0 != NULL or not job.u_finite, job.reset_after,
+    )
+    return divide(threads, &work, True)
+
+
+cdef void _describe(
     Work *work, Py_ssize_t B, Py_ssize_t T, Py_ssize_t inputs, Py_ssize_t H, Py_ssize_t lanes,
     Py_ssize_t size, bint has_state, bint reset_after,
 ) noexcept:
-    # Of a forward call: the zeros that it begins with, if it does, are not multiplied.
+    # A forward call: the zeros that it begins with, if it does, are not multiplied.
     work.B, work.T, work.inputs, work.H = B, T, inputs, H
     work.panels, work.lanes, work.size = (H + lanes - 1) // lanes, lanes, size
     work.products = T if has_state else max(T - 1, 0)
     work.meetings = 1 if reset_after else 2
 
 
-cdef void _part(
-    const Cut *cut, Py_ssize_t B, Py_ssize_t panels, int part, int parts,
-    Py_ssize_t *b0, Py_ssize_t *n, Py_ssize_t *panel0, Py_ssize_t *panel1,
+cdef void shorten_steps(Partition *partition, const gru_job *job) noexcept:
+    # A call stops between steps: so rows are run in parts of which a step is short.
+    cdef double step = 6.0 * job.H * (job.H + job.inputs)
+    cdef Py_ssize_t most = max(<Py_ssize_t> (STEP_FLOPS / step), STEP_ROWS)
+    if not partition.shared and partition.rows > most:
+        partition.parts = <int> ((job.B + most - 1) // most)
+        partition.rows = most
+
+
+cdef bint next_part(
+    const Partition *partition, Py_ssize_t B, Py_ssize_t panels, int team, Part *part,
 ) noexcept nogil:
-    # The part-th of `parts`.
-    if cut.shared:
-        b0[0], n[0] = 0, B
-        panel0[0], panel1[0] = panels * part // parts, panels * (part + 1) // parts
-    else:
-        b0[0] = B * part // parts
-        n[0] = B * (part + 1) // parts - b0[0]
-        panel0[0], panel1[0] = 0, panels
-
-
-cdef int _parts(const Cut *cut, int team) noexcept nogil:
-    # How many parts a team makes; it may be smaller than was asked for, by OpenMP or because other
-    # calls have the threads. Panels are cut for the team that is there, since it meets at barriers;
-    # rows as the scratch was made for, and a thread then takes several parts, one after the other.
-    return team if cut.shared else max(cut.parts, cut.threads)
+    # The next part that a thread takes; the first has its rank as number. False: there is none. The
+    # team may be smaller than was asked for, by OpenMP or because other calls have the threads.
+    # Panels are divided for the team that is there, since it meets at barriers; rows as the scratch
+    # was made for, and a thread then takes several parts, one after the other.
+    cdef int number = part.number
+    cdef int parts = team if partition.shared else max(partition.parts, partition.threads)
+    part.b0, part.n, part.panel0, part.panel1, part.team = 0, B, 0, panels, 1
+    while number < parts:
+        part.number = number + team
+        if partition.shared:
+            part.team = team
+            part.panel0, part.panel1 = panels * number // parts, panels * (number + 1) // parts
+            return True
+        part.b0 = B * number // parts
+        part.n = B * (number + 1) // parts - part.b0
+        if part.n > 0:
+            return True
+        number += team
+    return False

@@ -1,4 +1,4 @@
-"""How calls are cut among threads: what the model must say on any machine, and that it is told."""
+"""How calls are divided among threads: what the model must say on any machine, and that it is told."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,10 @@ from random_problems import make_spec
 import fastgru
 from fastgru.backends import cpu as cpu_backend
 
-native = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
-cut = pytest.importorskip("fastgru._native._cut", reason="the extension is not built")
-fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
+partition = pytest.importorskip("fastgru._native._partition", reason="the extension is not built")
 pytestmark = pytest.mark.skipif(
-    not native.OPENMP or not fused.lanes(4), reason="one thread, or no fused kernel in this build"
+    not kernels.OPENMP or not kernels.lanes(4), reason="one thread, or no fused kernel in this build"
 )
 
 SHAPES = [
@@ -25,9 +24,9 @@ SHAPES = [
 
 def plan(shape, threads=2, has_state=False, dtype="float32", **keywords):
     batch, steps, inputs, units = shape
-    lanes = fused.lanes(np.dtype(dtype).itemsize)
+    lanes = kernels.lanes(np.dtype(dtype).itemsize)
     spec = make_spec(inputs, units, dtype, **keywords)
-    return cut.plan(spec, lanes, (batch, steps), has_state, threads)
+    return partition.plan(spec, lanes, (batch, steps), has_state, threads)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -66,7 +65,7 @@ def test_reset_before_meets_twice_a_step():
 
 def test_costs_are_believable():
     plan((64, 30, 300, 700))
-    costs = cut.costs()
+    costs = partition.costs()
     assert 5e3 <= costs["rate"] <= 1e6
     assert 0.5 <= costs["region"] <= 100
     assert 0.1 <= costs["meeting"] <= 5
@@ -77,12 +76,12 @@ def explained(x, **keywords):
     return line
 
 
-def test_explain_says_how_the_call_is_cut(monkeypatch):
+def test_explain_says_how_the_call_is_divided(monkeypatch):
     x = np.zeros((1, 60, 300), "float32")
     with fastgru.num_threads(2):
         monkeypatch.setattr(cpu_backend, "_forced_kernel", None)
         line = explained(x)
-        assert f"fused {native.get_isa()}, 2 threads, hidden split (model: one thread" in line
+        assert f"fused {kernels.get_isa()}, 2 threads, hidden split (model: one thread" in line
         assert "batch split" not in line
         assert "batch split" in explained(np.zeros((4, 60, 300), "float32"))
         assert "too little work" in explained(np.zeros((1, 1, 3), "float32"))

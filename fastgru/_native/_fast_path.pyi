@@ -3,10 +3,10 @@ from typing import Any
 
 import numpy as np
 
-from fastgru._native._fused import Fused
+from fastgru._native._weights import PackedWeights
 
-def quick(
-    packed: Fused,
+def call(
+    packed: PackedWeights,
     x: Any,
     sequences: bool,
     with_state: bool,
@@ -14,5 +14,5 @@ def quick(
     get_num_threads: Callable[[], int],
 ) -> Any: ...
 def step(
-    packed: Fused, x: Any, h0: Any, get_num_threads: Callable[[], int]
+    packed: PackedWeights, x: Any, h0: Any, get_num_threads: Callable[[], int]
 ) -> np.ndarray | None: ...

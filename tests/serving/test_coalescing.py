@@ -17,7 +17,7 @@ SETUP = """
 import os, threading, time
 import numpy as np
 import fastgru
-from fastgru._native import _crowd
+from fastgru._native import _coalescing
 
 rng = np.random.default_rng(0)
 
@@ -30,7 +30,7 @@ def numbers(rows=1, steps=100, dtype="float32"):
     return rng.standard_normal((rows, steps, 40)).astype(dtype)
 
 def in_line(count):
-    while _crowd.counts()[1] != count:
+    while _coalescing.counts()[1] != count:
         time.sleep(1e-3)
 
 class Callers:
@@ -39,7 +39,7 @@ class Callers:
         self.results = [None] * len(calls)
         self.threads = []
         for i, (layer, x) in enumerate(calls):
-            before = _crowd.counts()[1]
+            before = _coalescing.counts()[1]
             thread = threading.Thread(target=self.call, args=(i, layer, x), daemon=daemon)
             thread.start()
             self.threads.append(thread)
@@ -58,7 +58,7 @@ class Callers:
 
     def finish(self):
         self.join()
-        assert _crowd.counts()[:2] == (0, 0)
+        assert _coalescing.counts()[:2] == (0, 0)
         return self.results
 
 def same(one, other):
@@ -72,13 +72,13 @@ def same(one, other):
 def run_together(calls):
     # Results of calls that are in line when the only place is given back; how many others ran.
     alone = [layer(x) for layer, x in calls]
-    _crowd.set_processors(1)
-    _crowd.take_place()
+    _coalescing.set_processors(1)
+    _coalescing.take_place()
     callers = Callers(calls)
-    before = _crowd.counts()[2]
-    _crowd.leave_place()
+    before = _coalescing.counts()[2]
+    _coalescing.leave_place()
     same(callers.finish(), alone)
-    return _crowd.counts()[2] - before
+    return _coalescing.counts()[2] - before
 
 """
 
@@ -90,7 +90,7 @@ def run(code):
 pytestmark = pytest.mark.skipif(
     cpu_backend._load() is None
     or cpu_backend._forced_kernel == "blas"
-    or not cpu_backend._fused.lanes(4),
+    or not cpu_backend._native._kernels.lanes(4),
     reason="no fused kernel here",
 )
 
@@ -144,12 +144,12 @@ def test_large_and_tiny_calls_do_not_wait():
     code = """
 layer = make()
 arrays = numbers(5), numbers(1, 1)
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 for x in arrays:
     layer(x)
-_crowd.leave_place()
-print(_crowd.counts())
+_coalescing.leave_place()
+print(_coalescing.counts())
 """
     assert run(code) == "(0, 0, 0)"
 
@@ -159,16 +159,16 @@ def test_every_call_sees_all_old_or_all_new_weights():
 layer = make()
 arrays = [numbers() for _ in range(6)]
 old = [layer(x) for x in arrays]
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 first = Callers([(layer, x) for x in arrays[:3]])
 layer.set_weights([w / 2 for w in layer.get_weights()])
 new = [layer(x, lengths=[100]) for x in arrays]
 second = Callers([(layer, x) for x in arrays[3:]])
-_crowd.leave_place()
+_coalescing.leave_place()
 same(first.join() + second.finish(), old[:3] + new[3:])
 assert (old[0] != new[0]).any()
-print(_crowd.counts()[2])
+print(_coalescing.counts()[2])
 """
     assert run(code) == "4"
 
@@ -180,7 +180,7 @@ from concurrent.futures import ThreadPoolExecutor
 layers = make(), make(return_sequences=True)
 arrays = [numbers(rows) for rows in (1, 1, 2, 3, 6)]
 alone = [[layer(x) for x in arrays] for layer in layers]
-_crowd.set_processors({processors})
+_coalescing.set_processors({processors})
 
 def work(k):
     for i in range(150):
@@ -189,8 +189,8 @@ def work(k):
 
 with ThreadPoolExecutor(12) as pool:
     list(pool.map(work, range(12)))
-assert _crowd.counts()[:2] == (0, 0)
-print(_crowd.counts()[2] > 0)
+assert _coalescing.counts()[:2] == (0, 0)
+print(_coalescing.counts()[2] > 0)
 """
     assert run(code) == "True"
 
@@ -201,19 +201,19 @@ def test_a_child_of_fork_inherits_nobody_in_line():
 layer = make()
 x = numbers()
 alone = layer(x)
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 callers = Callers([(layer, x)] * 3)
 child = os.fork()
 if child == 0:
-    good = _crowd.counts()[:2] == (0, 0) and (layer(x) == alone).all()
-    _crowd.take_place()
+    good = _coalescing.counts()[:2] == (0, 0) and (layer(x) == alone).all()
+    _coalescing.take_place()
     again = Callers([(layer, x)] * 2)
-    _crowd.leave_place()
+    _coalescing.leave_place()
     same(again.finish(), [alone] * 2)
     os._exit(0 if good else 1)
 print(os.waitpid(child, 0)[1])
-_crowd.leave_place()
+_coalescing.leave_place()
 same(callers.finish(), [alone] * 3)
 """
     assert run(code) == "0"
@@ -225,13 +225,13 @@ import signal
 layer = make()
 x = numbers()
 alone = layer(x)
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 
 def interrupt():
     in_line(1)
     signal.raise_signal(signal.SIGINT)
-    _crowd.leave_place()
+    _coalescing.leave_place()
 
 thread = threading.Thread(target=interrupt)
 try:
@@ -241,7 +241,7 @@ try:
         time.sleep(1e-3)
 except KeyboardInterrupt:
     thread.join()
-print(_crowd.counts()[:2])
+print(_coalescing.counts()[:2])
 np.testing.assert_array_equal(layer(x), alone)
 """
     assert run(code) == "(0, 0)"
@@ -251,8 +251,8 @@ def test_threads_in_line_do_not_keep_the_interpreter_from_ending():
     code = """
 layer = make()
 x = numbers()
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 Callers([(layer, x)] * 2, daemon=True)
 print("end")
 """
@@ -262,8 +262,8 @@ print("end")
 def test_a_call_at_the_interpreters_end_does_not_wait_for_threads_that_are_stopped():
     code = """
 layer = make()
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 
 class AtTheEnd:
     def __del__(self, layer=layer, x=numbers(), write=os.write):
@@ -281,13 +281,13 @@ import resource
 layer = make(16)
 x = np.repeat(numbers(1, 1), 100000, axis=1)
 alone = layer(x)
-_crowd.set_processors(1)
-_crowd.take_place()
+_coalescing.set_processors(1)
+_coalescing.take_place()
 callers = Callers([(layer, x)] * 6)
 pages = int(open("/proc/self/statm").read().split()[0])
 limit = pages * resource.getpagesize() + 50000000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-_crowd.leave_place()
+_coalescing.leave_place()
 same(callers.finish(), [alone] * 6)
 """
     run(code)

@@ -1,15 +1,19 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""The copying of weights into panels, which training does at every step."""
+"""Weights in the order in which the fused kernels read them: panels of a few vectors of units.
 
-from cython.parallel cimport parallel
+A panel is [k][gate][lane]: for each k the weights of one vector of units, gate after gate. The
+last panel is padded with zeros. kernels/job.h says which matrix is packed how. Training packs at
+every step.
+"""
+
+from cython cimport floating
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
 from fastgru._native._arrays cimport bytes_of, cnp, shape_of, strides_of
-from fastgru._native._blas cimport floating
-from fastgru._native._threads cimport _give_back, _lease, _team_limit
-from fastgru._native.gates cimport team_rank, team_size
+from fastgru._native._kernels cimport Kernels, isa_in_use, kernels_of, read_functions
+from fastgru._native._threads cimport run_team, team_limit
 
 import math
 
@@ -24,6 +28,87 @@ cdef enum:
     LINES = 8                 # of a transposed matrix, as many as may lie in one set of L1,
     LINE = 16                 # ... and so many numbers of each, before the next ones
     COPY_FLOPS = 50           # what the copying of a number costs beside a FLOP
+
+
+cdef class PackedWeights:
+    """Packed weights and the kernel that runs them; immutable, made once per weight version.
+
+    Parameters
+    ----------
+    spec : GRUSpec
+    weights : GRUWeights
+    threads : int
+        Upper bound, for the packing itself.
+    """
+
+    def __cinit__(self, spec, weights, *args):
+        self.spec = spec
+        self.inputs, self.units, self.size = spec.input_dim, spec.units, spec.dtype.itemsize
+        self.reset_after = spec.reset_after
+        self.isa = isa_in_use()
+        read_functions(spec, &self.functions)
+
+    def __init__(self, spec, weights, int threads):
+        cdef Kernels kernels = kernels_of(self.size)
+        self.run, self.run_scratch = kernels.run, kernels.run_scratch
+        self.pack(weights, kernels.lanes, threads)
+
+    cdef int pack(self, weights, Py_ssize_t lanes, int threads) except -1:
+        # In panels of so many units.
+        self.lanes, self.panels = lanes, (self.units + lanes - 1) // lanes
+        w, u, uh, bias = forward_panels(self.spec, weights, lanes, threads)
+        self.kept = (w, u, uh, bias)
+        self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
+        # Only arrays, no cycle back to the set of weights on which this copy hangs.
+        self.kernel, self.recurrent_kernel = weights.kernel, weights.recurrent_kernel
+        self.w, self.u, self.bias = bytes_of(w), bytes_of(u), bytes_of(bias)
+        if uh is not None:
+            self.uh = bytes_of(uh)
+        return 0
+
+    def is_current(self):
+        """Return whether the kernel is that of the instruction set in use."""
+        return self.isa == isa_in_use()
+
+    cdef object backward_panels(self, int threads):
+        # U^T and W^T for the products of backward, made when it is first asked for.
+        if self.transposed is None:
+            self.transposed = backward_panels(
+                self.kernel, self.recurrent_kernel, self.lanes, threads
+            )
+        return self.transposed
+
+
+def forward_panels(spec, weights, Py_ssize_t lanes, int threads):
+    """Return w, u, uh (None with reset_after) and the biases, packed."""
+    w = _panels(weights.kernel, 3, lanes, threads)
+    u, uh = weights.recurrent_kernel, None
+    if not spec.reset_after:
+        uh = _panels(u[:, 2 * spec.units :], 1, lanes, threads)
+        u = u[:, : 2 * spec.units]
+    gates = 3 if spec.reset_after else 2
+    return w, _panels(u, gates, lanes, threads), uh, _biases(spec, weights, lanes)
+
+
+def backward_panels(kernel, recurrent_kernel, Py_ssize_t lanes, int threads):
+    """Return U^T, its rows z, r, h, for the carry, and W^T, its rows h, z, r, for the inputs."""
+    return (
+        _panels(recurrent_kernel.T, 1, 2 * lanes, threads),
+        _panels(kernel.T, 1, 2 * lanes, threads, len(recurrent_kernel)),
+    )
+
+
+cdef _biases(spec, weights, Py_ssize_t lanes):
+    # (panels, 4, lanes) of z, r, h of the input, h of the recurrence.
+    units = spec.units
+    rows = np.zeros(4 * units, spec.dtype)
+    if weights.bias is not None:
+        given = np.atleast_2d(weights.bias)
+        rows[: 3 * units] = given[0]
+        if spec.reset_after and len(given) == 2:
+            rows[: 2 * units] += given[1, : 2 * units]
+            rows[3 * units :] = given[1, 2 * units :]
+    return _panels(rows.reshape(1, 4 * units), 4, lanes, 1)
 
 
 cdef struct Packing:
@@ -47,11 +132,9 @@ def aligned(tuple shape, dtype, memory=None):
     return _ndarray(shape, dtype, memory, -<uintptr_t> bytes_of(memory) % 64)
 
 
-def panels(matrix, Py_ssize_t gates, Py_ssize_t lanes, int threads, Py_ssize_t rotation=0):
-    """Pack a (K, gates * H) matrix of any strides: (panels, K, gates, lanes).
-
-    Row k becomes row (k + rotation) % K; the lanes beyond H are zeros.
-    """
+cdef _panels(matrix, Py_ssize_t gates, Py_ssize_t lanes, int threads, Py_ssize_t rotation=0):
+    # Packs a (K, gates * H) matrix of any strides: (panels, K, gates, lanes). Row k becomes row
+    # (k + rotation) % K; the lanes beyond H are zeros.
     cdef Packing p
     cdef Py_ssize_t columns = shape_of(matrix)[1]
     p.matrix, p.row, p.column = bytes_of(matrix), strides_of(matrix)[0], strides_of(matrix)[1]
@@ -62,26 +145,17 @@ def panels(matrix, Py_ssize_t gates, Py_ssize_t lanes, int threads, Py_ssize_t r
     p.size = dtype.itemsize
     packed = aligned((p.panels, p.K, gates, lanes), dtype)
     p.packed = bytes_of(packed)
-    threads = _team_limit(threads, COPY_FLOPS * <double> (p.K * columns))
+    threads = team_limit(threads, COPY_FLOPS * <double> (p.K * columns))
     if threads == 1:
         _pack_part(&p, 0, 1)
     else:
         with nogil:
-            _pack_together(&p, threads)
+            run_team(_pack_part, &p, threads, &threads, NULL)
     return packed
 
 
-cdef void _pack_together(const Packing *p, int threads) noexcept nogil:
-    threads = _lease(threads)
-    if threads == 1:
-        _pack_part(p, 0, 1)
-    else:
-        with parallel(num_threads=threads):
-            _pack_part(p, team_rank(), team_size())
-    _give_back(threads)
-
-
-cdef void _pack_part(const Packing *p, int rank, int team) noexcept nogil:
+cdef void _pack_part(void *packing, int rank, int team) noexcept nogil:
+    cdef const Packing *p = <Packing *> packing
     cdef Py_ssize_t panel0 = p.panels * rank // team, panel1 = p.panels * (rank + 1) // team
     if p.size == 4:
         _pack(p, panel0, panel1, <float *> p.packed)

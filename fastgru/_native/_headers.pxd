@@ -1,4 +1,4 @@
-# kernels.h, as Cython sees it.
+# The C headers of kernels/, as Cython sees them.
 
 cdef extern from "kernels.h" nogil:
     enum: ACT_COUNT
