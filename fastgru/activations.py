@@ -21,7 +21,7 @@ _Array = Any  # an ndarray, a NumPy scalar, or another array that NumPy's functi
 
 
 class Activation:
-    """An activation with its parameters, immutable. Equality and hash are of ``(name, params)``.
+    """An immutable activation with its parameters; equal to another of equal name and params.
 
     Call the instances of this module (``activations.tanh``, ...) like Keras' functions. Parameters
     of a call replace the instance's own.
@@ -473,8 +473,8 @@ def for_gate(identifier: Any, what: str = "activation") -> Any:
 def serialize(activation: Any) -> Any:
     """Return a str or dict that `deserialize`, and Keras where it can, reads back.
 
-    For default parameters this is the name, as in Keras. For others it is a Keras layer that
-    computes the same (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. For a
+    With default parameters it is the name, as in Keras. With others it is a Keras layer that
+    computes the same (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. Of a
     custom callable it is a dict of Keras 3, whose name `deserialize` finds in `custom_objects`.
     """
     act = get(activation)

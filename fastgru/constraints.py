@@ -39,7 +39,7 @@ class MinMaxNorm(Constraint):
     min_value, max_value : float
         The interval.
     rate : float
-        1 moves norms all the way, less a part of it: ``rate * clip(norm) + (1 - rate) * norm``.
+        Norms become ``rate * clip(norm) + (1 - rate) * norm``.
     axis : int or sequence of int
         The axes of the norms.
     """

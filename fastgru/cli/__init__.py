@@ -34,30 +34,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     # SystemExit, like KeyboardInterrupt, unwinds the stack, so that unfinished output is removed.
-    before = signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         options.command(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _said(options, "interrupted", 130)
+        return _report(options, "interrupted", 130)
     except BrokenPipeError:  # the reader has closed stdout, and the flush at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError) as error:
-        return _said(options, error, 2)
+        return _report(options, error, 2)
     except (OSError, MemoryError, ImportError, BackendError) as error:
-        return _said(options, str(error) or type(error).__name__, 1)
+        return _report(options, str(error) or type(error).__name__, 1)
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
 
 
-def _said(options: argparse.Namespace, error: object, code: int) -> int:
+def _report(options: argparse.Namespace, error: object, code: int) -> int:
     print(f"fastgru {options.name_of_command}: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
-def _terminated(*_: object) -> NoReturn:
+def _exit_on_sigterm(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
 

@@ -58,7 +58,7 @@ class Archive:
     ------
     ValueError
         The file is not a zip file, its directory is damaged, two members have one name, a name
-        leads out of the archive, members overlap, or they unpack to `MOST_GROWTH` times the file.
+        leads out of the archive, members overlap, or they unpack to much more than the file.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:

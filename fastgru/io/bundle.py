@@ -38,7 +38,7 @@ MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings t
 
 
 class TensorLocation(NamedTuple):
-    """Where the bytes of a tensor are. Nobody has checked the ``shape``, which the file gives."""
+    """Where the bytes of a tensor are. The ``shape`` is the file's, and not checked."""
 
     dtype: int
     shape: tuple[int, ...]

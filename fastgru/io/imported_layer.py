@@ -36,7 +36,7 @@ class ImportedLayer(NamedTuple):
 def parts_of(layer: Any) -> list[tuple[tuple[str, ...], Any]]:
     """Return the layers and cells directly inside a layer, with the attributes that hold them.
 
-    An index counts as an attribute, as in ``("layers", "0")``. A cell of one layer has no parts.
+    An index counts as an attribute, as in ``("layers", "0")``. A GRUCell has no parts.
     """
     if isinstance(layer, Bidirectional):
         return [((name,), getattr(layer, name)) for name in ("forward_layer", "backward_layer")]

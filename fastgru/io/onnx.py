@@ -153,20 +153,20 @@ def _used(model: Model) -> set[str]:
     return used
 
 
-def _read(operator: _Operator, used: set[str], turned: bool = False) -> ImportedLayer:
-    """Make a layer of a node; ``turned``: of the other linear_before_reset than its own."""
+def _read(operator: _Operator, used: set[str], other_formula: bool = False) -> ImportedLayer:
+    """Make a layer of a node; with ``other_formula`` of the other linear_before_reset."""
     name, scope, node = operator
     place = f"{scope.model.where}: node {name!r}"
     given = _attributes(node, place)
     direction, layout = given["direction"].decode(errors="replace"), given["layout"]
-    reset_after = bool(given["linear_before_reset"]) != turned
+    reset_after = bool(given["linear_before_reset"]) != other_formula
     _, w, r, b, lengths, start = [*node.input, *[""] * 6][:6]
     weights = _weights(scope, (w, r, b), len(_DIRECTIONS[direction]), given, place)
     functions = _functions(given, len(_DIRECTIONS[direction]), place)
     notes = [f"operator GRU, direction={direction}, layout={layout}"]
     if lengths:
         notes.append("sequence_lens is lengths= of the call")
-    if start and _starts_elsewhere(scope, start, place):
+    if start and _needs_initial_state(scope, start, place):
         notes.append("initial_h is initial_state= of the call")
 
     sequences, state = _outputs(node, used)
@@ -198,7 +198,7 @@ def _read(operator: _Operator, used: set[str], turned: bool = False) -> Imported
         layers[1].name = f"backward_{name}"
         layer = Bidirectional(layers[0], backward_layer=layers[1], name=name)
     for half, arrays in zip(getattr(layer, "halves", layers), converted, strict=True):
-        _give(half, arrays)
+        _build(half, arrays)
     layer.build((None, None, weights[0].shape[2]))
     convention = f"gates z r h in rows, linear_before_reset={reset_after:d}"
     return ImportedLayer(name, layer, convention, "; ".join(notes))
@@ -276,9 +276,9 @@ def _functions(given: dict[str, Any], directions: int, place: str) -> list[Any]:
     return from_names(names, alphas, betas, place)
 
 
-def _starts_elsewhere(scope: Scope, start: str, place: str) -> bool:
+def _needs_initial_state(scope: Scope, start: str, place: str) -> bool:
     """Say whether initial_h must be given; ValueError if it is a constant that is not zeros."""
-    kind = scope.start(start)
+    kind = scope.state_kind(start)
     if kind == "constant":
         raise ValueError(
             f"{place}: initial_h is the constant {start!r}, which is not zeros, and a layer stores "
@@ -297,7 +297,7 @@ def _outputs(node: Any, used: set[str]) -> tuple[bool, bool]:
     return y or not y_h, y and y_h
 
 
-def _give(layer: Any, weights: list[NDArray[Any]]) -> None:
+def _build(layer: Any, weights: list[NDArray[Any]]) -> None:
     """Build a layer with its weights."""
     layer.cell.adopt(*(np.array(w, layer.dtype, order="C") for w in weights))
     layer.build((None, None, weights[0].shape[0]))
@@ -308,12 +308,12 @@ def _verify(model: Model, operator: _Operator, layer: Any, verify: Any) -> None:
         verify_layer(layer, verify, operator.name)
     except ValueError as error:
         try:
-            turned = _read(operator, _used(model), turned=True)
-            verify_layer(turned.layer, verify, operator.name)
+            other = _read(operator, _used(model), other_formula=True)
+            verify_layer(other.layer, verify, operator.name)
         except ValueError:
             raise error from None
         raise ValueError(
-            f"{error}. With the other formula ({turned.convention}) they agree: the file's "
+            f"{error}. With the other formula ({other.convention}) they agree: the file's "
             "attribute is wrong, which PyTorch's exporter left out for a time (onnxscript#2852). "
             "Set it in the node and read the model again"
         ) from None

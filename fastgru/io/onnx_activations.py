@@ -91,7 +91,7 @@ def from_names(
                 f"{place}: {name} has no defaults that are agreed on; expected its alpha and beta "
                 "in activation_alpha and activation_beta"
             )
-        result.append(_ours((name, alpha, beta), place))
+        result.append(_activation_of((name, alpha, beta), place))
     if alphas_left or betas_left:
         raise ValueError(
             f"{place}: activation_alpha {list(alphas)} and activation_beta {list(betas)} have more "
@@ -108,14 +108,14 @@ def to_names(acts: Sequence[Any]) -> tuple[list[str], list[float], list[float]]:
     ValueError
         ONNX's GRU has no such activation.
     """
-    rows = [_theirs(act) for act in acts]
+    rows = [_row_of(act) for act in acts]
     names = [name for name, _, _ in rows]
     alphas = [alpha for _, alpha, _ in rows if alpha is not None]
     betas = [beta for _, _, beta in rows if beta is not None]
     return names, alphas, betas
 
 
-def _ours(row: _Row, place: str) -> activations.Activation:
+def _activation_of(row: _Row, place: str) -> activations.Activation:
     name, alpha, beta = row
     for (same, a, b), act in _SAME.items():
         if name == same and _equal(alpha, a) and _equal(beta, b):
@@ -129,7 +129,7 @@ def _ours(row: _Row, place: str) -> activations.Activation:
     )
 
 
-def _theirs(act: Any) -> _Row:
+def _row_of(act: Any) -> _Row:
     for row, same in _SAME.items():
         if act == same:
             return row

@@ -74,7 +74,7 @@ class Model:
         self._files: set[Path] = set()
         self.scopes = list(self._scopes())
 
-    def holds(self, nbytes: int, file: Path | None = None) -> None:
+    def add_source(self, nbytes: int, file: Path | None = None) -> None:
         """Count bytes of the model's tensors, or, once, all bytes of a file beside it."""
         if file not in self._files:
             self._room += MOST_COPIES * nbytes
@@ -174,7 +174,7 @@ class Scope:
         self.model.spend(max(0, result.nbytes - enough), place)
         return result
 
-    def start(self, name: str) -> str:
+    def state_kind(self, name: str) -> str:
         """Return the kind of a node's initial state: "zeros", "constant" or "given".
 
         Zeros that are expanded to a batch of unknown size also count as "zeros".
@@ -257,7 +257,7 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
             array = np.frombuffer(numbers, dtype) if raw else np.fromiter(numbers, dtype, count)
         except OverflowError as error:
             raise ValueError(f"{place}: {error}") from None
-        model.holds(array.nbytes)
+        model.add_source(array.nbytes)
     if proto.data_type == _FLOAT16:
         array = array.view("<f2")
     elif proto.data_type == _BFLOAT16:  # the upper 16 bits of a float32
@@ -292,7 +292,7 @@ def _external(
             f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
             f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
         )
-    model.holds(size, path)
+    model.add_source(size, path)
     model.spend(length, place)
     array = np.fromfile(path, dtype, count, offset=offset)
     if array.size != count:

@@ -332,7 +332,7 @@ def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> ImportedL
     )
     with errors_at(f"{bundle.path}: {cell}"):
         convention = fill(layer, [weights])
-    said = (
+    recognised = (
         f"names and shapes of its weights {cell}/*, which is all there is; assumed: "
         + ", ".join(
             [
@@ -344,4 +344,4 @@ def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> ImportedL
             ]
         )
     )
-    return ImportedLayer(name, layer, convention, said)
+    return ImportedLayer(name, layer, convention, recognised)

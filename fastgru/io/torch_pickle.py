@@ -4,8 +4,8 @@ Python's unpickler is not safe here, even with a restricted `find_class`. It giv
 that the file asks for (gigabytes). It hashes every key of a dict: a tuple that is doubled forty
 times takes forever, and a tuple nested a million deep overflows the stack. This interpreter has the
 instructions of plain containers and tensors and no others. None of them imports or calls what the
-file names, keys are hashed only if they are strings or numbers, and each makes at most one small
-object. So time and memory depend on the size of the file alone.
+file names. Keys must be strings or numbers, which hash fast. An instruction makes at most one small
+object, so the size of the file bounds time and memory.
 """
 
 from __future__ import annotations
