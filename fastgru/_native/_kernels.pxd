@@ -1,4 +1,4 @@
-# The kernels of the instruction set in use, without the types that only the gates of one row have.
+# The kernels of the instruction set in use.
 
 from cython cimport floating
 
@@ -12,6 +12,7 @@ from fastgru._native._headers cimport (
     run_type,
 )
 
+# Without those of single rows, whose types depend on the dtype.
 cdef struct Kernels:
     Py_ssize_t lanes          # units of a panel; 0: this compiler has no vector types, and no kernels
     run_type run
