@@ -50,11 +50,9 @@ _THREAD_FUNCTIONS = (
 _SMALL_GEMM_CORES = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
 
 NAME, CORE, THREADS = "unknown", "", "its own setting"
-cdef int (*_get_threads)() noexcept nogil
+cdef int (*_get_threads)() noexcept nogil  # both NULL: there is no such setting
 cdef void (*_set_threads)(int) noexcept nogil
 cdef int _callers = 0, _saved = 0
-_get_threads = NULL
-_set_threads = NULL
 
 
 def _find_blas():
@@ -113,7 +111,7 @@ def use_panels(bint wanted):
 
 
 cdef class BLASWeights(PackedWeights):
-    """Packed weights and the BLAS kernel, which has no backward; arguments as of `PackedWeights`."""
+    """Packed weights and the BLAS kernel, which has no backward; made as `PackedWeights` are."""
 
     def __init__(self, spec, weights, int threads):
         if self.size == 4:
@@ -154,7 +152,6 @@ cdef Py_ssize_t _carve(
     # Lays the scratch of n rows out from `base`, which may be NULL; returns its bytes.
     cdef Py_ssize_t H = job.H, row, most
     cdef uintptr_t end = <uintptr_t> base
-    cdef bint dropped = job.recurrent_dropout != NULL
     s.panels, s.lanes = panels, (H + panels - 1) // panels
     row = 3 * panels * s.lanes * size
     most = max(BLOCK_BYTES // (8 * H * size),
@@ -164,7 +161,7 @@ cdef Py_ssize_t _carve(
     s.index = <Py_ssize_t *> _take(&end, s.rows * sizeof(Py_ssize_t))
     s.state = _take(&end, s.rows * H * size)
     s.h = _take(&end, s.rows * H * size)
-    s.k = _take(&end, s.rows * H * size if dropped or not job.reset_after else 0)
+    s.k = _take(&end, s.rows * H * size)
     s.x = _take(&end, s.chunk_rows * job.inputs * size)
     s.p = _take(&end, s.chunk_rows * row)
     s.q = _take(&end, s.rows * row)
@@ -431,17 +428,18 @@ cdef void _run_block(
     const gru_job *job, Py_ssize_t b0, Py_ssize_t n, const Scratch *s, floating *tag,
 ) noexcept nogil:
     # All steps of rows b0..b0+n. A call that is stopped leaves y and states half made.
-    cdef Py_ssize_t T = job.T, row = job.H * sizeof(floating), b, t, step, s0 = 0, s1, active
+    cdef Py_ssize_t T = job.T, row = job.H * sizeof(floating), b, k, t, step, s0 = 0, s1, active
     cdef Py_ssize_t chunk = max(s.chunk_rows // n, 1)
     cdef const floating *p
     cdef double turn = 0
-    for b in range(b0, b0 + n):
+    for k in range(n):
+        b = b0 + k if job.rows == NULL else job.rows[b0 + k]
         if job.h0 == NULL:
-            memset(s.state + (b - b0) * row, 0, row)
+            memset(s.state + k * row, 0, row)
         else:
-            memcpy(s.state + (b - b0) * row, job.h0 + _place(job, b) * row, row)
+            memcpy(s.state + k * row, job.h0 + b * row, row)
         if not job.sequences:     # of a row that takes no step
-            memset(job.y + b * job.y_b, 0, row)
+            memset(job.y + (b0 + k) * job.y_b, 0, row)
     while s0 < T:
         s1 = min(s0 + chunk, T)
         if job.poll != NULL and poll_stops(job.poll, s0, s1):
@@ -456,13 +454,9 @@ cdef void _run_block(
             p += active * 3 * s.panels * s.lanes
             _write(job, s, b0, n, step, sizeof(floating))
         s0 = s1
-    for b in range(b0, b0 + n):
-        memcpy(job.state + _place(job, b) * row, s.state + (b - b0) * row, row)
-
-
-cdef Py_ssize_t _place(const gru_job *job, Py_ssize_t b) noexcept nogil:
-    # Of row b in h0 and state.
-    return b if job.rows == NULL else job.rows[b]
+    for k in range(n):
+        b = b0 + k if job.rows == NULL else job.rows[b0 + k]
+        memcpy(job.state + b * row, s.state + k * row, row)
 
 
 # What a call runs; see run_type.

@@ -6,8 +6,6 @@ from fastgru._native._headers cimport (
     back_scratch_type,
     back_type,
     gate_functions,
-    kernels_f32,
-    kernels_f64,
     product_scratch_type,
     products_type,
     run_scratch_type,
@@ -24,8 +22,6 @@ cdef struct Kernels:
     products_type products
     product_scratch_type product_scratch
 
-cdef const kernels_f32 *table_f32() noexcept
-cdef const kernels_f64 *table_f64() noexcept
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept
 cdef int isa_in_use() noexcept
 cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) noexcept nogil

@@ -42,16 +42,10 @@ cdef Kernels _untyped(const kernel_table *table) noexcept:
     return kernels
 
 
-cdef const kernels_f32 *table_f32() noexcept:
-    return fastgru_kernels_f32(_isa)
-
-
-cdef const kernels_f64 *table_f64() noexcept:
-    return fastgru_kernels_f64(_isa)
-
-
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept:
-    return _untyped(table_f32()) if itemsize == 4 else _untyped(table_f64())
+    if itemsize == 4:
+        return _untyped(fastgru_kernels_f32(_isa))
+    return _untyped(fastgru_kernels_f64(_isa))
 
 
 def lanes(Py_ssize_t itemsize):
