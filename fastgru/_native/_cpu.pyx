@@ -8,11 +8,8 @@ its price.
 """
 
 from cpython.buffer cimport PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
-from cython.parallel cimport parallel
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy, memset
-
-from cython cimport floating
 
 from fastgru._native._blas cimport Matrix
 from fastgru._native._headers cimport (

@@ -61,8 +61,16 @@ def _load() -> Any:
         try:
             with _spinning():
                 from fastgru import _native as native
-                from fastgru._native import _backward, _coalescing, _fast_path  # noqa: F401
-                from fastgru._native import _forward, _kernels, _partition, _threads  # noqa: F401
+                from fastgru._native import (  # noqa: F401
+                    _backward,
+                    _coalescing,
+                    _fast_path,
+                    _forward,
+                    _kernels,
+                    _partition,
+                    _threads,
+                    _weights,
+                )
         except ImportError as error:
             _missing = f"the extensions of fastgru._native could not be imported: {error}"
             return None
@@ -304,9 +312,7 @@ def _packed(spec: GRUSpec, weights: GRUWeights, threads: int, kernel: str | None
 
 def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     if kernel == "fused":
-        from fastgru._native._weights import PackedWeights
-
-        return PackedWeights(spec, weights, threads)
+        return _native._weights.PackedWeights(spec, weights, threads)
     blas = _load_blas()
     return blas.Packed(spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
 

@@ -12,7 +12,9 @@ from subprocesses import SUPPORT
 
 from fastgru.problem import GRUProblem
 
-weights_module = pytest.importorskip("fastgru._native._weights", reason="the extension is not built")
+weights_module = pytest.importorskip(
+    "fastgru._native._weights", reason="the extension is not built"
+)
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 SOURCES = Path(__file__).parents[2] / "fastgru" / "_native" / "kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]
@@ -27,9 +29,7 @@ def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("aarch64") / "program"
     here = SUPPORT / "aarch64.c"
     command = [COMPILER, *FLAGS, "-Wall", "-Werror", "-static", f"-I{SOURCES}", str(here)]
-    subprocess.run(
-        [*command, *map(str, SOURCES.glob("*.c")), "-lm", "-o", str(path)], check=True
-    )
+    subprocess.run([*command, *map(str, SOURCES.glob("*.c")), "-lm", "-o", str(path)], check=True)
     return path
 
 

@@ -262,7 +262,7 @@ IDLE = """
 
 
 def test_threads_sleep_soon_after_a_call(leases):
-    if not cpu_backend._load().OPENMP or len(os.sched_getaffinity(0)) < 2:
+    if not cpu_backend._load()._kernels.OPENMP or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one thread: built without OpenMP, or one processor")
     long = "1000000"  # what the user has set is left alone: gcc's runtime spins for tens of ms
     ours, users = (
@@ -310,7 +310,7 @@ CROWD = """
 )
 def test_short_calls_among_many_are_not_made_by_teams(leases, steps, crowded, considered):
     """What two threads would take is measured by the first call that may be theirs."""
-    if not cpu_backend._load().OPENMP or cpu_backend.build_info()["kernel"] != "fused":
+    if not cpu_backend._load()._kernels.OPENMP or cpu_backend.build_info()["kernel"] != "fused":
         pytest.skip("no teams of the fused kernel: built without OpenMP or without vectors")
     code = CROWD.format(steps=steps, crowded=crowded)
     assert subprocesses.run_python(code).strip() == str(considered)
