@@ -104,13 +104,13 @@ setup(
     ext_modules=cythonize(
         [
             extension("_backward"),
+            extension("_blas"),
             extension("_coalescing"),
-            extension("_cpu"),
+            extension("_command_list"),
             extension("_execute"),
             extension("_fast_path"),
             extension("_forward"),
             extension("_kernels", *sorted(f"kernels/{path.name}" for path in KERNELS.glob("*.c"))),
-            extension("_launch"),
             extension("_partition"),
             extension("_stream"),
             extension("_threads"),

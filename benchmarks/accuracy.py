@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 import records
 from machine import choose_cpus
 from peers import ENVIRONMENT

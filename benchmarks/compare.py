@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 import report
 from machine import busy_seconds, choose_cpus, describe_machine
 from peers import ENVIRONMENT, PEERS

@@ -29,8 +29,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import gpu_report
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
+import gpu_report
 import records
 import report
 from gpu_cases import TOLERANCES, Case, make_case, option_cases, peer_cases, reference

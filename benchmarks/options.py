@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 import records
 from machine import busy_seconds, choose_cpus
 from problems import Problem, Shape, make_problem

@@ -24,9 +24,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "support"))
 from machine import busy_seconds, choose_cpus
 from records import text_table
 

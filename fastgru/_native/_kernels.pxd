@@ -1,11 +1,11 @@
 # The kernels of the instruction set in use.
 
+from cython cimport floating
+
 from fastgru._native._headers cimport (
     back_scratch_type,
     back_type,
     gate_functions,
-    kernels_f32,
-    kernels_f64,
     product_scratch_type,
     products_type,
     run_scratch_type,
@@ -22,8 +22,7 @@ cdef struct Kernels:
     products_type products
     product_scratch_type product_scratch
 
-cdef const kernels_f32 *table_f32() noexcept
-cdef const kernels_f64 *table_f64() noexcept
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept
 cdef int isa_in_use() noexcept
+cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) noexcept nogil
 cdef int read_functions(spec, gate_functions *functions) except -1

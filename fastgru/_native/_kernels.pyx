@@ -42,21 +42,23 @@ cdef Kernels _untyped(const kernel_table *table) noexcept:
     return kernels
 
 
-cdef const kernels_f32 *table_f32() noexcept:
-    return fastgru_kernels_f32(_isa)
-
-
-cdef const kernels_f64 *table_f64() noexcept:
-    return fastgru_kernels_f64(_isa)
-
-
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept:
-    return _untyped(table_f32()) if itemsize == 4 else _untyped(table_f64())
+    if itemsize == 4:
+        return _untyped(fastgru_kernels_f32(_isa))
+    return _untyped(fastgru_kernels_f64(_isa))
 
 
 def lanes(Py_ssize_t itemsize):
     """Return how many units a panel has; 0: this compiler made no fused kernels."""
     return kernels_of(itemsize).lanes
+
+
+cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) noexcept nogil:
+    # Applies a built-in activation in place.
+    if floating is float:
+        fastgru_kernels_f32(_isa).activations[number](n, params, a)
+    else:
+        fastgru_kernels_f64(_isa).activations[number](n, params, a)
 
 
 cdef int isa_in_use() noexcept:
@@ -113,9 +115,5 @@ def apply_activation(activation, floating[::1] values):
     """Apply an `Activation` in place, as the gates do: what the tests of accuracy call."""
     cdef double params[3]
     cdef int number = _read_activation(activation, params)
-    if values.shape[0] == 0:
-        return
-    if floating is float:
-        table_f32().activations[number](values.shape[0], params, &values[0])
-    else:
-        table_f64().activations[number](values.shape[0], params, &values[0])
+    if values.shape[0] > 0:
+        activate(number, params, values.shape[0], &values[0])

@@ -111,7 +111,7 @@ cdef class Stepper:
     forced : callable
         ``forced()`` returns the name of the only backend that may serve a step, or None.
     pack : callable
-        ``pack(spec, weights)`` returns their `PackedWeights`, or None where the kernels cannot serve them.
+        ``pack(spec, weights)`` returns their `PackedWeights`; None: the kernels cannot serve them.
     get_num_threads : callable
         Asked only where the work is enough for two.
     """

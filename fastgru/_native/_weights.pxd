@@ -14,8 +14,7 @@ cdef class PackedWeights:
     # cannot, there is one panel of all units.
     cdef run_type run
     cdef run_scratch_type run_scratch
-    cdef readonly Py_ssize_t lanes
-    cdef Py_ssize_t panels
+    cdef readonly Py_ssize_t lanes, panels
     # Called with the GIL held, before and after every run; NULL: nothing is to be done.
     cdef void (*enter)() noexcept
     cdef void (*leave)() noexcept
@@ -27,4 +26,5 @@ cdef class PackedWeights:
     cdef bint u_finite            # by its sum: one that overflows counts as not
     cdef object kept
     cdef object kernel, recurrent_kernel, transposed  # for backward
+    cdef int pack(self, weights, Py_ssize_t lanes, int threads) except -1
     cdef object backward_panels(self, int threads)

@@ -7,6 +7,7 @@ from fastgru.problem import GRUSpec, GRUWeights
 class PackedWeights:
     spec: GRUSpec
     lanes: int
+    panels: int
     def __init__(self, spec: GRUSpec, weights: GRUWeights, threads: int) -> None: ...
     def is_current(self) -> bool: ...
 

@@ -51,9 +51,12 @@ cdef class PackedWeights:
     def __init__(self, spec, weights, int threads):
         cdef Kernels kernels = kernels_of(self.size)
         self.run, self.run_scratch = kernels.run, kernels.run_scratch
-        self.lanes = kernels.lanes
-        self.panels = (self.units + self.lanes - 1) // self.lanes
-        w, u, uh, bias = forward_panels(spec, weights, self.lanes, threads)
+        self.pack(weights, kernels.lanes, threads)
+
+    cdef int pack(self, weights, Py_ssize_t lanes, int threads) except -1:
+        # In panels of so many units.
+        self.lanes, self.panels = lanes, (self.units + lanes - 1) // lanes
+        w, u, uh, bias = forward_panels(self.spec, weights, lanes, threads)
         self.kept = (w, u, uh, bias)
         self.u_finite = bool(np.isfinite(weights.recurrent_kernel.sum()))
         # Only arrays, no cycle back to the set of weights on which this copy hangs.
@@ -61,6 +64,7 @@ cdef class PackedWeights:
         self.w, self.u, self.bias = bytes_of(w), bytes_of(u), bytes_of(bias)
         if uh is not None:
             self.uh = bytes_of(uh)
+        return 0
 
     def is_current(self):
         """Return whether the kernel is that of the instruction set in use."""

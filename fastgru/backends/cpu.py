@@ -24,22 +24,10 @@ from fastgru.problem import (
     GRUSpec,
     GRUWeights,
 )
-from fastgru.threads import follow, get_num_threads, processors
+from fastgru.threads import call_on_change, get_num_threads, processors
 
 if TYPE_CHECKING:
     import numpy as np
-
-# Cores for which OpenBLAS has kernels that multiply small matrices where they lie; Zen 4 and 5
-# count as Cooperlake there. The panels of _native/_blas.pxd are for these.
-_SMALL_GEMM_CORES = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
-
-# SciPy's own wheels, any other OpenBLAS, MKL, BLIS: (get, set) as `int get(void)`, `void set(int)`.
-_THREAD_FUNCTIONS = (
-    ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
-    ("openblas_get_num_threads", "openblas_set_num_threads"),
-    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
-    ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
-)
 
 # OpenMP's threads spin after a call, to be there for the next one: gcc's use 10 ms of CPU time each
 # time, clang's 200. Ours sleep after 3,000 pauses, mostly 0.1 to 2 ms of CPU time (clang's runtime:
@@ -51,7 +39,6 @@ ON_DEVICE = "the arrays are on a device"
 _native: Any = None  # the package of the extensions, once they are imported
 _forced_kernel: str | None = None
 _missing: str | None = None  # why there is no extension
-_blas = {"name": "unknown", "core": "", "threads": "its own setting"}
 
 
 def _load() -> Any:
@@ -71,6 +58,8 @@ def _load() -> Any:
                     _threads,
                     _weights,
                 )
+            if os.environ.get("FASTGRU_KERNEL") == "blas" or not _kernels.lanes(4):
+                from fastgru._native import _blas  # noqa: F401
         except ImportError as error:
             _missing = f"the extensions of fastgru._native could not be imported: {error}"
             return None
@@ -80,21 +69,11 @@ def _load() -> Any:
             raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', got {_forced_kernel!r}")
         if _forced_kernel == "fused" and not _kernels.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
-        follow(_threads.set_thread_limit)
+        call_on_change(_threads.set_thread_limit)
         _coalescing.set_processors(processors())
         _threads.set_processors(processors())
         _native = native
     return _native
-
-
-def _load_blas() -> Any:
-    """Import the extension of the BLAS kernel and set it up, once."""
-    from fastgru._native import _cpu
-
-    if "found" not in _blas:
-        _find_blas(_cpu)
-        _blas["found"] = "yes"
-    return _cpu
 
 
 @contextlib.contextmanager
@@ -109,31 +88,6 @@ def _spinning() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-def _find_blas(kernel: Any) -> None:
-    """Find the thread setting of the BLAS that scipy.linalg.cython_blas is linked to.
-
-    A look-up through the handle of that module searches the libraries it depends on. A BLAS that
-    has no such setting (the reference BLAS, Accelerate) keeps its own.
-    """
-    import ctypes
-
-    from scipy.linalg import cython_blas
-
-    library = ctypes.CDLL(cython_blas.__file__)
-    for get_name, set_name in _THREAD_FUNCTIONS:
-        get, set_ = getattr(library, get_name, None), getattr(library, set_name, None)
-        if get is None or set_ is None:
-            continue
-        addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in (get, set_)]
-        kernel.set_blas_functions(*addresses)
-        _blas.update(name=get_name.rpartition("_get")[0], threads="1 inside our calls")
-        core = getattr(library, get_name.replace("get_num_threads", "get_corename"), None)
-        if core is not None:
-            core.restype = ctypes.c_char_p
-            _blas["core"] = core().decode()
-        return
 
 
 class CPUBackend(FastPath):
@@ -171,9 +125,8 @@ class CPUBackend(FastPath):
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
         packed = _packed(problem.spec, weights, threads)
-        if _kernel(problem.spec) == "fused":
-            return GRUOutput(*_native._forward.forward(packed, problem, threads, save, keep_gates))
-        return GRUOutput(*_load_blas().forward(packed, problem, threads, save))
+        keep_gates = keep_gates and _kernel(problem.spec) == "fused"
+        return GRUOutput(*_native._forward.forward(packed, problem, threads, save, keep_gates))
 
     def backward(
         self,
@@ -313,15 +266,16 @@ def _packed(spec: GRUSpec, weights: GRUWeights, threads: int, kernel: str | None
 def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     if kernel == "fused":
         return _native._weights.PackedWeights(spec, weights, threads)
-    blas = _load_blas()
-    return blas.Packed(spec, weights, _blas["core"] in _SMALL_GEMM_CORES)
+    from fastgru._native._blas import BLASWeights
+
+    return BLASWeights(spec, weights, threads)
 
 
 def _kept(kernel: str, spec: GRUSpec, weights: GRUWeights) -> Any:
     packed = weights.packed.get(kernel)
     if packed is None or (packed.spec is not spec and packed.spec != spec):
         return None
-    return packed if kernel == "blas" or packed.is_current() else None
+    return packed if packed.is_current() else None
 
 
 def _packed_if_served(spec: GRUSpec, weights: GRUWeights) -> Any:
@@ -333,8 +287,8 @@ def build_info() -> dict[str, Any]:
     native = _load()
     if native is None:
         return {"extension": _missing}
-    _load_blas()
-    blas = " ".join(word for word in (_blas["name"], _blas["core"]) if word)
+    from fastgru._native import _blas
+
     kernels = native._kernels
     return {
         "extension": "built",
@@ -342,7 +296,7 @@ def build_info() -> dict[str, Any]:
         "isa": kernels.get_isa(),
         "kernel": _forced_kernel or ("fused" if kernels.lanes(4) else "blas"),
         "isa_supported": kernels.supported_isas(),
-        "blas": blas,
-        "blas_threads": _blas["threads"],
+        "blas": f"{_blas.NAME} {_blas.CORE}".strip(),
+        "blas_threads": _blas.THREADS,
         "num_threads": get_num_threads(),
     }

@@ -23,7 +23,8 @@ from random_problems import ELEMENTWISE, draw_problem, layouts, make_spec, make_
 
 from fastgru import activations
 from fastgru._cuda import source
-from fastgru.backends import cuda
+from fastgru._cuda.engine import Launch
+from fastgru.backends import cuda_call
 from fastgru.backends.cuda import CudaBackend
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
@@ -135,7 +136,9 @@ def test_chunks_of_time(monkeypatch):
     spec = make_spec(4, 9)
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "steps", True, "three", (True, True, False), (3, 11))
-    monkeypatch.setattr(cuda, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4)  # four steps, the last three
+    monkeypatch.setattr(
+        cuda_call, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4
+    )  # four steps, the last three
     for device, kernel, count in (({}, "step_after", 11), (RESIDENT, "steps_after", 3)):
         emulator = Emulator(**device)
         assert_agrees(CudaBackend(emulator), problem, weights)
@@ -220,7 +223,7 @@ KERNEL round_trip(long long n, const float *x, STORE *rounded, float *back) {
 }"""
     rounded, back = np.zeros(values.size, spec.dtype), np.zeros(values.size, np.float32)
     engine = Kernels(source.text("steps") + kernel)
-    engine.launch("round_trip", options, 1, (values.size, values, rounded, back))
+    engine.repeat(1, [Launch("round_trip", options, 1, (values.size, values, rounded, back))])
     with np.errstate(invalid="ignore"):
         wanted = values.astype(spec.dtype)
     number = ~np.isnan(values)

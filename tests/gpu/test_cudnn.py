@@ -185,8 +185,8 @@ def halves(rng, spec, kind, sequences=(True, True), zero_masked=(False, False)):
         draw(rng, spec, "none", False, "none", (bool(d), sequences[d], zero_masked[d]), (B, T))
         for d in range(2)
     )
-    one.mask = draw(rng, spec, kind, False, "none", (False,) * 3, (B, T)).mask
-    other.x, other.mask = one.x, one.mask
+    mask = draw(rng, spec, kind, False, "none", (False,) * 3, (B, T)).mask
+    one, other = one._replace(mask=mask), other._replace(x=one.x, mask=mask)
     if kind == "lengths":
         one.x[~one.mask.valid(T)] = np.nan
     return one, other
@@ -203,11 +203,11 @@ def test_both_directions_at_once(machine, kind, dtype):
     ):
         problems = halves(rng, spec, kind, sequences, zero_masked[1:])
         if zero_masked[1] and not zero_masked[2]:
-            problems[1].h0 = None
-        assert machine.backend.supports_both(problems) is None
+            problems = problems[0], problems[1]._replace(h0=None)
+        assert machine.backend.supports_pair(problems) is None
         machine.clear()
-        outs = machine.backend.forward_both(problems, weights, save=True)
-        again = machine.backend.forward_both(problems, weights)
+        outs = machine.backend.forward_pair(problems, weights, save=True)
+        again = machine.backend.forward_pair(problems, weights)
         wides = [wide_call(*half) for half in zip(problems, weights, strict=True)]
         expected = [REFERENCE.forward(*half, save=True) for half in wides]
         for out, second, want in zip(outs, again, expected, strict=True):
@@ -217,7 +217,7 @@ def test_both_directions_at_once(machine, kind, dtype):
         dys = [rng.standard_normal(out.y.shape).astype(dtype) for out in outs]
         dstates = [rng.standard_normal(out.state.shape).astype(dtype) for out in outs]
         dstates[0] = None
-        grads = machine.backend.backward_both(problems, weights, dys, dstates, outs[0].workspace)
+        grads = machine.backend.backward_pair(problems, weights, dys, dstates, outs[0].workspace)
         want = [
             REFERENCE.backward(*half, out.states, dy.astype(float), dstate)
             for half, out, dy, dstate in zip(wides, expected, dys, dstates, strict=True)
@@ -235,7 +235,7 @@ def test_both_are_packed_together_once(machine):
     one, other, third = (make_weights(rng, spec) for _ in range(3))
     problems = halves(rng, spec, "none")
     for pair, count in (((one, other), 2), ((one, other), 2), ((one, third), 4)):
-        machine.backend.forward_both(problems, pair)
+        machine.backend.forward_pair(problems, pair)
         assert machine.emulator.launched.count("pack_weights") == count
 
 
@@ -244,10 +244,8 @@ def test_what_it_cannot_serve_in_both_directions(machine, monkeypatch):
     rng = np.random.default_rng(25)
 
     def refused(reason, kind="none", **changes):
-        problems = halves(rng, spec, kind)
-        for name, value in changes.items():
-            setattr(problems[1], name, value)
-        assert reason in machine.backend.supports_both(problems)
+        one, other = halves(rng, spec, kind)
+        assert reason in machine.backend.supports_pair((one, other._replace(**changes)))
 
     refused("one layer in both directions", x=np.ones((B, T, I), "f"))
     refused("one layer in both directions", reverse=False)

@@ -86,15 +86,15 @@ def test_both_directions_at_once(kind):
     one, other = (
         draw(rng, spec, kind, False, "none", (bool(d), True, False), (6, 7)) for d in range(2)
     )
-    other.x, other.mask = one.x, one.mask
+    other = other._replace(x=one.x, mask=one.mask)
     halves = [moved(half, cupy.asarray) for half in (one, other)]
-    halves[1].x = halves[0].x
+    halves[1] = halves[1]._replace(x=halves[0].x)
     backend = cudnn.CudnnBackend()
-    assert backend.supports_both(halves) is None
-    outs = backend.forward_both(halves, weights, save=True)
+    assert backend.supports_pair(halves) is None
+    outs = backend.forward_pair(halves, weights, save=True)
     dys = [rng.standard_normal(out.y.shape).astype("float32") for out in outs]
     given = [cupy.asarray(dy) for dy in dys]
-    grads = backend.backward_both(halves, weights, given, (None, None), outs[0].workspace)
+    grads = backend.backward_pair(halves, weights, given, (None, None), outs[0].workspace)
     dx = 0
     for half, w, out, dy, grad in zip((one, other), weights, outs, dys, grads, strict=True):
         wide = wide_call(half, w)

@@ -41,9 +41,7 @@ def isa(request, monkeypatch):
 
 def forward(*arguments, save=False, **keywords):
     problem, weights = arguments
-    for name, value in keywords.items():
-        setattr(problem, name, value)
-    return BACKEND.forward(problem, weights, save=save)
+    return BACKEND.forward(problem._replace(**keywords), weights, save=save)
 
 
 def assert_gradients_agree(problem, weights, seed=0, keep_workspace=True):

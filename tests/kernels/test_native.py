@@ -91,17 +91,21 @@ def test_threads_agree(shape, reset_after, dtype):
 @pytest.mark.parametrize("panels", [True, False])
 def test_both_matrix_layouts(dtype, panels, monkeypatch):
     """Panels for OpenBLAS with small-matrix kernels, plain matrices (and gemv) for the others."""
-    blas = cpu_backend._load_blas()
+    from fastgru._native import _blas
+
     monkeypatch.setattr(cpu_backend, "_forced_kernel", "blas")
     rng = np.random.default_rng(2)
-    for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
-        spec = make_spec(600, 150, dtype)
-        weights = make_weights(rng, spec)
-        weights.packed["blas"] = blas.Packed(spec, weights, panels)
-        x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
-        problem = GRUProblem(spec=spec, x=x, num_threads=threads)
-        assert_agrees(problem, weights)
-        assert weights.packed["blas"].panels is panels
+    before = _blas.use_panels(panels)
+    try:
+        for reset_after in (True, False):
+            spec = make_spec(600, 150, dtype, reset_after=reset_after)
+            weights = make_weights(rng, spec)
+            for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
+                x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
+                assert_agrees(GRUProblem(spec=spec, x=x, num_threads=threads), weights)
+            assert weights.packed["blas"].panels == (3 if panels else 1)
+    finally:
+        _blas.use_panels(before)
 
 
 def test_chunks_and_blocks():

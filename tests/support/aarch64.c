@@ -30,13 +30,21 @@ int main(int argc, char **argv) {
     const kernels_f32 *f32 = fastgru_kernels_f32(0);
     const kernels_f64 *f64 = fastgru_kernels_f64(0);
     const ptrdiff_t lanes = size == 4 ? f32->lanes : f64->lanes;
-    const ptrdiff_t units = (H + lanes - 1) / lanes * lanes, rest = (H + 2 * lanes - 1) / (2 * lanes);
+    const ptrdiff_t units = (H + lanes - 1) / lanes * lanes,
+                    rest = (H + 2 * lanes - 1) / (2 * lanes);
     const size_t y_bytes = (size_t)(B * T * H * size), row_bytes = (size_t)(B * H * size);
     const ptrdiff_t panels = units / lanes, rows = I + (after ? 2 : 1) + H;
     team_barrier barrier = {0};
     gru_job job = {.B = B, .T = T, .inputs = I, .H = H, .reset_after = (int)after, .sequences = 1};
-    gru_back_job back = {.B = B, .T = T, .inputs = I, .H = H, .reset_after = (int)after,
-                         .sequences = 1, .rows = B * T, .input_steps = 1, .d_steps = 1};
+    gru_back_job back = {.B = B,
+                         .T = T,
+                         .inputs = I,
+                         .H = H,
+                         .reset_after = (int)after,
+                         .sequences = 1,
+                         .rows = B * T,
+                         .input_steps = 1,
+                         .d_steps = 1};
     job.x = back.x = take((size_t)(B * T * I * size));
     job.x_b = back.x_b = T * I * size;
     job.x_t = back.x_t = I * size;
@@ -74,8 +82,8 @@ int main(int argc, char **argv) {
     back.d = make(4 * row_bytes);
     back.dx = make((size_t)(B * T * I * size));
     back.dw = make((size_t)(rows * 3 * H * size));
-    back.factors = make((size_t)(size == 4 ? f32->product_scratch(&back)
-                                           : f64->product_scratch(&back)));
+    back.factors =
+        make((size_t)(size == 4 ? f32->product_scratch(&back) : f64->product_scratch(&back)));
     scratch = make((size_t)(size == 4 ? f32->back_scratch(&back, B) : f64->back_scratch(&back, B)));
     (size == 4 ? f32->back : f64->back)(&back, 0, B, 0, rest, 1, scratch);
     (size == 4 ? f32->products : f64->products)(&back, 0, 1);

@@ -1,40 +1,51 @@
-/* The walk back through time for one ISA and one TYPE; included by gates_type.h after forward_type.h.
+/* The walk back through time for one ISA and one TYPE: the gradients of the gates, the state and x.
+ * The gradients of the weights are made after it (products_type.h). Included by kernels_type.h
+ * after forward_type.h.
  *
- * Per step, for the rows that took it, with dh the gradient of h':
- *   dn = dh (1 - z)   dz = dh (h - n)   da_g = dg act'(a_g)
- *   after:   dr = da_h q                      dq_h = da_h r
- *   before:  g = da_h Uh^T   dr = g k         and k, the state as gate h sees it, gets g r
- *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
- * A row of d is [da_h, da_z, da_r, dq_h], so that both [da_h, da_z, da_r], which multiplies x and W,
- * and [da_z, da_r, dq_h], which multiplies h and U, are contiguous. It is kept twice: in panels in
- * place of the gates, for the products after the walk, and as a whole row for those in it, which find
- * the rows of the last steps still in cache.
+ * Per step, for the rows that took it, with dh the gradient of the new state h':
+ *
+ *   dn = dh (1 - z)          dz = dh (h - n)          da_g = dg act'(a_g)
+ *   reset_after=True:        dr = da_h q              dq_h = da_h r
+ *   reset_after=False:       g = da_h Uh^T            dr = g k
+ *   carry = dh z + sum_g dropout_g (dq_g U_g^T)
+ *
+ * dq_z = da_z and dq_r = da_r. k is the state as gate h sees it, with dropout. With
+ * reset_after=False there is no dq_h; the term of gate h in the carry is dropout_h g r.
+ *
+ * A row of d is [da_h, da_z, da_r, dq_h]. So [da_h, da_z, da_r], which multiplies W, and [da_z,
+ * da_r, dq_h], which multiplies U, are both contiguous. d is kept twice: in panels, in place of the
+ * gates, for the products after the walk; and as whole rows of the last steps, which the walk's
+ * products find in cache.
  */
 
-static inline int FN(valid_at)(const gru_back_job *job, ptrdiff_t b, ptrdiff_t t) {
-    if (job->lengths)
-        return t < job->lengths[b];
-    return !job->steps || job->steps[b * job->T + t];
+/* Row b's state before step s, which reads time t; NULL: zeros. */
+static inline const TYPE *FN(state_before)(const gru_back_job *job, ptrdiff_t b, ptrdiff_t s,
+                                           ptrdiff_t t) {
+    if (IS_RESET(job, b, t))
+        return NULL;
+    if (s > 0)
+        return (const TYPE *)job->states + (b * job->T + s - 1) * job->H;
+    return job->h0 ? (const TYPE *)job->h0 + b * job->H : NULL;
 }
 
-/* Rows of d that are multiplied at once; what is done with the sums. */
+/* What the epilogues of the walk need: which rows were multiplied, and where the sums go. */
 typedef struct {
     const gru_back_job *job;
-    ptrdiff_t gate;       /* whose dropout mask applies, if each gate has one */
-    int add;              /* to dX, rather than write it */
-    const ptrdiff_t *b;   /* of each row */
-    TYPE *const *d;       /* reset_after=False: rows of d */
-    TYPE *const *gates;   /* reset_after=False: the same in panels, in the first one */
-    const TYPE *const *k; /* reset_after=False: the state as gate h sees it */
+    ptrdiff_t gate;       /* whose dropout mask applies, where each gate has its own */
+    int add;              /* to dX, instead of replacing it */
+    const ptrdiff_t *b;   /* (rows): their numbers in the batch */
+    TYPE *const *d;       /* rows of d; read with reset_after=False */
+    TYPE *const *gates;   /* the same in panels, of the first panel; likewise */
+    const TYPE *const *k; /* the state as gate h sees it; likewise */
     TYPE *const *dx;
-} FN(back_step);
+} BACK_STEP;
 
 #define BACK_LANES (2 * LANES)
 #define GATE_VECTORS(job) ((job)->reset_after ? 4 : 3)
 #define GATE_STRIDE(job) ((job)->rows * GATE_VECTORS(job) * LANES) /* from panel to panel */
 
-/* carry += sums (* dropout) */
-static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+/* carry += sums, times the dropout mask */
+static void FN(carry_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                             const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t b = step->b[row], H = job->H, u = panel * BACK_LANES;
@@ -50,9 +61,9 @@ static void FN(carry_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
     }
 }
 
-/* reset_after=False: g = da_h Uh^T gives da_r, in place of r as it was kept, and its share of the
- * carry */
-static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+/* reset_after=False: from g = da_h Uh^T, the sums, da_r and a share of the carry. da_r replaces
+ * what was kept of r. */
+static void FN(reset_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                             const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t b = step->b[row], H = job->H, u = panel * BACK_LANES;
@@ -76,8 +87,8 @@ static void FN(reset_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t 
     }
 }
 
-/* dX = sums, or dX += sums, * dropout */
-static void FN(inputs_piece)(const FN(back_step) *step, ptrdiff_t row, ptrdiff_t panel,
+/* dX = sums, or dX += sums where each gate has a mask; times the dropout mask */
+static void FN(inputs_piece)(const BACK_STEP *step, ptrdiff_t row, ptrdiff_t panel,
                              const TYPE *sums) {
     const gru_back_job *job = step->job;
     const ptrdiff_t I = job->inputs, i = panel * BACK_LANES;
@@ -103,27 +114,27 @@ EPILOGUE(carry)
 EPILOGUE(reset)
 EPILOGUE(inputs)
 
-/* n units of one row: d in place of the gates, which lie `stride` apart from panel to panel, and as
- * whole rows in d, from them and the gradient of h'; carry becomes dh z. reset_after=False: r stays
- * what was kept of it, for epilogue_reset. */
+/* d of n units of one row, from its gates, the state h before the step, and the gradient of the new
+ * state, dout + carry. d goes to the row d, and to the place of the gates, whose panels lie
+ * `stride` apart; carry becomes dh z. reset_after=False: r stays as it was kept, for
+ * epilogue_reset. */
 static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RESTRICT h,
                            const TYPE *RESTRICT dout, TYPE *RESTRICT carry, TYPE *RESTRICT gates,
                            ptrdiff_t stride, TYPE *RESTRICT d) {
     const gate_functions *f = &job->functions;
     const ptrdiff_t H = job->H;
     const TYPE one = C(1.0);
-    const int fused =
-        job->reset_after && f->activation == ACT_TANH && f->recurrent_activation == ACT_SIGMOID;
+    const int fused = job->reset_after && FUSED_GATES(f);
     for (ptrdiff_t u = 0, m; u < n; u += LANES, gates += stride) {
         m = n - u < LANES ? n - u : LANES;
         if (fused && m == LANES) {
-            const FN(vector) z = CONST_VECTOR(gates), r = CONST_VECTOR(gates + LANES);
-            const FN(vector) c = CONST_VECTOR(gates + 2 * LANES);
-            const FN(vector) q = CONST_VECTOR(gates + 3 * LANES);
-            const FN(vector) dh = CONST_VECTOR(carry + u) + CONST_VECTOR(dout + u);
-            const FN(vector) da = dh * (one - z) * (one - c * c), dq = da * r;
-            const FN(vector) dz = dh * (CONST_VECTOR(h + u) - c) * z * (one - z);
-            const FN(vector) dr = da * q * r * (one - r);
+            const VEC z = CONST_VECTOR(gates), r = CONST_VECTOR(gates + LANES);
+            const VEC c = CONST_VECTOR(gates + 2 * LANES);
+            const VEC q = CONST_VECTOR(gates + 3 * LANES);
+            const VEC dh = CONST_VECTOR(carry + u) + CONST_VECTOR(dout + u);
+            const VEC da = dh * (one - z) * (one - c * c), dq = da * r;
+            const VEC dz = dh * (CONST_VECTOR(h + u) - c) * z * (one - z);
+            const VEC dr = da * q * r * (one - r);
             UNROLL for (int g = 0; g < 4; g++)
                 __builtin_prefetch(gates - (ROW_GROUP * 4 - g) * LANES, 1);
             VECTOR(gates) = VECTOR(d + u) = da;
@@ -165,12 +176,12 @@ static void FN(back_gates)(const gru_back_job *job, ptrdiff_t n, const TYPE *RES
     }
 }
 
-/* dX of n rows of d, the panels panel0..panel1 of the features. */
-static void FN(back_inputs)(FN(back_step) *step, ptrdiff_t n, const TYPE **d, ptrdiff_t panel0,
+/* dX of n rows of d: the panels panel0..panel1 of the features. */
+static void FN(back_inputs)(BACK_STEP *step, ptrdiff_t n, const TYPE **d, ptrdiff_t panel0,
                             ptrdiff_t panel1) {
     const gru_back_job *job = step->job;
     const ptrdiff_t H = job->H, stride = 3 * H * BACK_LANES;
-    FN(operands) o = {.K = 3 * H, .rows = d, .w = (const TYPE *)job->wt, .stride = stride};
+    OPERANDS o = {.K = 3 * H, .rows = d, .w = (const TYPE *)job->wt, .stride = stride};
     step->gate = step->add = 0;
     if (job->dropout_gates != 3) {
         FN(multiply_panels)(FN(tiles_2), 2, &o, n, panel0, panel1, FN(epilogue_inputs), step);
@@ -187,135 +198,186 @@ static void FN(back_inputs)(FN(back_step) *step, ptrdiff_t n, const TYPE **d, pt
     }
 }
 
-static ptrdiff_t FN(back_scratch_bytes)(const gru_back_job *job, ptrdiff_t n) {
-    return (job->H + (job->recurrent_dropout ? n * job->H : 0)) * (ptrdiff_t)sizeof(TYPE) +
-           (4 + 3 * job->input_steps) * n * (ptrdiff_t)sizeof(void *) + 64 * 12;
+/* A thread's part of the walk, and its scratch. */
+typedef struct {
+    const gru_back_job *job;
+    ptrdiff_t b0, n;          /* its rows */
+    ptrdiff_t panel0, panel1; /* its panels of 2 * lanes units, */
+    ptrdiff_t u0, units;      /* and their units */
+    int team;                 /* threads that make panels of the same rows */
+    TYPE *zeros;              /* (H) */
+    TYPE *dropped;            /* (n, H): the state as gate h sees it, with dropout */
+    TYPE **gates;             /* (n) */
+    const TYPE **k_rows;      /* (n) */
+    const TYPE **rows;        /* (n) */
+    /* (input_steps, n): rows of the steps whose dX is still to be made */
+    TYPE **d_rows, **dx_rows;
+    ptrdiff_t *index;
+} BACK_PART;
+
+/* Returns the bytes of a part's scratch, and carves it unless base is NULL. */
+static ptrdiff_t FN(carve_back)(BACK_PART *part, char *base) {
+    const gru_back_job *job = part->job;
+    const ptrdiff_t n = part->n, waiting = job->input_steps * n;
+    size_t size = 0;
+    CARVE(part->zeros, job->H);
+    CARVE(part->dropped, job->recurrent_dropout ? n * job->H : 0);
+    CARVE(part->gates, n);
+    CARVE(part->k_rows, n);
+    CARVE(part->rows, n);
+    CARVE(part->d_rows, waiting);
+    CARVE(part->dx_rows, waiting);
+    CARVE(part->index, waiting);
+    return (ptrdiff_t)size;
 }
 
-/* All steps of rows b0..b0+n, units of the panels panel0..panel1 of 2 * lanes units; with team > 1
- * the other threads make the other panels of the same rows. scratch: 64-byte aligned. */
-static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
-                         ptrdiff_t panel1, int team, char *scratch) {
-    const ptrdiff_t T = job->T, I = job->inputs, H = job->H, stride = 3 * H * BACK_LANES;
-    const ptrdiff_t panels = (H + BACK_LANES - 1) / BACK_LANES;
-    const ptrdiff_t input_panels = (I + BACK_LANES - 1) / BACK_LANES; /* cut as the units are */
-    const ptrdiff_t input0 = input_panels * panel0 / panels, input1 = input_panels * panel1 / panels;
-    const ptrdiff_t u0 = panel0 * BACK_LANES < H ? panel0 * BACK_LANES : H;
-    const ptrdiff_t u1 = panel1 * BACK_LANES < H ? panel1 * BACK_LANES : H, nu = u1 - u0;
-    const size_t own = (size_t)nu * sizeof(TYPE);
-    const int masked = job->steps || job->lengths;
-    const TYPE *ut = (const TYPE *)job->ut;
-    CARVE(TYPE, zeros, H);
-    CARVE(TYPE, dropped, job->recurrent_dropout ? n * H : 0);
-    CARVE(TYPE *, gates, n);
-    CARVE(const TYPE *, k_rows, n);
-    CARVE(const TYPE *, rows, n);
-    CARVE(TYPE *, d_rows, job->input_steps *n); /* of the steps whose dX is still to be made */
-    CARVE(TYPE *, dx_rows, job->input_steps *n);
-    CARVE(ptrdiff_t, index, job->input_steps *n);
-    FN(back_step) step = {.job = job, .gates = gates, .k = k_rows};
-    ptrdiff_t waiting = 0; /* rows in d_rows */
+static ptrdiff_t FN(back_scratch)(const gru_back_job *job, ptrdiff_t n) {
+    BACK_PART part = {.job = job, .n = n};
+    return FN(carve_back)(&part, NULL);
+}
 
-    memset(zeros, 0, (size_t)H * sizeof(TYPE));
-    for (ptrdiff_t b = b0; b < b0 + n; b++) {
-        /* The last output repeats that of the row's last valid step. */
-        TYPE *pending = (TYPE *)job->pending + b * H + u0;
-        const ptrdiff_t last = job->reverse ? 0 : T - 1;
-        if (job->dy && !job->sequences && T > 0 &&
-            !(job->zero_masked && masked && !FN(valid_at)(job, b, last)))
-            memcpy(pending, (const TYPE *)(job->dy + b * job->dy_b) + u0, own);
+/* Begins `pending`: zeros, but where only the last output is wanted, its gradient. That output
+ * repeats the one of the row's last valid step, unless masked outputs are zeros. */
+static void FN(begin_pending)(const BACK_PART *part) {
+    const gru_back_job *job = part->job;
+    const size_t own = (size_t)part->units * sizeof(TYPE);
+    for (ptrdiff_t b = part->b0; b < part->b0 + part->n; b++) {
+        TYPE *pending = (TYPE *)job->pending + b * job->H + part->u0;
+        if (job->dy && !job->sequences && job->T > 0 &&
+            !(job->zero_masked && !IS_VALID(job, b, TIME_OF(job, job->T - 1))))
+            memcpy(pending, (const TYPE *)(job->dy + b * job->dy_b) + part->u0, own);
         else
             memset(pending, 0, own);
     }
+}
+
+/* Computes d of the rows that took step s, and adds these rows to the lists from `waiting` on.
+ * Returns their number. */
+static inline ptrdiff_t FN(back_rows)(const BACK_PART *part, ptrdiff_t s, ptrdiff_t waiting) {
+    const gru_back_job *job = part->job;
+    const ptrdiff_t t = TIME_OF(job, s), T = job->T, H = job->H, u0 = part->u0, nu = part->units;
+    const int masked = job->steps || job->lengths;
+    ptrdiff_t active = 0;
+    for (ptrdiff_t b = part->b0; b < part->b0 + part->n; b++) {
+        TYPE *pending = (TYPE *)job->pending + b * H + u0;
+        const TYPE *dout = pending;
+        const int valid = !masked || IS_VALID(job, b, t);
+        if (job->dy && job->sequences && (valid || !job->zero_masked)) {
+            const TYPE *dy = (const TYPE *)(job->dy + b * job->dy_b + s * job->dy_s) + u0;
+            if (!masked)
+                dout = dy;
+            else
+                for (ptrdiff_t j = 0; j < nu; j++)
+                    pending[j] += dy[j];
+        }
+        if (!valid)
+            continue;
+        const ptrdiff_t place = kept_place(job->B, T, s, b);
+        const ptrdiff_t slot = job->slots ? job->slots[place] : place;
+        const TYPE *before = FN(state_before)(job, b, s, t), *h = before ? before : part->zeros;
+        TYPE *gates = (TYPE *)job->gates + slot * GATE_VECTORS(job) * LANES;
+        TYPE *d = (TYPE *)job->d + (b * job->d_steps + s % job->d_steps) * 4 * H;
+        FN(back_gates)(job, nu, h + u0, dout, (TYPE *)job->carry + b * H + u0,
+                       gates + 2 * part->panel0 * GATE_STRIDE(job), GATE_STRIDE(job), d + u0);
+        if (dout == pending)
+            memset(pending, 0, (size_t)nu * sizeof(TYPE));
+        part->index[waiting + active] = b;
+        part->dx_rows[waiting + active] = (TYPE *)job->dx + (b * T + t) * job->inputs;
+        part->d_rows[waiting + active] = d;
+        part->gates[active] = gates;
+        part->k_rows[active] = h;
+        if (job->recurrent_dropout && !job->reset_after) {
+            TYPE *copy = part->dropped + active * H;
+            FN(multiply)(nu, h + u0,
+                         (const TYPE *)job->recurrent_dropout + (2 * job->B + b) * H + u0,
+                         copy + u0);
+            part->k_rows[active] = copy;
+        }
+        active++;
+    }
+    return active;
+}
+
+/* Adds to the carry what the products of the `active` rows listed last give; with reset_after=False
+ * da_r first. */
+static inline void FN(back_carry)(const BACK_PART *part, BACK_STEP *step, ptrdiff_t active) {
+    const gru_back_job *job = part->job;
+    const ptrdiff_t H = job->H, panel0 = part->panel0, panel1 = part->panel1;
+    const int gates = job->reset_after ? 3 : 2;
+    const TYPE *ut = (const TYPE *)job->ut;
+    OPERANDS o = {.K = H,
+                  .rows = (const TYPE *const *)step->d,
+                  .w = ut + 2 * H * BACK_LANES,
+                  .stride = 3 * H * BACK_LANES};
+    if (!job->reset_after) {
+        if (active)
+            FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_reset),
+                                step);
+        barrier_wait(job->barrier, part->team);
+    }
+    for (ptrdiff_t a = 0; a < active; a++)
+        part->rows[a] = step->d[a] + H;
+    o.rows = part->rows;
+    o.w = ut;
+    if (active && job->recurrent_dropout) {
+        for (step->gate = 0; step->gate < gates; step->gate++) {
+            FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry),
+                                step);
+            for (ptrdiff_t a = 0; a < active; a++)
+                part->rows[a] += H;
+            o.w += H * BACK_LANES;
+        }
+    } else if (active) {
+        o.K = gates * H;
+        FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry), step);
+    }
+}
+
+/* The kernel `back` (kernels.h). A call that is stopped leaves its outputs incomplete. */
+static void FN(run_back)(const gru_back_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
+                         ptrdiff_t panel1, int team, char *scratch) {
+    const ptrdiff_t T = job->T, H = job->H;
+    const ptrdiff_t panels = (H + BACK_LANES - 1) / BACK_LANES;
+    /* Panels of features are divided among the threads as those of units are. */
+    const ptrdiff_t inputs = (job->inputs + BACK_LANES - 1) / BACK_LANES;
+    const ptrdiff_t u0 = panel0 * BACK_LANES < H ? panel0 * BACK_LANES : H;
+    const ptrdiff_t u1 = panel1 * BACK_LANES < H ? panel1 * BACK_LANES : H;
+    BACK_PART part = {.job = job,
+                      .b0 = b0,
+                      .n = n,
+                      .panel0 = panel0,
+                      .panel1 = panel1,
+                      .u0 = u0,
+                      .units = u1 - u0,
+                      .team = team};
+    FN(carve_back)(&part, scratch);
+    BACK_STEP step = {.job = job, .gates = part.gates, .k = part.k_rows, .dx = part.dx_rows};
+    ptrdiff_t waiting = 0; /* rows whose dX is still to be made */
     double yielded = 0;
+
+    memset(part.zeros, 0, (size_t)H * sizeof(TYPE));
+    FN(begin_pending)(&part);
     for (ptrdiff_t s = T - 1; s >= 0; s--) {
-        const ptrdiff_t t = job->reverse ? T - 1 - s : s;
-        TYPE **const d = d_rows + waiting;
-        ptrdiff_t active = 0;
         if (job->poll && poll_stops(job->poll, T - 1 - s, T - s))
             return;
         if (team == 1)
             yield_if_due(job->counts, job->granted, &yielded);
-        for (ptrdiff_t b = b0; b < b0 + n; b++) {
-            TYPE *pending = (TYPE *)job->pending + b * H + u0;
-            const TYPE *dout = pending;
-            const int valid = !masked || FN(valid_at)(job, b, t);
-            if (job->dy && job->sequences && (valid || !job->zero_masked)) {
-                const TYPE *dy = (const TYPE *)(job->dy + b * job->dy_b + s * job->dy_s) + u0;
-                if (!masked)
-                    dout = dy;
-                else
-                    for (ptrdiff_t j = 0; j < nu; j++)
-                        pending[j] += dy[j];
-            }
-            if (!valid)
-                continue;
-            const ptrdiff_t place = kept_place(job->B, T, s, b);
-            const ptrdiff_t slot = job->slots ? job->slots[place] : place;
-            const TYPE *h;
-            if (job->resets && job->resets[b * T + t])
-                h = zeros;
-            else if (s > 0)
-                h = (const TYPE *)job->states + (b * T + s - 1) * H;
-            else
-                h = job->h0 ? (const TYPE *)job->h0 + b * H : zeros;
-            index[waiting + active] = b;
-            dx_rows[waiting + active] = (TYPE *)job->dx + (b * T + t) * I;
-            d[active] = (TYPE *)job->d + (b * job->d_steps + s % job->d_steps) * 4 * H;
-            gates[active] = (TYPE *)job->gates + slot * GATE_VECTORS(job) * LANES;
-            FN(back_gates)(job, nu, h + u0, dout, (TYPE *)job->carry + b * H + u0,
-                           gates[active] + 2 * panel0 * GATE_STRIDE(job), GATE_STRIDE(job),
-                           d[active] + u0);
-            if (dout == pending)
-                memset(pending, 0, own);
-            k_rows[active] = h;
-            if (job->recurrent_dropout && !job->reset_after) {
-                TYPE *copy = dropped + active * H;
-                FN(multiply)(nu, h + u0,
-                             (const TYPE *)job->recurrent_dropout + (2 * job->B + b) * H + u0,
-                             copy + u0);
-                k_rows[active] = copy;
-            }
-            active++;
-        }
+        const ptrdiff_t active = FN(back_rows)(&part, s, waiting);
         barrier_wait(job->barrier, team);
-        FN(operands) o = {.K = H, .rows = (const TYPE *const *)d, .w = ut + 2 * H * BACK_LANES,
-                          .stride = stride};
-        step.b = index + waiting;
-        if (!job->reset_after) {
-            step.d = d;
-            if (active)
-                FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_reset),
-                                    &step);
-            barrier_wait(job->barrier, team);
-        }
-        for (ptrdiff_t a = 0; a < active; a++)
-            rows[a] = d[a] + H;
-        o.rows = rows;
-        o.w = ut;
-        if (active && job->recurrent_dropout) {
-            for (step.gate = 0; step.gate < (job->reset_after ? 3 : 2); step.gate++) {
-                FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry),
-                                    &step);
-                for (ptrdiff_t a = 0; a < active; a++)
-                    rows[a] += H;
-                o.w += H * BACK_LANES;
-            }
-        } else if (active) {
-            o.K = (job->reset_after ? 3 : 2) * H;
-            FN(multiply_panels)(FN(tiles_2), 2, &o, active, panel0, panel1, FN(epilogue_carry), &step);
-        }
+        step.b = part.index + waiting;
+        step.d = part.d_rows + waiting;
+        FN(back_carry)(&part, &step, active);
         waiting += active;
         if (waiting && s % job->input_steps == 0) {
-            step.b = index;
-            step.dx = dx_rows;
-            FN(back_inputs)(&step, waiting, (const TYPE **)d_rows, input0, input1);
+            step.b = part.index;
+            FN(back_inputs)(&step, waiting, (const TYPE **)part.d_rows, inputs * panel0 / panels,
+                            inputs * panel1 / panels);
             waiting = 0;
         }
         if (job->resets)
             for (ptrdiff_t b = b0; b < b0 + n; b++)
-                if (job->resets[b * T + t])
-                    memset((TYPE *)job->carry + b * H + u0, 0, own);
+                if (IS_RESET(job, b, TIME_OF(job, s)))
+                    memset((TYPE *)job->carry + b * H + u0, 0, (size_t)(u1 - u0) * sizeof(TYPE));
     }
 }
 

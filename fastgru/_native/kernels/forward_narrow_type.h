@@ -1,23 +1,36 @@
-/* The forward loop of layers with few units, for one ISA and one TYPE; included by gates_type.h
+/* The forward loop of layers with few units, for one ISA and one TYPE; included by kernels_type.h
  * after forward_type.h.
  *
- * Where a layer has half as many units as a vector has lanes, or fewer, forward_type.h computes mostly
- * padding. With enough rows the lanes are better spent on them: everything is transposed here, a
- * vector holds one unit of LANES rows. Sums run in the same order with the same operations, so a row
- * gets the same bits from either loop.
+ * Where a layer has half as many units as a vector has lanes, or fewer, most lanes of
+ * forward_type.h have no unit. With enough rows it is better to put rows into the lanes. So
+ * everything is transposed here, and a vector holds one unit of LANES rows. Sums have the same
+ * order and the same operations, so that both loops give a row the same bits.
  */
-#define NARROW_ROWS (4 * LANES) /* rows at a time: what a step touches stays in L1 */
-#define POLL_STEPS 64 /* a step takes about a microsecond, asking for the time a thirtieth */
+#define NARROW_ROWS (4 * LANES) /* rows at a time, so that a step stays in L1 */
+#define POLL_STEPS 64 /* from poll to poll: a step takes about 1 us, reading the clock 0.03 */
 
-/* Plain calls only: masks, dropout and what backward needs are forward_type.h's. */
+/* Only for calls without masks, dropout, and outputs for backward; forward_type.h has these. */
 static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
     return 2 * job->H <= LANES && 2 * n >= LANES && job->T > 0 && job->reset_after &&
            !(job->steps || job->lengths || job->resets || job->dropout || job->recurrent_dropout ||
              job->states || job->gates || job->rows);
 }
 
-static ptrdiff_t FN(narrow_bytes)(const gru_job *job) {
-    return (job->inputs + 2 * job->H + 8) * NARROW_ROWS * (ptrdiff_t)sizeof(TYPE) + 64 * 4;
+/* Scratch of run_narrow; ld rows are in the lanes, NARROW_ROWS at most. */
+typedef struct {
+    TYPE *x;      /* (I, ld) */
+    TYPE *states; /* (2, H, ld): before and after a step */
+    TYPE *a;      /* (4, ld): sums of one unit */
+    TYPE *kept;   /* (4, ld): what gates_any keeps */
+} NARROW;
+
+static ptrdiff_t FN(carve_narrow)(const gru_job *job, NARROW *narrow, char *base) {
+    size_t size = 0;
+    CARVE(narrow->x, job->inputs * NARROW_ROWS);
+    CARVE(narrow->states, 2 * job->H * NARROW_ROWS);
+    CARVE(narrow->a, 4 * NARROW_ROWS);
+    CARVE(narrow->kept, 4 * NARROW_ROWS);
+    return (ptrdiff_t)size;
 }
 
 /* Unit j of V vectors of rows: a[0], a[1], a[2], a[3] become the sums of z, r, x.Wh and h.Uh. */
@@ -26,19 +39,19 @@ static ptrdiff_t FN(narrow_bytes)(const gru_job *job) {
                                     TYPE *a, ptrdiff_t ld) {                                       \
         const TYPE *w = (const TYPE *)job->w + j, *u = (const TYPE *)job->u + j;                   \
         const TYPE *bias = (const TYPE *)job->bias + j;                                            \
-        FN(vector) sum[4][V];                                                                      \
+        VEC sum[4][V];                                                                             \
         UNROLL for (int g = 0; g < 4; g++) {                                                       \
-            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (FN(vector)){0} + bias[g * LANES];      \
+            UNROLL for (int v = 0; v < V; v++) sum[g][v] = (VEC){0} + bias[g * LANES];             \
         }                                                                                          \
         for (ptrdiff_t i = 0; i < job->inputs; i++, w += 3 * LANES) {                              \
             UNROLL for (int v = 0; v < V; v++) {                                                   \
-                const FN(vector) value = CONST_VECTOR(x + i * ld + v * LANES);                     \
+                const VEC value = CONST_VECTOR(x + i * ld + v * LANES);                            \
                 UNROLL for (int g = 0; g < 3; g++) sum[g][v] += w[g * LANES] * value;              \
             }                                                                                      \
         }                                                                                          \
         for (ptrdiff_t k = 0; k < job->H; k++, u += 3 * LANES) {                                   \
             UNROLL for (int v = 0; v < V; v++) {                                                   \
-                const FN(vector) value = CONST_VECTOR(h + k * ld + v * LANES);                     \
+                const VEC value = CONST_VECTOR(h + k * ld + v * LANES);                            \
                 UNROLL for (int g = 0; g < 2; g++) sum[g][v] += u[g * LANES] * value;              \
                 sum[3][v] += u[2 * LANES] * value;                                                 \
             }                                                                                      \
@@ -53,13 +66,11 @@ NARROW_SUMS(2)
 static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *scratch) {
     const ptrdiff_t T = job->T, I = job->inputs, H = job->H, ld = WHOLE(n);
     const gate_functions *f = &job->functions;
-    CARVE(TYPE, x, I * NARROW_ROWS);
-    CARVE(TYPE, states, 2 * H * NARROW_ROWS);
-    CARVE(TYPE, a, 4 * NARROW_ROWS);
-    CARVE(TYPE, kept, 4 * NARROW_ROWS);
-    TYPE *h = states, *h_new = states + H * ld;
+    NARROW narrow;
+    FN(carve_narrow)(job, &narrow, scratch);
+    TYPE *const x = narrow.x, *const a = narrow.a, *h = narrow.states, *h_new = h + H * ld;
 
-    memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* the lanes beyond the last row */
+    memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* also the lanes that have no row */
     memset(h, 0, (size_t)(2 * H * ld) * sizeof(TYPE));
     if (job->h0)
         for (ptrdiff_t b = 0; b < n; b++)
@@ -67,7 +78,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
     double yielded = 0;
     for (ptrdiff_t s = 0; s < T; s++) {
-        const ptrdiff_t t = job->reverse ? T - 1 - s : s;
+        const ptrdiff_t t = TIME_OF(job, s);
         if (s % POLL_STEPS == 0) {
             if (job->poll && poll_stops(job->poll, s, s + POLL_STEPS))
                 return;
@@ -89,7 +100,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 FN(new_state)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld);
             } else {
                 FN(gates_any)(ld, a, a + ld, a + 2 * ld, a + 3 * ld, h + j * ld, h_new + j * ld,
-                              kept, ld, f);
+                              narrow.kept, ld, f);
             }
         }
         if (job->sequences)
@@ -110,7 +121,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
         }
 }
 
-/* run_block, or what is faster. */
+/* The kernel `run` (kernels.h): the loop that is faster. */
 static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,
                     ptrdiff_t panel1, int team, char *scratch) {
     if (team > 1 || !FN(is_narrow)(job, n)) {
@@ -121,9 +132,13 @@ static void FN(run)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t pan
         FN(run_narrow)(job, b, b0 + n - b < NARROW_ROWS ? b0 + n - b : NARROW_ROWS, scratch);
 }
 
-static ptrdiff_t FN(run_bytes)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
-    const ptrdiff_t block = FN(scratch_bytes)(job, n, panels), narrow = FN(narrow_bytes)(job);
-    return block > narrow ? block : narrow;
+/* Returns the bytes that one thread needs for n rows and `panels` panels, in either loop. */
+static ptrdiff_t FN(run_scratch)(const gru_job *job, ptrdiff_t n, ptrdiff_t panels) {
+    PART part = {.job = job, .n = n, .panel1 = panels};
+    NARROW narrow;
+    const ptrdiff_t block = FN(carve_part)(&part, NULL);
+    const ptrdiff_t rows = FN(carve_narrow)(job, &narrow, NULL);
+    return block > rows ? block : rows;
 }
 
 #undef NARROW_ROWS

@@ -1,227 +1,11 @@
-/* Activations and gates for one ISA and one TYPE; included by isa_template.h.
- *
- * Plain loops over contiguous memory without branches: the compiler vectorises them. Every choice
- * is written as `a < b ? b : a` with x in the place where NaN survives. The formulas are those of
- * fastgru/activations.py, whose docstring names the sources.
+/* The gates for one ISA and one TYPE; included by kernels_type.h after activations_type.h. `after`,
+ * `before_zr`, `before_h` and `multiply` are kernels (kernels.h). What stands under VECTOR_BYTES
+ * serves the fused loops.
  */
 
-static inline TYPE FN(clip)(TYPE x, TYPE low, TYPE high) {
-    x = x < low ? low : x;
-    return x > high ? high : x;
-}
-
-static inline TYPE FN(sigmoid_1)(TYPE x) {
-    /* 1 / (1 + e^-x); at the limits the answer is 1 and (nearly) 0 anyway */
-    return C(1.0) / (C(1.0) + FN(exp_core)(-FN(clip)(x, -EXP_LIMIT, EXP_LIMIT)));
-}
-
-static inline TYPE FN(tanh_1)(TYPE x) {
-    /* odd by construction: e = expm1(-2|x|), tanh|x| = -e / (e + 2) */
-    TYPE a = M(fabs)(x);
-    TYPE e = FN(expm1_core)(C(-2.0) * (a > TANH_LIMIT ? TANH_LIMIT : a));
-    return M(copysign)(-e / (e + C(2.0)), x);
-}
-
-static inline TYPE FN(exp_1)(TYPE x) {
-    TYPE y = FN(half_exp)(FN(clip)(x, -EXP_LIMIT, EXP_OVERFLOW)) * C(2.0);
-    y = x < -EXP_LIMIT ? C(0.0) : y;
-    return x > EXP_OVERFLOW ? (TYPE)INFINITY : y;
-}
-
-static inline TYPE FN(expm1_negative)(TYPE x) {
-    /* expm1(min(x, 0)); -1 to the last bit far below the limit */
-    return FN(expm1_core)(FN(clip)(x, -EXP_LIMIT / 2, C(0.0)));
-}
-
-static inline TYPE FN(log1p_1)(TYPE e) {
-    /* 0 <= e <= 1: 2 atanh(s) */
-    const TYPE s = e / (e + C(2.0)), w = s * s;
-    return s * (w * FN(log1p_poly)(w) + C(2.0));
-}
-
-static inline TYPE FN(hypot_1)(TYPE x, TYPE y) {
-    /* y >= 0; without overflow, NaN stays NaN */
-    const TYPE a = M(fabs)(x), large = a < y ? y : a, ratio = (a < y ? a : y) / large;
-    return large * M(sqrt)(ratio * ratio + C(1.0));
-}
-
-/* NAME(x): an array function in place. A and B: the first two parameters. */
-#define ACTIVATION(NAME, EXPRESSION)                                                               \
-    static void FN(NAME)(ptrdiff_t n, const double *params, TYPE *a) {                             \
-        const TYPE A = (TYPE)params[0], B = (TYPE)params[1];                                       \
-        (void)A, (void)B;                                                                          \
-        for (ptrdiff_t i = 0; i < n; i++) {                                                        \
-            const TYPE x = a[i];                                                                   \
-            a[i] = EXPRESSION;                                                                     \
-        }                                                                                          \
-    }
-
-#define CLIP(x, low, high) FN(clip)(x, C(low), C(high))
-#define RAMP(x) (C(0.5) * (CLIP(x, -1.0, 1.0) + C(1.0)))
-#define MAX0(x) ((x) < C(0.0) ? C(0.0) : (x))
-#define MIN0(x) ((x) > C(0.0) ? C(0.0) : (x))
-#define SIXTH(x) CLIP((x) / C(6.0) + C(0.5), 0.0, 1.0)
-
-static void FN(linear)(ptrdiff_t n, const double *params, TYPE *a) {
-    (void)n, (void)params, (void)a;
-}
-
-/* relu(negative_slope, max_value or NaN, threshold) */
-static void FN(relu)(ptrdiff_t n, const double *params, TYPE *a) {
-    const TYPE slope = (TYPE)params[0], threshold = (TYPE)params[2];
-    const TYPE top = params[1] != params[1] ? (TYPE)INFINITY : (TYPE)params[1];
-    const TYPE bottom = params[1] != params[1] ? -(TYPE)INFINITY : C(0.0);
-    for (ptrdiff_t i = 0; i < n; i++) {
-        const TYPE x = a[i];
-        const TYPE below = x - threshold;
-        const TYPE y = FN(clip)(x <= threshold ? C(0.0) : x, bottom, top);
-        /* a slope of 0 must not make NaN of -inf */
-        a[i] = y + (slope != C(0.0) ? slope * MIN0(below) : C(0.0));
-    }
-}
-
-ACTIVATION(tanh_, FN(tanh_1)(x))
-ACTIVATION(sigmoid, FN(sigmoid_1)(x))
-ACTIVATION(relu6, CLIP(x, 0.0, 6.0))
-ACTIVATION(leaky_relu, x < C(0.0) ? A * x : x)
-ACTIVATION(elu, x < C(0.0) ? A * FN(expm1_negative)(x) : x)
-ACTIVATION(selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.6732632423543772848) *
-                                                             FN(expm1_negative)(x)
-                                                       : x))
-ACTIVATION(celu, MAX0(x) + A * FN(expm1_negative)(MIN0(x) / A))
-ACTIVATION(exponential, FN(exp_1)(x))
-ACTIVATION(softplus, MAX0(x) + FN(log1p_1)(FN(exp_1)(-M(fabs)(x))))
-ACTIVATION(log_sigmoid, MIN0(x) - FN(log1p_1)(FN(exp_1)(-M(fabs)(x))))
-ACTIVATION(softsign, x / (C(1.0) + M(fabs)(x)))
-ACTIVATION(silu, x * FN(sigmoid_1)(x))
-/* erf is libm's, one element at a time */
-ACTIVATION(gelu, x *(C(0.5) * (M(erf)(x * C(0.70710678118654752440)) + C(1.0))))
-ACTIVATION(squareplus, x > C(0.0)
-                           ? C(0.5) * (x + FN(hypot_1)(x, M(sqrt)(A)))
-                           : C(0.5) * A / (FN(hypot_1)(x, M(sqrt)(A)) - x))
-ACTIVATION(tanh_shrink, x - FN(tanh_1)(x))
-ACTIVATION(soft_shrink, x - FN(clip)(x, -A, A))
-ACTIVATION(hard_shrink, M(fabs)(x) <= A ? C(0.0) : x)
-ACTIVATION(threshold, x <= A ? B : x)
-ACTIVATION(hard_tanh, CLIP(x, -1.0, 1.0))
-ACTIVATION(hard_sigmoid, SIXTH(x))
-ACTIVATION(hard_sigmoid_keras2, CLIP(C(0.2) * x + C(0.5), 0.0, 1.0))
-ACTIVATION(hard_silu, x *SIXTH(x))
-ACTIVATION(sparse_plus, x >= C(1.0) ? x : RAMP(x) * RAMP(x))
-ACTIVATION(sparse_sigmoid, RAMP(x))
-
-/* x tanh(softplus(x)) without a logarithm: tanh(log(1 + e)) = w / (w + 2), w = e (e + 2) */
-static void FN(mish)(ptrdiff_t n, const double *params, TYPE *a) {
-    (void)params;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        const TYPE x = a[i];
-        const TYPE e = FN(exp_core)(FN(clip)(x, -EXP_LIMIT, C(20.0)));
-        const TYPE w = e * (e + C(2.0));
-        a[i] = x * (w / (w + C(2.0)));
-    }
-}
-
-static void FN(gelu_tanh)(ptrdiff_t n, const double *params, TYPE *a) {
-    (void)params;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        const TYPE x = a[i];
-        const TYPE c = CLIP(x, -100.0, 100.0); /* the cube of a large float32 would overflow */
-        const TYPE u = C(0.79788456080286535588) * (c + C(0.044715) * (c * c * c));
-        a[i] = x * (C(0.5) * (C(1.0) + FN(tanh_1)(u)));
-    }
-}
-
-/* Value and derivative from what forward kept: for backward. y is made by the activation itself. */
-#define DERIVATIVE(NAME, EXPRESSION)                                                               \
-    static void FN(d_##NAME)(ptrdiff_t n, const double *params, TYPE *RESTRICT a,                  \
-                             TYPE *RESTRICT d) {                                                   \
-        const TYPE A = (TYPE)params[0], B = (TYPE)params[1];                                       \
-        (void)A, (void)B;                                                                          \
-        for (ptrdiff_t i = 0; i < n; i++) {                                                        \
-            const TYPE x = a[i];                                                                   \
-            d[i] = EXPRESSION;                                                                     \
-        }                                                                                          \
-    }
-#define DERIVATIVE_THEN(NAME, FUNCTION, EXPRESSION)                                                \
-    DERIVATIVE(NAME##_only, EXPRESSION)                                                            \
-    static void FN(d_##NAME)(ptrdiff_t n, const double *params, TYPE *RESTRICT a,                  \
-                             TYPE *RESTRICT d) {                                                   \
-        FN(d_##NAME##_only)(n, params, a, d);                                                      \
-        FN(FUNCTION)(n, params, a);                                                                \
-    }
-
-static inline TYPE FN(gelu_slope)(TYPE x) {
-    const TYPE c = CLIP(x, -100.0, 100.0);
-    return C(0.5) * (C(1.0) + M(erf)(x * C(0.70710678118654752440))) +
-           c * FN(half_exp)(FN(clip)(C(-0.5) * c * c, -EXP_LIMIT, C(0.0))) * C(0.79788456080286535588);
-}
-
-static inline TYPE FN(gelu_tanh_slope)(TYPE x) {
-    const TYPE c = CLIP(x, -100.0, 100.0);
-    const TYPE u = C(0.79788456080286535588) * (c + C(0.044715) * (c * c * c));
-    const TYPE p = C(0.5) * (C(1.0) + FN(tanh_1)(u));
-    return p + c * (C(2.0) * p * (C(1.0) - p)) * C(0.79788456080286535588) *
-                   (C(1.0) + C(0.134145) * c * c);
-}
-
-static inline TYPE FN(mish_slope)(TYPE x) {
-    const TYPE e = FN(exp_core)(FN(clip)(x, -EXP_LIMIT, C(20.0)));
-    const TYPE w = e * (e + C(2.0)), t = w / (w + C(2.0));
-    return t + x * FN(sigmoid_1)(x) * (C(1.0) - t * t);
-}
-
-static inline TYPE FN(silu_slope)(TYPE x) {
-    const TYPE s = FN(sigmoid_1)(x);
-    return s + x * s * (C(1.0) - s);
-}
-
-static void FN(d_relu)(ptrdiff_t n, const double *params, TYPE *RESTRICT a, TYPE *RESTRICT d) {
-    const TYPE slope = (TYPE)params[0], threshold = (TYPE)params[2];
-    const int bounded = params[1] == params[1];
-    const TYPE top = bounded ? (TYPE)params[1] : (TYPE)INFINITY;
-    const TYPE bottom = bounded ? C(0.0) : -(TYPE)INFINITY;
-    for (ptrdiff_t i = 0; i < n; i++) {
-        const TYPE x = a[i];
-        d[i] = x > threshold ? (x > bottom && x < top ? C(1.0) : C(0.0)) : slope;
-    }
-    FN(relu)(n, params, a);
-}
-
-DERIVATIVE(linear, C(1.0) + C(0.0) * x)
-DERIVATIVE(tanh_, C(1.0) - x * x)
-DERIVATIVE(sigmoid, x *(C(1.0) - x))
-DERIVATIVE_THEN(relu6, relu6, x > C(0.0) && x < C(6.0) ? C(1.0) : C(0.0))
-DERIVATIVE_THEN(leaky_relu, leaky_relu, x > C(0.0) ? C(1.0) : A)
-DERIVATIVE_THEN(elu, elu, x < C(0.0) ? A * FN(exp_1)(x) : C(1.0))
-DERIVATIVE_THEN(selu, selu, C(1.0507009873554804935) * (x < C(0.0) ? C(1.6732632423543772848) *
-                                                                        FN(exp_1)(x)
-                                                                  : C(1.0)))
-DERIVATIVE_THEN(celu, celu, FN(exp_1)(MIN0(x) / A))
-DERIVATIVE_THEN(exponential, exponential, FN(exp_1)(x))
-DERIVATIVE_THEN(softplus, softplus, FN(sigmoid_1)(x))
-DERIVATIVE_THEN(log_sigmoid, log_sigmoid, FN(sigmoid_1)(-x))
-DERIVATIVE_THEN(softsign, softsign, C(1.0) / ((C(1.0) + M(fabs)(x)) * (C(1.0) + M(fabs)(x))))
-DERIVATIVE_THEN(silu, silu, FN(silu_slope)(x))
-DERIVATIVE_THEN(mish, mish, FN(mish_slope)(x))
-DERIVATIVE_THEN(gelu, gelu, FN(gelu_slope)(x))
-DERIVATIVE_THEN(gelu_tanh, gelu_tanh, FN(gelu_tanh_slope)(x))
-DERIVATIVE_THEN(squareplus, squareplus, C(0.5) * (C(1.0) + x / FN(hypot_1)(x, M(sqrt)(A))))
-DERIVATIVE_THEN(tanh_shrink, tanh_shrink, FN(tanh_1)(x) * FN(tanh_1)(x))
-DERIVATIVE_THEN(soft_shrink, soft_shrink, M(fabs)(x) > A ? C(1.0) : C(0.0))
-DERIVATIVE_THEN(hard_shrink, hard_shrink, M(fabs)(x) > A ? C(1.0) : C(0.0))
-DERIVATIVE_THEN(threshold, threshold, x > A ? C(1.0) : C(0.0))
-DERIVATIVE_THEN(hard_tanh, hard_tanh, M(fabs)(x) < C(1.0) ? C(1.0) : C(0.0))
-DERIVATIVE_THEN(hard_sigmoid, hard_sigmoid, M(fabs)(x) < C(3.0) ? C(1.0) / C(6.0) : C(0.0))
-DERIVATIVE_THEN(hard_sigmoid_keras2, hard_sigmoid_keras2, M(fabs)(x) < C(2.5) ? C(0.2) : C(0.0))
-DERIVATIVE_THEN(hard_silu, hard_silu, M(fabs)(x) < C(3.0) ? x / C(3.0) + C(0.5)
-                                                        : x > C(0.0) ? C(1.0) : C(0.0))
-DERIVATIVE_THEN(sparse_plus, sparse_plus, RAMP(x))
-DERIVATIVE_THEN(sparse_sigmoid, sparse_sigmoid, M(fabs)(x) < C(1.0) ? C(0.5) : C(0.0))
-
-static const KERNELS FN(kernels); /* the table at the end */
-
-/* z h + (1 - z) n. Which product is rounded before the sum is said: left to the compiler it depends
- * on the code around, and a row's bits would on how many panels a tile has. */
+/* z h + (1 - z) n. The code says which product is rounded before the sum. If the compiler chose,
+ * its choice would depend on the code around, and the bits of a row on the number of panels in its
+ * tile. */
 static inline TYPE FN(mix)(TYPE z, TYPE h, TYPE n) {
 #if FUSED_MULTIPLY_ADD
     return M(__builtin_fma)(z, h, (C(1.0) - z) * n);
@@ -230,10 +14,10 @@ static inline TYPE FN(mix)(TYPE z, TYPE h, TYPE n) {
 #endif
 }
 
-/* tanh and sigmoid in one pass: everything stays in registers */
+/* `after` with tanh and sigmoid, in one pass: all values stay in registers. */
 static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRICT p,
-                            const TYPE *RESTRICT q, const TYPE *RESTRICT b, const TYPE *RESTRICT h,
-                            TYPE *RESTRICT h_new) {
+                                   const TYPE *RESTRICT q, const TYPE *RESTRICT b,
+                                   const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
     for (ptrdiff_t j = 0; j < n; j++) {
         const TYPE z = FN(sigmoid_1)(p[j] + q[j] + b[j]);
         const TYPE r = FN(sigmoid_1)(p[H + j] + q[H + j] + b[H + j]);
@@ -244,14 +28,15 @@ static inline void FN(after_fused)(ptrdiff_t n, ptrdiff_t H, const TYPE *RESTRIC
 
 #ifdef VECTOR_BYTES
 #    define VECTOR_UNITS ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
-/* Gates of sums that are made, in two passes, n a multiple of VECTOR_UNITS. First z and r in place, */
+/* With tanh and sigmoid, from sums that have their biases: z and r in place. n is a multiple of
+ * VECTOR_UNITS. */
 static inline void FN(sigmoids)(ptrdiff_t n, TYPE *a) {
     for (ptrdiff_t i = 0; i < n; i += VECTOR_UNITS)
         for (ptrdiff_t j = i; j < i + VECTOR_UNITS; j++)
             a[j] = FN(sigmoid_1)(a[j]);
 }
 
-/* then the state: q = h.Uh with its bias, c = x.Wh with its bias */
+/* Then the new state, from q = h.Uh and c = x.Wh. */
 static inline void FN(new_state)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE *RESTRICT r,
                                  const TYPE *RESTRICT c, const TYPE *RESTRICT q,
                                  const TYPE *RESTRICT h, TYPE *RESTRICT h_new) {
@@ -260,7 +45,7 @@ static inline void FN(new_state)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE
             h_new[j] = FN(mix)(z[j], h[j], FN(tanh_1)(c[j] + r[j] * q[j]));
 }
 
-/* new_state that keeps z, r, n and q, ld apart. */
+/* new_state that also keeps z, r, n and q, ld apart. */
 static inline void FN(new_state_kept)(ptrdiff_t n, const TYPE *RESTRICT z, const TYPE *RESTRICT r,
                                       const TYPE *RESTRICT c, const TYPE *RESTRICT q,
                                       const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
@@ -276,7 +61,7 @@ static inline void FN(new_state_kept)(ptrdiff_t n, const TYPE *RESTRICT z, const
         }
 }
 
-/* The same with any activations: what is kept where KEEPS_VALUE does not hold is the argument. */
+/* The same with any activations. Of those without KEEPS_VALUE the argument is kept. */
 static void FN(gates_any)(ptrdiff_t n, TYPE *RESTRICT z, TYPE *RESTRICT r, const TYPE *RESTRICT c,
                           const TYPE *RESTRICT q, const TYPE *RESTRICT h, TYPE *RESTRICT h_new,
                           TYPE *RESTRICT kept, ptrdiff_t ld, const gate_functions *f) {
@@ -356,105 +141,3 @@ static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRI
     for (ptrdiff_t j = 0; j < n; j++)
         c[j] = a[j] * b[j];
 }
-
-#ifdef VECTOR_BYTES
-#    include "forward_type.h"
-#    include "forward_narrow_type.h"
-#    include "backward_type.h"
-#    include "products_type.h"
-#    define FUSED                                                                                  \
-        .lanes = VECTOR_BYTES / sizeof(TYPE), .run = FN(run),                                      \
-        .run_scratch = FN(run_bytes), .back = FN(run_back),                                        \
-        .back_scratch = FN(back_scratch_bytes), .products = FN(run_products),                      \
-        .product_scratch = FN(product_bytes)
-#else
-#    define FUSED .lanes = 0
-#endif
-
-static const KERNELS FN(kernels) = {
-    .after = FN(after),
-    .before_zr = FN(before_zr),
-    .before_h = FN(before_h),
-    .multiply = FN(multiply),
-    FUSED,
-    .activations =
-        {
-            [ACT_LINEAR] = FN(linear),
-            [ACT_TANH] = FN(tanh_),
-            [ACT_SIGMOID] = FN(sigmoid),
-            [ACT_RELU] = FN(relu),
-            [ACT_RELU6] = FN(relu6),
-            [ACT_LEAKY_RELU] = FN(leaky_relu),
-            [ACT_ELU] = FN(elu),
-            [ACT_SELU] = FN(selu),
-            [ACT_CELU] = FN(celu),
-            [ACT_EXPONENTIAL] = FN(exponential),
-            [ACT_SOFTPLUS] = FN(softplus),
-            [ACT_LOG_SIGMOID] = FN(log_sigmoid),
-            [ACT_SOFTSIGN] = FN(softsign),
-            [ACT_SILU] = FN(silu),
-            [ACT_MISH] = FN(mish),
-            [ACT_GELU] = FN(gelu),
-            [ACT_GELU_TANH] = FN(gelu_tanh),
-            [ACT_SQUAREPLUS] = FN(squareplus),
-            [ACT_TANH_SHRINK] = FN(tanh_shrink),
-            [ACT_SOFT_SHRINK] = FN(soft_shrink),
-            [ACT_HARD_SHRINK] = FN(hard_shrink),
-            [ACT_THRESHOLD] = FN(threshold),
-            [ACT_HARD_TANH] = FN(hard_tanh),
-            [ACT_HARD_SIGMOID] = FN(hard_sigmoid),
-            [ACT_HARD_SIGMOID_KERAS2] = FN(hard_sigmoid_keras2),
-            [ACT_HARD_SILU] = FN(hard_silu),
-            [ACT_SPARSE_PLUS] = FN(sparse_plus),
-            [ACT_SPARSE_SIGMOID] = FN(sparse_sigmoid),
-        },
-    .derivatives =
-        {
-            [ACT_LINEAR] = FN(d_linear),
-            [ACT_TANH] = FN(d_tanh_),
-            [ACT_SIGMOID] = FN(d_sigmoid),
-            [ACT_RELU] = FN(d_relu),
-            [ACT_RELU6] = FN(d_relu6),
-            [ACT_LEAKY_RELU] = FN(d_leaky_relu),
-            [ACT_ELU] = FN(d_elu),
-            [ACT_SELU] = FN(d_selu),
-            [ACT_CELU] = FN(d_celu),
-            [ACT_EXPONENTIAL] = FN(d_exponential),
-            [ACT_SOFTPLUS] = FN(d_softplus),
-            [ACT_LOG_SIGMOID] = FN(d_log_sigmoid),
-            [ACT_SOFTSIGN] = FN(d_softsign),
-            [ACT_SILU] = FN(d_silu),
-            [ACT_MISH] = FN(d_mish),
-            [ACT_GELU] = FN(d_gelu),
-            [ACT_GELU_TANH] = FN(d_gelu_tanh),
-            [ACT_SQUAREPLUS] = FN(d_squareplus),
-            [ACT_TANH_SHRINK] = FN(d_tanh_shrink),
-            [ACT_SOFT_SHRINK] = FN(d_soft_shrink),
-            [ACT_HARD_SHRINK] = FN(d_hard_shrink),
-            [ACT_THRESHOLD] = FN(d_threshold),
-            [ACT_HARD_TANH] = FN(d_hard_tanh),
-            [ACT_HARD_SIGMOID] = FN(d_hard_sigmoid),
-            [ACT_HARD_SIGMOID_KERAS2] = FN(d_hard_sigmoid_keras2),
-            [ACT_HARD_SILU] = FN(d_hard_silu),
-            [ACT_SPARSE_PLUS] = FN(d_sparse_plus),
-            [ACT_SPARSE_SIGMOID] = FN(d_sparse_sigmoid),
-        },
-};
-
-#undef ACTIVATION
-#undef DERIVATIVE
-#undef DERIVATIVE_THEN
-#undef FUSED
-#undef CLIP
-#undef RAMP
-#undef MAX0
-#undef MIN0
-#undef SIXTH
-#undef EXP_LIMIT
-#undef EXP_OVERFLOW
-#undef TANH_LIMIT
-#undef TYPE
-#undef KERNELS
-#undef FN
-#undef M
-#undef C

@@ -1,10 +1,10 @@
-/* What isa_base.c, isa_avx2.c and isa_avx512.c have in common: each includes the template for one
- * instruction set. They are three files because they take most of the time that a build takes: so
+/* What isa_base.c, isa_avx2.c and isa_avx512.c have in common. Each of them compiles isa_template.h
+ * for one instruction set. They are three files because they take most of the time of a build: so
  * they are compiled side by side.
  *
- * No per-file flags: gcc and clang switch the target by pragma, so that a plain setuptools build
- * makes a binary for every machine. Elsewhere (aarch64, where the baseline has NEON; MSVC) there is
- * "base" alone, and the other two files are empty.
+ * No file needs compiler flags of its own: gcc and clang change the target by pragma. So any
+ * setuptools build makes one binary for all machines. Elsewhere (MSVC; aarch64, whose baseline has
+ * NEON) "base" is the only set, and the other two files are empty.
  */
 #ifndef FASTGRU_ISA_H
 #define FASTGRU_ISA_H
@@ -22,11 +22,26 @@
 #define PASTE_(a, b, c) a##_##b##_##c
 #define PASTE(a, b, c) PASTE_(a, b, c)
 
-/* The fused loop wants vectors of a known width and unrolled tiles: gcc and clang have them. */
+/* A tile keeps its sums in registers only where the compiler unrolls its loops. */
 #if defined(__clang__)
 #    define UNROLL _Pragma("clang loop unroll(full)")
 #else
 #    define UNROLL _Pragma("GCC unroll 16")
 #endif
+
+/* Types that the templates define, once for each dtype and set, as FN is. */
+#define VEC FN(vector)
+#define OPERANDS FN(operands)
+#define TILE_FUNCTION FN(tile)
+#define TILE_SIZES FN(tiles)
+#define EPILOGUE_FUNCTION FN(epilogue)
+#define STEP FN(step)
+#define PART FN(part)
+#define NARROW FN(narrow)
+#define BACK_STEP FN(back_step)
+#define BACK_PART FN(back_part)
+#define FACTORS FN(factors)
+#define FACTOR_FUNCTION FN(factor_tile)
+#define GROUP FN(group)
 
 #endif

@@ -1,4 +1,4 @@
-/* AVX-512 with its byte, word, doubleword and short-vector extensions. */
+/* AVX-512 with its extensions F, BW, DQ and VL. */
 #include "isa.h"
 
 #ifdef FASTGRU_X86_ISA

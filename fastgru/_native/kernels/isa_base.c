@@ -1,4 +1,4 @@
-/* The instructions that every machine has for which the compiler compiles. */
+/* The instructions that every machine of the compiler's target has. */
 #include "isa.h"
 
 #ifdef FASTGRU_VECTORS

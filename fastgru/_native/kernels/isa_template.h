@@ -1,33 +1,22 @@
-/* Both dtypes for one ISA: who includes this sets ISA and, for all but the baseline, the target.
+/* Both dtypes for one instruction set. The file that includes this defines ISA, the sizes of
+ * vectors and registers, and, for all sets but base, the compiler's target.
  *
- * The arithmetic itself is gates_type.h. What differs between the dtypes is here: constants, and
- * the exponential. 2^k is made from the bits of a float; adding ROUND = 1.5 * 2^(mantissa bits)
- * rounds to an integer and leaves it in the low bits, which vectorises everywhere. Not -ffast-math:
- * these steps and NaN depend on it being off.
+ * Here is what differs between the dtypes: constants, and the exponential. The code is
+ * kernels_type.h and what it includes. The exponential makes 2^k from the bits of a float. It adds
+ * ROUND = 1.5 * 2^(mantissa bits), which rounds to an integer and leaves that in the low bits: a
+ * way that every compiler vectorises. Both this and NaN need -ffast-math to be off.
  *
- * Polynomials: Remez on [-1/2, 1/2] (float, base 2) and [-ln2/2, ln2/2] (double), relative error
- * 2.0e-9 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2); of log(1 + e) 4.8e-9 and 1.5e-18.
+ * Polynomials are Remez' on [-1/2, 1/2] (float, base 2) and [-ln2/2, ln2/2] (double). Their
+ * relative errors are 2.0e-9 (2^f), 1.1e-8 ((2^f - 1)/f), 1.1e-16 ((e^r - 1 - r)/r^2), and of log(1
+ * + e) 4.8e-9 (float) and 1.5e-18 (double).
  */
 #define TYPE float
 #define KERNELS kernels_f32
 #define FN(name) PASTE(name, f32, ISA)
 #define M(name) name##f
 #define C(x) x##f
-
-/* The first n < lanes of a vector; nothing beyond them is read or written. */
-static inline void FN(copy_part)(float *to, const float *from, ptrdiff_t n) {
-#if MASKED_BYTES == 64
-    const __mmask16 mask = (__mmask16)((1u << n) - 1);
-    _mm512_mask_storeu_ps(to, mask, _mm512_maskz_loadu_ps(mask, from));
-#elif MASKED_BYTES == 32
-    static const int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
-    const __m256i mask = _mm256_loadu_si256((const __m256i *)(ones + 8 - n));
-    _mm256_maskstore_ps(to, mask, _mm256_maskload_ps(from, mask));
-#else
-    for (ptrdiff_t i = 0; i < n; i++)
-        to[i] = from[i];
-#endif
-}
+#define LANE_MASK __mmask16
+#define INTRINSIC(name) _mm##name##_ps
 
 /* 2^k of the integer in the low bits of t = k + ROUND, -127 <= k <= 127 (k = -127 gives 0). */
 static inline float FN(power)(float t) {
@@ -39,24 +28,24 @@ static inline float FN(power)(float t) {
 }
 
 static inline float FN(exp2_poly)(float f) {
-    /* The last coefficient is held at 1: one unit more would bias every gate near its middle. */
-    const float f2 = f * f; /* in pairs, a shorter chain: 1.11 times as fast at (32,10,8,4) */
+    /* The last coefficient is exactly 1: the next number would bias every gate near its middle. */
+    const float f2 = f * f; /* in pairs the chain is shorter: 1.11 times as fast at (32,10,8,4) */
     float e = 0.00015353361915019335f * f + 0.00133988744141861228f;
     e = e * f2 + (0.00961843735765250014f * f + 0.05550332471125732359f);
     e = e * f2 + (0.24022647913628941696f * f + 0.69314720285506625785f);
     return e * f + 1.0f;
 }
 
-/* e^x for |x| <= 88: overflow and underflow are the caller's; NaN stays NaN. The error of x log2(e)
- * grows with x: what is left of it in 1 / (1 + e^-x) does not. */
+/* e^x for |x| <= 88; the caller sees to overflow and underflow. NaN stays NaN. The error of x
+ * log2(e) grows with x, but what 1 / (1 + e^-x) keeps of it does not. */
 static inline float FN(exp_core)(float x) {
     float u = x * 1.44269504088896341f;
     float t = u + 12582912.0f;
     return FN(exp2_poly)(u - (t - 12582912.0f)) * FN(power)(t);
 }
 
-/* e^x / 2, with ln2 in two parts (Cody and Waite): for where e^x itself is the result. Half, so that
- * the last octave before overflow has a 2^k too. */
+/* e^x / 2, for where e^x itself is the result: with ln2 in two parts (Cody and Waite). Half of it,
+ * so that the last octave before overflow has a 2^k too. */
 static inline float FN(half_exp)(float x) {
     float t = x * 1.44269504088896341f + 12582912.0f;
     float k = t - 12582912.0f;
@@ -90,28 +79,15 @@ static inline float FN(log1p_poly)(float w) {
 #define EXP_LIMIT 87.3f /* e^-x is still a normal number */
 #define EXP_OVERFLOW 88.72283935546875f
 #define TANH_LIMIT 10.0f /* tanh rounds to 1 from 9.1 on */
-#include "gates_type.h"
+#include "kernels_type.h"
 
 #define TYPE double
 #define KERNELS kernels_f64
 #define FN(name) PASTE(name, f64, ISA)
 #define M(name) name
 #define C(x) x
-
-/* The first n < lanes of a vector; nothing beyond them is read or written. */
-static inline void FN(copy_part)(double *to, const double *from, ptrdiff_t n) {
-#if MASKED_BYTES == 64
-    const __mmask8 mask = (__mmask8)((1u << n) - 1);
-    _mm512_mask_storeu_pd(to, mask, _mm512_maskz_loadu_pd(mask, from));
-#elif MASKED_BYTES == 32
-    static const int64_t ones[8] = {-1, -1, -1, -1};
-    const __m256i mask = _mm256_loadu_si256((const __m256i *)(ones + 4 - n));
-    _mm256_maskstore_pd(to, mask, _mm256_maskload_pd(from, mask));
-#else
-    for (ptrdiff_t i = 0; i < n; i++)
-        to[i] = from[i];
-#endif
-}
+#define LANE_MASK __mmask8
+#define INTRINSIC(name) _mm##name##_pd
 
 static inline double FN(power)(double t) {
     uint64_t bits;
@@ -173,7 +149,7 @@ static inline double FN(log1p_poly)(double w) {
 #define EXP_LIMIT 708.0
 #define EXP_OVERFLOW 709.782712893383973096
 #define TANH_LIMIT 20.0
-#include "gates_type.h"
+#include "kernels_type.h"
 
 const kernels_f32 *PASTE(fastgru_kernels, f32, ISA)(void) { return &PASTE(kernels, f32, ISA); }
 const kernels_f64 *PASTE(fastgru_kernels, f64, ISA)(void) { return &PASTE(kernels, f64, ISA); }

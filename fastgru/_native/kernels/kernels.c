@@ -1,17 +1,10 @@
-/* The names of activations and instruction sets, and which set's kernels run. */
+/* Names of activations and instruction sets, and the kernel tables of a set. */
 #include "kernels.h"
 
 #include <stddef.h>
 
-const char *const fastgru_activation_names[ACT_COUNT] = {
-    "linear",       "tanh",       "sigmoid",      "relu",
-    "relu6",        "leaky_relu", "elu",          "selu",
-    "celu",         "exponential", "softplus",    "log_sigmoid",
-    "softsign",     "silu",       "mish",         "gelu",
-    "gelu_tanh",    "squareplus", "tanh_shrink",  "soft_shrink",
-    "hard_shrink",  "threshold",  "hard_tanh",    "hard_sigmoid",
-    "hard_sigmoid_keras2", "hard_silu", "sparse_plus", "sparse_sigmoid",
-};
+#define NAME_STRING(NAME, name) #name,
+const char *const fastgru_activation_names[ACT_COUNT] = {FASTGRU_ACTIVATIONS(NAME_STRING)};
 
 #ifdef FASTGRU_X86_ISA
 const char *const fastgru_isa_names[] = {"base", "avx2", "avx512", NULL};

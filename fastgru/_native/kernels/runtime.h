@@ -1,20 +1,20 @@
-/* What a loop over threads needs from the compiler and the machine; every piece has a fallback.
+/* What a loop over threads needs from the compiler and the machine. Every piece has a fallback, so
+ * that the kernels compile without OpenMP and with any C11 compiler. Nothing here knows what a GRU
+ * is.
  *
- * openmp_threads         how many a region has unless it says; 0 without OpenMP
- * end_idle_threads       ends the threads that OpenMP keeps for this one; false: they may be there
- * team_rank, team_size   this thread in its OpenMP team; 0 and 1 without OpenMP
- * microseconds           a clock
- * lease, give_back       threads of the whole process, counted: a lock costs more than the counting
- * oversubscribed         whether calls of late found a thread of theirs on every processor
- * yield_if_due               a long call gives way to brief ones where processors are short
- * cache_bytes            size of a core's L2 and of the L3 behind it
- * barrier_wait           a spin barrier between the threads of one team, yielding after a while:
- *                        a step lasts microseconds, an OpenMP barrier costs half of one (notes: 434
- *                        against 321 ns) and a sleeping one tens
- * poll_stops            whether a long call that the user has interrupted ends here
- * poll_join             the caller of a long call waits for its team, and still sees interrupts
- * denormals_off          subnormal numbers become zero until denormals_restore: a state that decays
- *                        on silence would otherwise cost ~100 cycles an operation
+ * openmp_threads          threads of a parallel region that does not say how many; 0 without OpenMP
+ * end_idle_threads        ends the threads that OpenMP keeps for the calling thread
+ * team_rank, team_size    this thread in its OpenMP team; 0 and 1 without OpenMP
+ * microseconds            a clock
+ * denormals_off           flushes subnormal numbers to zero until denormals_restore
+ * barrier_wait            a spin barrier between the threads of one team
+ * poll_stops, poll_join   how a long call finds out that the user has interrupted it
+ * lease, give_back        a count of the threads of the whole process
+ * oversubscribed          whether there were more calls than processors a short while ago
+ * yield_if_due            a long call leaves its processor to short calls that wait for one
+ * cache_bytes             size of a core's L2, or of the L3 behind it
+ * allocate_aligned        memory whose address is a multiple of 64
+ * carve                   hands out the pieces of a kernel's scratch, and measures it
  */
 #ifndef FASTGRU_RUNTIME_H
 #define FASTGRU_RUNTIME_H
@@ -26,13 +26,15 @@
 #ifdef _OPENMP
 #    include <omp.h>
 #    define FASTGRU_OPENMP 1
-/* Asking makes the runtime read its environment now, not at the first parallel region. */
+/* The first call makes OpenMP read its environment variables. */
 static inline int openmp_threads(void) { return omp_get_max_threads(); }
 static inline int team_rank(void) { return omp_get_thread_num(); }
 static inline int team_size(void) { return omp_get_num_threads(); }
 static inline double microseconds(void) { return 1e6 * omp_get_wtime(); }
-/* gcc has it since version 9, and the _OPENMP of before. */
+/* omp_pause_resource_all is of OpenMP 5.0. gcc 9 has it, but its _OPENMP still names version 4.5.
+ */
 #    if _OPENMP >= 201811 || (__GNUC__ >= 9 && !defined(__clang__))
+/* 0: this OpenMP cannot, and the threads may still be there. */
 static inline int end_idle_threads(void) { return omp_pause_resource_all(omp_pause_soft) == 0; }
 #    else
 static inline int end_idle_threads(void) { return 0; }
@@ -59,6 +61,9 @@ static inline int end_idle_threads(void) { return 1; }
 #    include <unistd.h>
 #endif
 
+/* A state that decays while its input is zero becomes subnormal in the end. Each operation on such
+ * numbers costs about 100 cycles. denormals_off returns the mode of before, for denormals_restore.
+ */
 #if defined(__SSE2__) || defined(_M_X64)
 #    include <xmmintrin.h>
 static inline unsigned long long denormals_off(void) {
@@ -85,8 +90,9 @@ static inline void denormals_restore(unsigned long long old) { (void)old; }
 #    define SPIN_PAUSE() ((void)0)
 #endif
 
-/* Pauses before a waiter gives its core away: 10 to 20 us on Intel since Skylake (140 cycles each),
- * a few on others. More hurts when another process wants the core, less when the others are late. */
+/* How often a waiting thread pauses before it yields its processor: 10 to 20 us on Intel since
+ * Skylake (140 cycles a pause), a few on others. More pauses take time from other processes that
+ * want the processor; fewer make the wait longer when the other threads arrive a little late. */
 #define SPINS 300
 
 #ifndef _WIN32
@@ -95,10 +101,13 @@ static inline void denormals_restore(unsigned long long old) { (void)old; }
 #    define YIELD_PROCESSOR() ((void)0)
 #endif
 
-/* Zeroed before use. arrived counts to the team's size; round tells the waiters to go on. */
+/* The threads of a team meet here at every step. A step lasts microseconds; this barrier costs 321
+ * ns, OpenMP's 434, and a thread that sleeps tens of microseconds. All zeros before its first use.
+ * `arrived` counts up to the size of the team. `round` changes when all have arrived. Each has
+ * cache lines of its own: two, because the prefetcher loads lines in pairs. */
 typedef struct {
     int arrived;
-    char apart[124]; /* on its own cache line, neighbours' prefetch included */
+    char apart[124];
     int round;
     char apart_too[124];
 } team_barrier;
@@ -122,33 +131,35 @@ static inline void barrier_wait(team_barrier *b, int size) {
     }
 }
 #else
-#    define FASTGRU_TEAM_BARRIER 0 /* then no two threads share a step */
+#    define FASTGRU_TEAM_BARRIER 0 /* the partition gives no step to two threads then */
 static inline void barrier_wait(team_barrier *b, int size) { (void)b, (void)size; }
 #endif
 
-/* Of a long call, which asks now and then whether to stop. Its caller is the one that asks, being the
- * only thread that may run Python code; it is rank 0 of its team. */
+/* How a long call polls for an interrupt. Python's signal handlers run only when the main thread
+ * asks for them. So that thread, which is rank 0 of its team, asks between steps. */
 typedef struct {
-    int (*ask)(void);   /* nonzero: stop; may take long, and is not called by other threads */
-    double asked;       /* when it was called last, in microseconds */
-    ptrdiff_t end;      /* no thread goes on when it has done so many steps */
-    int together;       /* the team meets at every step */
-    int finished;       /* threads of the team that have nothing left to do, but for the caller */
+    int (*ask)(void); /* nonzero: stop. It may take long; only rank 0 calls it */
+    double asked;     /* when rank 0 called it last, in microseconds */
+    ptrdiff_t end;    /* a thread stops when it has done so many steps; PTRDIFF_MAX: not at all */
+    int together;     /* the threads of the team meet at every step */
+    int finished;     /* how many threads other than rank 0 have done all their work */
 } interrupt_poll;
 
-#define POLL_EVERY 200000.0 /* microseconds: asking waits for the GIL, 5 ms if others compute */
+#define POLL_EVERY 200000.0 /* microseconds. A poll waits for the GIL: 5 ms if others compute */
 
 #if defined(__GNUC__) || defined(__clang__)
 #    define RELAXED_LOAD(address) __atomic_load_n(address, __ATOMIC_RELAXED)
 #    define RELAXED_STORE(address, value) __atomic_store_n(address, value, __ATOMIC_RELAXED)
 #else
-#    define RELAXED_LOAD(address) (*(address)) /* volatile, with one thread to a call or MSVC */
+/* Callers pass a pointer to volatile: MSVC reads and writes an aligned int as a whole. */
+#    define RELAXED_LOAD(address) (*(address))
 #    define RELAXED_STORE(address, value) (*(address) = (value))
 #endif
 
-/* Whether a thread that has done `done` steps stops there; `next` is where it will ask again. Threads
- * that meet must stop at the same step, and the others pass `done` after the caller has: so what the
- * caller says counts from `next` on. */
+/* Whether a thread that has done `done` steps stops there. It polls again after `next` steps.
+ * Threads that meet at every step have to stop at the same one, and some may have passed `done`
+ * when rank 0 learns of the interrupt: so they all stop at `next`. Others stop when they ask next.
+ */
 static inline int poll_stops(interrupt_poll *poll, ptrdiff_t done, ptrdiff_t next) {
     volatile ptrdiff_t *end = &poll->end;
     if (team_rank() == 0 && microseconds() - poll->asked > POLL_EVERY) {
@@ -159,6 +170,7 @@ static inline int poll_stops(interrupt_poll *poll, ptrdiff_t done, ptrdiff_t nex
     return done >= RELAXED_LOAD(end);
 }
 
+/* A thread of a long call has done its work. Rank 0 waits for the others and goes on polling. */
 #if defined(__GNUC__) || defined(__clang__)
 static inline void poll_join(interrupt_poll *poll, int rank, int team) {
     if (rank != 0) {
@@ -177,10 +189,11 @@ static inline void poll_join(interrupt_poll *poll, int rank, int team) {
 }
 #else
 static inline void poll_join(interrupt_poll *poll, int rank, int team) {
-    (void)poll, (void)rank, (void)team; /* OpenMP waits; an interrupt may have to as well */
+    (void)poll, (void)rank, (void)team; /* the end of the region waits, without polling */
 }
 #endif
 
+/* Writes `wanted` if *value is *expected, else reads *value to *expected; nonzero: written. */
 #if defined(__GNUC__) || defined(__clang__)
 static inline int compare_and_swap(int *value, int *expected, int wanted) {
     return __atomic_compare_exchange_n(value, expected, wanted, 1, __ATOMIC_RELAXED,
@@ -196,27 +209,31 @@ static inline int compare_and_swap(int *value, int *expected, int wanted) {
 }
 #endif
 
-/* Of the whole process. */
+/* What all calls of the process share. It is counted without a lock, which would cost more. */
 typedef struct {
-    int leased;       /* threads that run calls, the callers' own among them */
-    int processors; /* how many of them can do so at a time */
-    int brief_calls;      /* callers that want the GIL back soon: of short calls, or done with theirs */
-    size_t oversubscribed_at; /* when a call came last and found so many running: as a clock of microseconds */
+    int leased;      /* threads that run calls, the callers' own among them */
+    int processors;  /* how many threads can run at a time */
+    int brief_calls; /* threads that want the GIL soon: of short calls, or at the end of any */
+    size_t oversubscribed_at; /* when a call last began while `leased` was `processors` or more */
 } thread_counts;
 
 #define OVERSUBSCRIBED_FOR 50000 /* microseconds */
-/* Microseconds. Beside two long calls of 64 rows on two processors small ones take 1.3 ms at the 99th
- * percentile with turns of 300, 2.3 of 600, 3.2 of 1000 and 4.2 without; but the shorter a turn, the
- * less the long calls get, of what would be their half: a half, three quarters, all. */
+
+/* How long a call computes before it yields, in microseconds. Beside two long calls of 64 rows on
+ * two processors, 99 of 100 short calls take at most 1.3 ms with 300, 2.3 with 600, 3.2 with 1000,
+ * and 4.2 where long calls do not yield. But the sooner they yield, the less they get of the half
+ * that would be theirs: half of it with 300, three quarters with 600, all of it with 1000. */
 #define YIELD_AFTER 500.0
 
-/* Counts the caller and as many more threads, up to `wanted` in all, as the limit leaves; returns
- * how many that are. The caller itself is there already, so it is never refused. leased_threads: how many
- * there are now. */
+/* Threads that run calls now. */
 static inline int leased_threads(const thread_counts *counts) {
     return RELAXED_LOAD((const volatile int *)&counts->leased);
 }
+
 static inline size_t clock_microseconds(void) { return (size_t)(unsigned long long)microseconds(); }
+
+/* Takes up to `wanted` threads, the caller among them, so that no more than `limit` are leased;
+ * returns how many these are. That is one at least: the caller's own thread is there already. */
 static inline int lease(thread_counts *counts, int wanted, int limit) {
     int now = leased_threads(counts), granted;
     if (now >= RELAXED_LOAD((const volatile int *)&counts->processors))
@@ -227,25 +244,33 @@ static inline int lease(thread_counts *counts, int wanted, int limit) {
     } while (!compare_and_swap(&counts->leased, &now, now + granted));
     return granted;
 }
+
 static inline void atomic_add(int *count, int change) {
     int now = RELAXED_LOAD((volatile int *)count);
     while (!compare_and_swap(count, &now, now + change))
         ;
 }
+
 static inline void give_back(thread_counts *counts, int granted) {
     atomic_add(&counts->leased, -granted);
 }
 
-/* Whether a team would have to share its processors with other calls: so it was of late. */
+/* Whether a call began while every processor had a thread, in the last 50 ms: then a team of
+ * threads would share its processors with other calls, and be slower than one thread. */
 static inline int oversubscribed(const thread_counts *counts) {
-    return clock_microseconds() - RELAXED_LOAD((const volatile size_t *)&counts->oversubscribed_at) < OVERSUBSCRIBED_FOR;
+    return clock_microseconds() -
+               RELAXED_LOAD((const volatile size_t *)&counts->oversubscribed_at) <
+           OVERSUBSCRIBED_FOR;
 }
 
-/* Between steps of a call that holds `granted` threads, by one that meets no other: gives its processor
- * to whoever waits for it, if the process has no more of them than calls, and brief ones among these.
- * Else the system leaves it there for about 3 ms; and a small call waits so long each time that it wakes
- * to ask for the GIL, and finds it taken again. Not for each other's sake: other processes would gain
- * by it. since: when the turn began, 0 at first. */
+/* Yields the processor, if the process has threads of other calls, a thread for each processor, and
+ * short calls among these. A call that holds `granted` threads calls this between steps, from a
+ * thread that meets no other. *since: when the thread yielded last; 0 at first. counts NULL: does
+ * nothing.
+ *
+ * Otherwise the system leaves the processor to the long call for about 3 ms. A short call would
+ * wait for that time whenever it wakes to ask for the GIL, only to find it taken again. Long calls
+ * do not yield to each other: they would gain nothing, and lose time to other processes. */
 static inline void yield_if_due(const thread_counts *counts, int granted, double *since) {
     if (counts == NULL)
         return;
@@ -262,17 +287,18 @@ static inline void yield_if_due(const thread_counts *counts, int granted, double
     }
 }
 
+/* level: 2 or 3. */
 static inline long cache_bytes(int level) {
     long bytes = 0;
 #ifdef _SC_LEVEL2_CACHE_SIZE
     bytes = sysconf(level == 2 ? _SC_LEVEL2_CACHE_SIZE : _SC_LEVEL3_CACHE_SIZE);
 #endif
-    if (bytes <= 0) /* unknown to the system */
+    if (bytes <= 0) /* the system does not know */
         bytes = level == 2 ? 1L << 20 : 1L << 24;
     return bytes;
 }
 
-/* 64-byte aligned memory that free_aligned gives back; NULL when there is none. */
+/* Memory for free_aligned; NULL if there is none. */
 static inline void *allocate_aligned(size_t bytes) {
 #ifdef _WIN32
     return _aligned_malloc(bytes, 64);
@@ -288,5 +314,16 @@ static inline void free_aligned(void *memory) {
     free(memory);
 #endif
 }
+
+/* The next piece of a kernel's scratch. One function names the pieces of each kernel, with CARVE:
+ * run on a 64-byte aligned `base`, it hands them out, each aligned so too; run on NULL, its pieces
+ * are NULL, and `size` says how much memory they need. So what is asked for and what is used cannot
+ * differ. */
+static inline void *carve(char *base, size_t *size, size_t bytes) {
+    char *piece = base ? base + *size : NULL;
+    *size += (bytes + 63) / 64 * 64;
+    return piece;
+}
+#define CARVE(piece, count) ((piece) = carve(base, &size, (size_t)(count) * sizeof *(piece)))
 
 #endif

@@ -1,65 +1,73 @@
-/* Products in registers for one ISA and one TYPE; included by forward_type.h.
+/* Products of rows with a packed matrix, for one ISA and one TYPE; included by forward_type.h.
  *
- * A matrix is packed in panels of LANES units, a panel row after row: [panel][k][gate][lane]. A tile
- * multiplies R rows with P panels and keeps all R * P * N sums in registers. Every sum runs over k in
- * one order, whatever the tile: so a row's result depends neither on the other rows nor on how the
- * work is cut (docs/semantics.md 12).
+ * A matrix is packed in panels of LANES units: [panel][k][gate][lane]. A tile multiplies R rows
+ * with P panels of N vectors (gates, or two vectors of one), and keeps all R * P * N sums in
+ * registers. Each sum runs over k in one order, whatever the tile is. So the result of a row
+ * depends neither on the other rows nor on the partition of the work (docs/semantics.md 12).
  */
-typedef TYPE FN(vector) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
+typedef TYPE VEC __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(TYPE))));
 #define LANES ((ptrdiff_t)(VECTOR_BYTES / sizeof(TYPE)))
+#define VECTOR(address) (*(VEC *)(address))
+#define CONST_VECTOR(address) (*(const VEC *)(address))
 
-/* What a tile multiplies: R rows with P panels of N vectors. */
+/* What a tile multiplies. */
 typedef struct {
-    ptrdiff_t K;             /* 0: the sums are what they start from */
-    const TYPE *const *rows; /* (K); SPLIT: gate g has rows of its own, rows[g * ld + r] */
+    ptrdiff_t K;             /* length of a row; 0: the sums are what they start from */
+    const TYPE *const *rows; /* row r; with SPLIT vector g has its own, rows[g * ld + r] */
     ptrdiff_t ld;
-    const TYPE *w;           /* the first panel */
-    ptrdiff_t stride;        /* from panel to panel */
-    int descending;          /* the last panel first */
-    /* What the sums start from: vector j of panel p at start[r] + p * start_stride + j * LANES, but
-     * the last vector of each panel at last + p * last_stride, unless last is NULL. NULL rows of
-     * start: zeros; start itself NULL: zeros everywhere. */
+    const TYPE *w;    /* the first panel */
+    ptrdiff_t stride; /* from panel to panel of w */
+    int descending;   /* the last panel is the first to be multiplied */
+    /* What the sums start from: vector j of panel p is at start[r] + start_offset + p *
+     * start_stride + j * LANES. start NULL: zeros. If last is not NULL, the last vector of panel p
+     * is at last + p * last_stride instead, for all rows. */
     const TYPE *const *start;
     ptrdiff_t start_offset, start_stride;
     const TYPE *last;
     ptrdiff_t last_stride;
-    TYPE *const *out;        /* (P, N, LANES) of each row, from `offset` on */
+    TYPE *const *out; /* where the sums go: (P, N, LANES) of each row, from `offset` on */
     ptrdiff_t offset;
-} FN(operands);
+} OPERANDS;
+
+/* Where vector j of a tile lies in panels that are `stride` apart. */
+#define IN_PANELS(j, N, stride) ((j) / (N) * (stride) + (j) % (N) * LANES)
 
 #define TILE(NAME, R, P, N, SPLIT)                                                                 \
-    static void FN(NAME)(const FN(operands) *o) {                                                  \
+    static void FN(NAME)(const OPERANDS *o) {                                                      \
         enum { G = SPLIT ? N : 1, A = N * P };                                                     \
-        const ptrdiff_t stride = o->stride;                                                        \
+        const ptrdiff_t stride = o->stride, start_stride = o->start_stride;                        \
         const TYPE *w = o->w;                                                                      \
-        FN(vector) sum[R][A];                                                                      \
+        VEC sum[R][A];                                                                             \
         const TYPE *x[R][G];                                                                       \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
             UNROLL for (int g = 0; g < G; g++) x[r][g] = o->rows[g * o->ld + r];                   \
-            UNROLL for (int j = 0; j < A; j++) sum[r][j] = (FN(vector)){0};                        \
+            UNROLL for (int j = 0; j < A; j++) sum[r][j] = (VEC){0};                               \
             if (o->start) {                                                                        \
-                const TYPE *start = o->start[r] + o->start_offset;                                 \
-                UNROLL for (int j = 0; j < A; j++) sum[r][j] = *(const FN(vector) *)(              \
-                    start + (j / N) * o->start_stride + (j % N) * LANES);                          \
+                const TYPE *from = o->start[r] + o->start_offset;                                  \
+                UNROLL for (int j = 0; j < A; j++) {                                               \
+                    sum[r][j] = CONST_VECTOR(from + IN_PANELS(j, N, start_stride));                \
+                }                                                                                  \
             }                                                                                      \
             if (o->last) {                                                                         \
-                UNROLL for (int p = 0; p < P; p++) sum[r][p * N + N - 1] =                         \
-                    *(const FN(vector) *)(o->last + p * o->last_stride);                           \
+                UNROLL for (int p = 0; p < P; p++) {                                               \
+                    sum[r][p * N + N - 1] = CONST_VECTOR(o->last + p * o->last_stride);            \
+                }                                                                                  \
             }                                                                                      \
         }                                                                                          \
         for (ptrdiff_t k = 0; k < o->K; k++, w += N * LANES) {                                     \
-            FN(vector) v[A];                                                                       \
-            UNROLL for (int j = 0; j < A; j++) v[j] =                                              \
-                *(const FN(vector) *)(w + (j / N) * stride + (j % N) * LANES);                     \
+            VEC v[A];                                                                              \
+            UNROLL for (int j = 0; j < A; j++) v[j] = CONST_VECTOR(w + IN_PANELS(j, N, stride));   \
             UNROLL for (int r = 0; r < R; r++) {                                                   \
                 UNROLL for (int j = 0; j < A; j++) sum[r][j] += v[j] * x[r][SPLIT ? j % N : 0][k]; \
             }                                                                                      \
         }                                                                                          \
         UNROLL for (int r = 0; r < R; r++) {                                                       \
-            UNROLL for (int j = 0; j < A; j++) *(FN(vector) *)(o->out[r] + o->offset + j * LANES) = \
-                sum[r][j];                                                                         \
+            TYPE *out = o->out[r] + o->offset;                                                     \
+            UNROLL for (int j = 0; j < A; j++) VECTOR(out + j * LANES) = sum[r][j];                \
         }                                                                                          \
     }
+
+/* All tiles of N vectors; S is "s" in the names of those with SPLIT. */
 #define TILES(N, S, SPLIT)                                                                         \
     TILE(tile_1_1_##N##S, 1, 1, N, SPLIT)                                                          \
     TILE(tile_1_2_##N##S, 1, 2, N, SPLIT)                                                          \
@@ -70,10 +78,11 @@ typedef struct {
     TILE(tile_4_1_##N##S, 4, 1, N, SPLIT)                                                          \
     WIDE_TILES(N, S, SPLIT)
 
-typedef void (*FN(tile))(const FN(operands) *);
-/* By panels, from 1 on, then NULL: too many sums for the registers. R * P <= MAX_ROWS. */
+typedef void (*TILE_FUNCTION)(const OPERANDS *);
+/* The tiles of R rows, by the number of panels from 1 on. NULL: more sums than registers. R * P is
+ * at most MAX_ROWS. */
 #define MAX_PANELS 4
-typedef FN(tile) FN(tiles)[MAX_PANELS];
+typedef TILE_FUNCTION TILE_SIZES[MAX_PANELS];
 
 #if VECTOR_REGISTERS >= 32
 #    define MAX_ROWS 8
@@ -87,23 +96,27 @@ typedef FN(tile) FN(tiles)[MAX_PANELS];
         TILE(tile_6_1_##N##S, 6, 1, N, SPLIT)                                                      \
         TILE(tile_7_1_##N##S, 7, 1, N, SPLIT)                                                      \
         TILE(tile_8_1_##N##S, 8, 1, N, SPLIT)
-#    define TILE_TABLE(S)                                                                          \
-        {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
-         {FN(tile_2_1_##S), FN(tile_2_2_##S), FN(tile_2_3_##S), FN(tile_2_4_##S)},                             \
-         {FN(tile_3_1_##S), FN(tile_3_2_##S)},                                                     \
-         {FN(tile_4_1_##S), FN(tile_4_2_##S)},                                                     \
-         {FN(tile_5_1_##S)},                                                                       \
-         {FN(tile_6_1_##S)},                                                                       \
-         {FN(tile_7_1_##S)},                                                                       \
-         {FN(tile_8_1_##S)}}
+#    define TILE_TABLE(NAME, S)                                                                    \
+        static const TILE_SIZES FN(NAME)[MAX_ROWS] = {                                             \
+            {FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},              \
+            {FN(tile_2_1_##S), FN(tile_2_2_##S), FN(tile_2_3_##S), FN(tile_2_4_##S)},              \
+            {FN(tile_3_1_##S), FN(tile_3_2_##S)},                                                  \
+            {FN(tile_4_1_##S), FN(tile_4_2_##S)},                                                  \
+            {FN(tile_5_1_##S)},                                                                    \
+            {FN(tile_6_1_##S)},                                                                    \
+            {FN(tile_7_1_##S)},                                                                    \
+            {FN(tile_8_1_##S)},                                                                    \
+        };
 #else
 #    define MAX_ROWS 4
 #    define WIDE_TILES(N, S, SPLIT) TILE(tile_2_2_##N##S, 2, 2, N, SPLIT)
-#    define TILE_TABLE(S)                                                                          \
-        {{FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},                 \
-         {FN(tile_2_1_##S), FN(tile_2_2_##S)},                                                     \
-         {FN(tile_3_1_##S)},                                                                       \
-         {FN(tile_4_1_##S)}}
+#    define TILE_TABLE(NAME, S)                                                                    \
+        static const TILE_SIZES FN(NAME)[MAX_ROWS] = {                                             \
+            {FN(tile_1_1_##S), FN(tile_1_2_##S), FN(tile_1_3_##S), FN(tile_1_4_##S)},              \
+            {FN(tile_2_1_##S), FN(tile_2_2_##S)},                                                  \
+            {FN(tile_3_1_##S)},                                                                    \
+            {FN(tile_4_1_##S)},                                                                    \
+        };
 #endif
 
 TILES(3, , 0)
@@ -111,25 +124,27 @@ TILES(3, s, 1)
 TILES(2, , 0)
 TILES(2, s, 1)
 TILES(1, , 0)
+TILE_TABLE(tiles_3, 3)
+TILE_TABLE(tiles_3s, 3s)
+TILE_TABLE(tiles_2, 2)
+TILE_TABLE(tiles_2s, 2s)
+TILE_TABLE(tiles_1, 1)
 
-static const FN(tiles) FN(tiles_3)[MAX_ROWS] = TILE_TABLE(3);
-static const FN(tiles) FN(tiles_3s)[MAX_ROWS] = TILE_TABLE(3s);
-static const FN(tiles) FN(tiles_2)[MAX_ROWS] = TILE_TABLE(2);
-static const FN(tiles) FN(tiles_2s)[MAX_ROWS] = TILE_TABLE(2s);
-static const FN(tiles) FN(tiles_1)[MAX_ROWS] = TILE_TABLE(1);
+/* What is done with the sums (R, P, N, LANES) of the rows row..row+R and panels panel..panel+P;
+ * they may be overwritten. step: what it needs besides. */
+typedef void (*EPILOGUE_FUNCTION)(const void *step, ptrdiff_t row, int R, ptrdiff_t panel, int P,
+                                  TYPE *sums);
 
-/* Rows row..row+R and panels panel..panel+P; sums is (R, P, vectors, LANES), to be used up. */
-typedef void (*FN(epilogue))(const void *step, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                             TYPE *sums);
-
-/* n rows times the panels panel0..panel1 of a matrix in panels of `vectors` vectors: w and last are
- * those of panel 0, start_offset, out and offset those of panel0, rows, start and out those of all
- * rows. Without an epilogue the sums go to out. o itself is moved from tile to tile and comes back
- * as it was: a copy, made right after o was written, would wait for all of these stores (1.06 times
- * the time of a call at (1,100,16,32)). */
-static void FN(multiply_panels)(const FN(tiles) *table, int vectors, FN(operands) *o, ptrdiff_t n,
-                                ptrdiff_t panel0, ptrdiff_t panel1, FN(epilogue) epilogue,
-                                const void *step) {
+/* Multiplies n rows with the panels panel0..panel1 of a matrix in panels of `vectors` vectors. In
+ * o, `w` and `last` are those of panel 0; `start_offset`, `out` and `offset` are those of panel0;
+ * `rows`, `start` and `out` list all rows. Without an epilogue the sums go to out.
+ *
+ * o changes from tile to tile and is restored at the end. A copy of it would have to wait for the
+ * stores of the caller, who has just filled it: 1.06 times the time of a call at (1,100,16,32).
+ * Inline, because a call for each step costs narrow layers 4 %. */
+static inline void FN(multiply_panels)(const TILE_SIZES *table, int vectors, OPERANDS *o,
+                                       ptrdiff_t n, ptrdiff_t panel0, ptrdiff_t panel1,
+                                       EPILOGUE_FUNCTION epilogue, const void *step) {
     const ptrdiff_t width = vectors * LANES, tiles = (n + MAX_ROWS - 1) / MAX_ROWS;
     const TYPE *const *const rows = o->rows, *const *const start = o->start;
     const TYPE *const w = o->w, *const last = o->last;

@@ -31,7 +31,7 @@ class Probe:
 
     def __init__(self, threads: int) -> None:
         del threads
-        sys.path.append(str(Path(__file__).resolve().parent.parent))  # an installed one comes first
+        sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed one comes first
         import cupy
 
         import fastgru
@@ -155,14 +155,14 @@ class Probe:
         x, dy, hx = drawn(*outer, units), drawn(*outer, units), drawn(1, batch, units)
         y, dx, hy, dhx = (engine.zeros(a.shape, spec.dtype) for a in (x, x, hx, hx))
         space = drawn(*net.space().shape)
-        ends = net.sequences(CUDNN_STEPS, [CUDNN_STEPS] * batch, steps_first=steps_first)
+        desc = net.descriptors(CUDNN_STEPS, [CUDNN_STEPS] * batch, steps_first=steps_first)
 
         def forward(training: bool = False) -> Any:
-            return net.forward(training, ends, x, hx, y, hy, space)
+            return net.forward(training, desc, x, hx, y, hy, space)
 
         def training() -> Any:
             dspace = net.space()
-            net.backward(ends, x, hx, y, dy, None, dx, dhx, space, dspace, forward(True))
+            net.backward(desc, x, hx, y, dy, None, dx, dhx, space, dspace, forward(True))
             return dspace
 
         def outputs() -> bytes:

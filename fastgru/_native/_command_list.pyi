@@ -1,6 +1,6 @@
 from collections.abc import Sequence
 
-class Program:
+class CommandList:
     def __init__(self, launch: int, launch_cooperative: int, gemm: int) -> None: ...
     def add_kernel(
         self,

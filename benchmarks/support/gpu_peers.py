@@ -23,7 +23,7 @@ class FastGRU:
 
     def __init__(self, threads: int, device: str = "cuda") -> None:
         del threads
-        sys.path.append(str(Path(__file__).resolve().parent.parent))  # an installed one comes first
+        sys.path.append(str(Path(__file__).resolve().parents[2]))  # an installed one comes first
         import fastgru
 
         self._fastgru, self._arrays = fastgru, np

@@ -1,4 +1,4 @@
-"""What readers find in a source, and the self-check that all of them offer."""
+"""The layers that readers return: names, parts and the self-check ``verify=``."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgru.layers import RNN, Bidirectional, Sequential, StackedRNNCells
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-class Found(NamedTuple):
-    """One recurrent layer of a source.
+class ImportedLayer(NamedTuple):
+    """One recurrent layer of a source, as a reader made it.
 
     Attributes
     ----------
     name : str
-        As the source calls it; unique in the source.
+        Its name in the source, which no other layer there has.
     layer : GRU, RNN, Bidirectional or Sequential
         Built, with the source's weights.
     convention : str
-        How the source stores the weights, as ``"gates r z n in rows, two biases"``.
+        How the source stores the weights, such as ``"gates r z n in rows, two biases"``.
     recognised : str
-        What said so, as ``"config.json: class_name GRU, reset_after"``.
+        What the reader knew it by, such as ``"config.json: GRU"``.
     """
 
     name: str
@@ -31,13 +33,27 @@ class Found(NamedTuple):
     recognised: str
 
 
-def by_name(found: Sequence[Found], name: str | None, source: str) -> Any:
-    """Return {name: layer} of all that was found, or the layer called ``name``.
+def parts_of(layer: Any) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the layers and cells directly inside a layer, with the attributes that hold them.
+
+    An index counts as an attribute, as in ``("layers", "0")``. A GRUCell has no parts.
+    """
+    if isinstance(layer, Bidirectional):
+        return [((name,), getattr(layer, name)) for name in ("forward_layer", "backward_layer")]
+    if isinstance(layer, Sequential):
+        return [(("layers", str(i)), part) for i, part in enumerate(layer.layers)]
+    if isinstance(layer, StackedRNNCells):
+        return [(("cells", str(i)), part) for i, part in enumerate(layer.cells)]
+    return [(("cell",), layer.cell)] if isinstance(layer, RNN) else []
+
+
+def by_name(found: Sequence[ImportedLayer], name: str | None, source: str) -> Any:
+    """Return {name: layer} of all layers, or the layer called ``name``.
 
     Raises
     ------
     ValueError
-        Nothing was found, or nothing of that name; with the names that there are.
+        There is no layer, or none of that name; the message lists the names.
     """
     layers = {one.name: one.layer for one in found}
     if not layers:
@@ -55,7 +71,7 @@ def verify_layer(layer: Any, verify: Any, what: str) -> None:
     Raises
     ------
     ValueError
-        The outputs are further apart than rounding explains; the message has the difference.
+        The outputs differ by more than rounding explains; the message says by how much.
     """
     if verify is None:
         return
@@ -68,7 +84,7 @@ def verify_layer(layer: Any, verify: Any, what: str) -> None:
     if y.shape != expected.shape:
         raise ValueError(f"verify: {what} gives shape {y.shape}, expected {expected.shape}")
     largest = float(np.abs(y - expected).max(initial=0))
-    # NaN is not within any tolerance.
+    # "not <=", so that NaN raises too.
     if not largest <= 1e-4 * max(1.0, float(np.abs(expected).max(initial=0))):
         raise ValueError(
             f"verify: the outputs of {what} differ from the expected ones by up to {largest:.3g}; "

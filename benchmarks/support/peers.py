@@ -31,7 +31,7 @@ class FastGRU:
 
     def __init__(self, threads: int) -> None:
         # An installed fastgru wins over the checkout; `versions` records which one was used.
-        sys.path.append(str(Path(__file__).resolve().parent.parent))
+        sys.path.append(str(Path(__file__).resolve().parents[2]))
         import fastgru
 
         fastgru.set_num_threads(threads)

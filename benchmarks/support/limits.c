@@ -3,11 +3,11 @@
 #include <string.h>
 
 #if defined(__AVX512F__)
-#define BYTES 64
+#    define BYTES 64
 #elif defined(__AVX__)
-#define BYTES 32
+#    define BYTES 32
 #else
-#define BYTES 16
+#    define BYTES 16
 #endif
 #define LANES (BYTES / 4)
 
@@ -17,8 +17,7 @@ typedef float vec __attribute__((vector_size(BYTES)));
    leave registers for the operands where there are only sixteen. */
 #define SUMS 12
 
-static float total(const vec *sums, int count)
-{
+static float total(const vec *sums, int count) {
     float out = 0.0f;
     for (int i = 0; i < count; i++)
         for (int lane = 0; lane < LANES; lane++)
@@ -26,13 +25,9 @@ static float total(const vec *sums, int count)
     return out;
 }
 
-size_t fma_flop(size_t rounds)
-{
-    return rounds * SUMS * LANES * 2;
-}
+size_t fma_flop(size_t rounds) { return rounds * SUMS * LANES * 2; }
 
-float fma_loop(size_t rounds, float factor, float term)
-{
+float fma_loop(size_t rounds, float factor, float term) {
     vec sums[SUMS], a, b;
     for (int lane = 0; lane < LANES; lane++) {
         a[lane] = factor;
@@ -48,8 +43,7 @@ float fma_loop(size_t rounds, float factor, float term)
 }
 
 /* `bytes` is a multiple of 8 vectors, the buffer is aligned to one. */
-float read_loop(const char *buffer, size_t bytes, size_t rounds)
-{
+float read_loop(const char *buffer, size_t bytes, size_t rounds) {
     vec sums[8];
     memset(sums, 0, sizeof sums);
     for (size_t n = 0; n < rounds; n++) {
