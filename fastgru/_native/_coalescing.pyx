@@ -188,8 +188,8 @@ cdef bint _run_batch(Request *leader) noexcept nogil:
 
 
 cdef void _enter(Request *request) noexcept:
-    # The request leads a batch now, if only of itself, or is in the queue: then it has a `wake`, and
-    # goes through `_wait`. A leader goes through `_leave` before the `_end` of all.
+    # The request leads a batch now, if only of itself; or it is in the queue, has a `wake`, and
+    # goes through `_wait`. A leader goes through `_leave`, and then every request through `_end`.
     global _running, _waiting, _first, _last
     request.failed = request.queued = False
     request.leads = True
