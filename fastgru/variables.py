@@ -127,11 +127,15 @@ class Variable(NDArrayOperatorsMixin):
         return self.assign(follow(self._value, operand) + operand)
 
     def assign_sub(self, value: Any) -> np.ndarray:
-        """Subtract from the value; shapes, result and errors are those of `assign_add`.
+        """Subtract from the value, as `assign_add` adds to it.
 
         Parameters
         ----------
         value : array_like
+
+        Returns
+        -------
+        ndarray
         """
         operand = self._operand(value)
         return self.assign(follow(self._value, operand) - operand)

@@ -76,8 +76,8 @@ KERNEL spread(Common c, const STORE *h, long long h_b, long long h_k, long long 
 /* The gradient of cuDNN's outputs. A masked output repeats the last valid one, so that its gradient
  * is added to that one's.
  *   dy (B, T, H) or (B, H) as sequences says    dh n steps, strides dh_b, dh_k and 1 */
-KERNEL fold_dy(Common c, long long n, const STORE *dy, long long backwards, STORE *dh, long long dh_b,
-               long long dh_k) {
+KERNEL fold_dy(Common c, long long n, const STORE *dy, long long backwards, STORE *dh,
+               long long dh_b, long long dh_k) {
     const long long j = THREAD, u = j % c.H, b = j / c.H % c.B, at = j / (c.H * c.B);
     if (at >= n)
         return;

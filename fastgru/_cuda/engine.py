@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from fastgru._native._command_list import CommandList
 
-# cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
+# cudaDataType_t by the dtype of data, and cublasComputeType_t by the dtype of sums.
 _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_TYPE = {"float32": 68, "float64": 70}
 _TF32 = {"float32": 77}  # for float32 operands only, which it rounds to 11 bits

@@ -32,7 +32,7 @@ __device__ inline unsigned counted(const unsigned *at) { return *(const volatile
  * multiprocessor's first-level cache.
  *
  * In the same way reads before the barrier are done before the others' writes after it: buffers
- * that alternate need no second one. */
+ * that alternate need no second barrier. */
 __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -46,7 +46,7 @@ __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
 }
 
 #define ROWS 4 /* rows of a tile that a warp multiplies at a time, for one read of U */
-#define LOADS 8 /* a thread's loads before its first store, which volatile loads do not pass */
+#define LOADS 8 /* of a thread at a time: the compiler moves no volatile load past a store */
 #define ALL_LANES 0xffffffffu
 
 /* Read what another block wrote before the last barrier. A volatile load (on sm_90 LDG.STRONG.SYS)
@@ -67,11 +67,11 @@ __device__ inline MATH fresh(const STORE *at) {
  *   sums (tile, 3, own) */
 struct Share {
     int u0, own, tile, H;
-    unsigned long long per_row; /* i / H is i * per_row >> 32 where i * H < 2^32, as in any hs */
+    unsigned long long per_row; /* i / H is i * per_row >> 32 if i * H < 2^32, as in all hs */
     MATH *us, *hs, *sums;
 };
 
-/* u (H, 3, H): columns are taken, or with BACK rows. */
+/* Fill us from u (H, 3, H): with the columns of the block's units, or with BACK their rows. */
 template <bool BACK>
 __device__ inline Share share_of_block(const Common &c, long long units, long long tile,
                                        const STORE *u, MATH *memory) {

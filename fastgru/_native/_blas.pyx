@@ -29,9 +29,8 @@ cdef enum:
     GEMV_ROWS = 3             # so few are multiplied one by one, but in panels
     P_BYTES = 1 << 20         # x.W of one time chunk: stays in L2
     P_ROWS = 128              # ... but at least so many rows, or W is read too often
-    BLOCK_BYTES = 1 << 19     # states, x.W and h.U of one block of rows and one step
-    BLOCK_ROWS = 128          # ... but so many rows, if they are at most
-    BLOCK_BYTES_MAX = 1 << 22  # ... this: a large U is read once for all of them
+    PART_BYTES = 1 << 22      # states, x.W and h.U of one part's rows and one step
+    PART_ROWS = 128           # ... of so many at most
 
 
 # BLAS threads: ours are around the calls, its own would fight them (OpenBLAS#3187: 10 times
@@ -123,6 +122,7 @@ cdef class BLASWeights(PackedWeights):
         self.panels = (self.units + PANEL - 1) // PANEL if _small_gemm else 1
         self.pack(weights, (self.units + self.panels - 1) // self.panels, threads)
         self.lanes = self.units   # to the partition there is one panel: threads share no rows
+        self.part_rows = max(min(PART_BYTES // (8 * self.units * self.size), PART_ROWS), 1)
 
 
 # Weights of some gates: (panels, K, gates, lanes).
@@ -132,39 +132,35 @@ ctypedef struct Matrix:
     Py_ssize_t first, gates   # of the three gates z, r, h it has so many, from this one on
 
 
-# What a block of rows computes in. Sums are kept as the biases are: (panels, 3, lanes) each.
+# What a part's rows are computed in. Sums are kept as the biases are: (panels, 3, lanes) each.
 ctypedef struct Scratch:
     Py_ssize_t panels, lanes
-    Py_ssize_t rows           # of a block
     Py_ssize_t chunk_rows     # rows and steps of which x.W is made at a time
-    Py_ssize_t *index         # (rows) the rows that take the step
-    char *state               # (rows, H) of every row
-    char *h                   # (rows, H) ... of those that take the step, if not all do
-    char *k                   # (rows, H) the same with recurrent dropout; reset_after=False: r * k
+    Py_ssize_t *index         # (n) the rows that take the step
+    char *state               # (n, H) of every row
+    char *h                   # (n, H) ... of those that take the step, if not all do
+    char *k                   # (n, H) the same with recurrent dropout; reset_after=False: r * k
     char *x                   # (chunk_rows, I)
     char *p                   # (chunk_rows, panels, 3, lanes) x.W, in the order of processing
-    char *q                   # (rows, panels, 3, lanes) h.U, then the gates
+    char *q                   # (n, panels, 3, lanes) h.U, then the gates
 
 
 cdef Py_ssize_t _carve(
     const gru_job *job, Py_ssize_t n, Py_ssize_t panels, Py_ssize_t size, char *base, Scratch *s,
 ) noexcept nogil:
     # Lays the scratch of n rows out from `base`, which may be NULL; returns its bytes.
-    cdef Py_ssize_t H = job.H, row, most
+    cdef Py_ssize_t H = job.H, row
     cdef uintptr_t end = <uintptr_t> base
     s.panels, s.lanes = panels, (H + panels - 1) // panels
     row = 3 * panels * s.lanes * size
-    most = max(BLOCK_BYTES // (8 * H * size),
-               min(<Py_ssize_t> BLOCK_ROWS, BLOCK_BYTES_MAX // (8 * H * size)), 1)
-    s.rows = min(n, most)
-    s.chunk_rows = max(min(max(P_BYTES // row, <Py_ssize_t> P_ROWS), s.rows * job.T), s.rows)
-    s.index = <Py_ssize_t *> _take(&end, s.rows * sizeof(Py_ssize_t))
-    s.state = _take(&end, s.rows * H * size)
-    s.h = _take(&end, s.rows * H * size)
-    s.k = _take(&end, s.rows * H * size)
+    s.chunk_rows = max(min(max(P_BYTES // row, <Py_ssize_t> P_ROWS), n * job.T), n)
+    s.index = <Py_ssize_t *> _take(&end, n * sizeof(Py_ssize_t))
+    s.state = _take(&end, n * H * size)
+    s.h = _take(&end, n * H * size)
+    s.k = _take(&end, n * H * size)
     s.x = _take(&end, s.chunk_rows * job.inputs * size)
     s.p = _take(&end, s.chunk_rows * row)
-    s.q = _take(&end, s.rows * row)
+    s.q = _take(&end, n * row)
     return end - <uintptr_t> base
 
 
@@ -424,14 +420,21 @@ cdef void _write(
         state += row
 
 
-cdef void _run_block(
-    const gru_job *job, Py_ssize_t b0, Py_ssize_t n, const Scratch *s, floating *tag,
+cdef void _run(
+    const gru_job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t panels, char *scratch,
+    floating *tag,
 ) noexcept nogil:
     # All steps of rows b0..b0+n. A call that is stopped leaves y and states half made.
     cdef Py_ssize_t T = job.T, row = job.H * sizeof(floating), b, k, t, step, s0 = 0, s1, active
-    cdef Py_ssize_t chunk = max(s.chunk_rows // n, 1)
+    cdef Py_ssize_t chunk
+    cdef Scratch scratch_of_rows
+    cdef const Scratch *s = &scratch_of_rows
     cdef const floating *p
     cdef double turn = 0
+    if job.poll != NULL and poll_stops(job.poll, 0, 0):  # before fresh memory is touched
+        return
+    _carve(job, n, panels, sizeof(floating), scratch, &scratch_of_rows)
+    chunk = max(s.chunk_rows // n, 1)
     for k in range(n):
         b = b0 + k if job.rows == NULL else job.rows[b0 + k]
         if job.h0 == NULL:
@@ -460,18 +463,6 @@ cdef void _run_block(
 
 
 # What a call runs; see run_type.
-
-cdef void _run(
-    const gru_job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t panels, char *scratch,
-    floating *tag,
-) noexcept nogil:
-    cdef Scratch s
-    cdef Py_ssize_t b = b0
-    _carve(job, n, panels, sizeof(floating), scratch, &s)
-    while b < b0 + n:
-        _run_block(job, b, min(s.rows, b0 + n - b), &s, tag)
-        b += s.rows
-
 
 cdef void _run_f32(
     const gru_job *job, Py_ssize_t b0, Py_ssize_t n, Py_ssize_t panel0, Py_ssize_t panel1,

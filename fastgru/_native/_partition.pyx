@@ -22,7 +22,7 @@ from fastgru._native._headers cimport (
     team_barrier,
     team_size,
 )
-from fastgru._native._job cimport padded, set_step
+from fastgru._native._job cimport flops_of, padded, set_step
 from fastgru._native._kernels cimport Kernels, isa_in_use, kernels_of
 from fastgru._native._threads cimport available_threads, may_start_threads, processors_taken
 from fastgru._native._weights cimport PackedWeights
@@ -47,6 +47,7 @@ cdef enum:
     # hundredth of its time.
     STEP_FLOPS = 1 << 30      # of a step of a long call, a thread: 15 ms to 0.2 s
     STEP_ROWS = 128           # ... but at least so many rows
+    PART_FLOPS = 1500000      # pays for a parallel region
 
 # Microseconds, bytes a microsecond. One core reads its L2 at 120 to 190 GB/s and L3 at 95 to 115 on
 # the machines we know; memory is shared, and more threads hardly make it faster.
@@ -279,7 +280,22 @@ cdef Partition divide_job(const gru_job *job, PackedWeights packed, int threads)
         &work, job.B, job.T, job.inputs, job.H, packed.lanes, packed.size,
         job.h0 != NULL or not job.u_finite, job.reset_after,
     )
-    return divide(threads, &work, True)
+    cdef Partition partition = divide(threads, &work, True)
+    if packed.part_rows > 0 and not _forced_threads:
+        _fix_parts(&partition, job, threads, packed.part_rows)
+    return partition
+
+
+cdef void _fix_parts(
+    Partition *partition, const gru_job *job, int threads, Py_ssize_t part_rows,
+) noexcept:
+    # The same call gives the same bits: so its parts depend neither on measurements nor on how many
+    # threads are there.
+    cdef Py_ssize_t parts = (job.B + part_rows - 1) // part_rows
+    if flops_of(job) >= PART_FLOPS:
+        parts = max(parts, min(<Py_ssize_t> threads, job.B))
+    partition.parts, partition.rows = <int> parts, (job.B + parts - 1) // parts
+    partition.threads = <int> min(<Py_ssize_t> partition.threads, parts)
 
 
 cdef void _describe(

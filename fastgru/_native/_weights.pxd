@@ -15,6 +15,8 @@ cdef class PackedWeights:
     cdef run_type run
     cdef run_scratch_type run_scratch
     cdef readonly Py_ssize_t lanes, panels
+    # Most rows of a part, of a kernel whose bits depend on how many there are; 0: they do not.
+    cdef Py_ssize_t part_rows
     # Called with the GIL held, before and after every run; NULL: nothing is to be done.
     cdef void (*enter)() noexcept
     cdef void (*leave)() noexcept

@@ -108,6 +108,23 @@ def test_both_matrix_layouts(dtype, panels, monkeypatch):
         _blas.use_panels(before)
 
 
+def test_the_same_bits_on_fewer_threads():
+    """A call that gets fewer threads than it may use rounds as one that gets them all."""
+    from fastgru._native import _threads
+
+    rng = np.random.default_rng(12)
+    spec = make_spec(33, 65)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal((8, 12, 33)).astype("float32")
+    problem = GRUProblem(spec=spec, x=x, num_threads=3)
+    expected = BACKEND.forward(problem, weights).y
+    granted = _threads.lease_threads(100)
+    try:
+        np.testing.assert_array_equal(BACKEND.forward(problem, weights).y, expected)
+    finally:
+        _threads.give_back_threads(granted)
+
+
 def test_chunks_and_blocks():
     """Long and wide enough that time is cut into chunks and the batch into blocks."""
     rng = np.random.default_rng(3)
