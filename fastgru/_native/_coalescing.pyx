@@ -9,9 +9,10 @@ others when it is done.
 
 Those threads have to come round to their next calls, or there is nothing for the next batch. So a
 call also waits while threads that were woken have not got this processor since. Where threads are
-matters: a wake-up on the same processor takes 2 us, one that rouses another 20 in a virtual machine,
-and two leaders on one processor leave the other idle. (Four callers on two processors, 50 steps of
-128 units: 20,000 calls a second; 15,000 without regard to that; 16,000 sliced by the system.)
+matters: a wake-up on the same processor takes 2 us, one that rouses another 20 in a virtual
+machine, and two leaders on one processor leave the other idle. (Four callers on two processors, 50
+steps of 128 units: 20,000 calls a second; 15,000 without regard to that; 16,000 sliced by the
+system.)
 
 Nobody waits for the GIL while its request runs, nor for anything but C code that ends: whenever
 requests wait, one runs or was woken, and lets the next one run.
@@ -28,11 +29,10 @@ from cpython.pythread cimport (
 )
 from libc.string cimport memcpy, memset
 
-from fastgru._native._execute cimport Execution, allocate, bind, is_brief, run
+from fastgru._native._execute cimport Execution, allocate, begin, is_brief, run
 from fastgru._native._headers cimport allocate_aligned, free_aligned, gru_job
-from fastgru._native._job cimport flops_of
 from fastgru._native._partition cimport divide_job
-from fastgru._native._threads cimport is_long, without_gil
+from fastgru._native._threads cimport without_gil
 from fastgru._native._weights cimport PackedWeights
 
 import os
@@ -56,8 +56,6 @@ cdef extern from "pythread.h" nogil:
     int PyThread_acquire_lock_timed(PyThread_type_lock lock, long long microseconds, int intr_flag)
 
 cdef enum:
-    LEAST_FLOPS = 3000000     # below ~50 us sleeping costs more than it gains, and ...
-    MOST_ROWS = 4             # ... more rows gain nothing from other calls' rows
     BATCH_ROWS = 8            # of one batch: more are no faster a row
     PATIENCE = 1000           # microseconds for those woken to come round; they may not call again
     PLACES = 256              # processors that are told apart
@@ -101,20 +99,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin)
 
 
-cdef bint is_worth_waiting(const gru_job *job) noexcept:
-    # Nobody is to wait for a long call, and who waits sees no interrupt.
-    return (
-        flops_of(job) >= LEAST_FLOPS and job.B <= MOST_ROWS
-        and not is_long(<double> job.B * job.T, job.inputs, job.H)
-    )
-
-
 cdef int execute_coalesced(gru_job *job, PackedWeights packed, int threads) except -1:
     # As `execute` of _execute.pyx, for a job that has nothing but x.
     cdef Request request
     request.packed = <void *> packed
     request.execution.memory, request.execution.capacity = NULL, 0
-    bind(&request.execution, job, packed)
+    begin(&request.execution, job, packed)
     request.execution.partition = divide_job(job, packed, 1)
     _enter(&request)
     # Who has to share the processors has no team. (Of one in the queue, others read the partition.)
@@ -198,8 +188,8 @@ cdef bint _run_batch(Request *leader) noexcept nogil:
 
 
 cdef void _enter(Request *request) noexcept:
-    # The request leads a batch now, if only of itself, or is in the queue: then it has a `wake`, and
-    # goes through `_wait`. A leader goes through `_leave` before the `_end` of all.
+    # The request leads a batch now, if only of itself; or it is in the queue, has a `wake`, and
+    # goes through `_wait`. A leader goes through `_leave`, and then every request through `_end`.
     global _running, _waiting, _first, _last
     request.failed = request.queued = False
     request.leads = True
@@ -241,7 +231,7 @@ cdef void _wait(Request *request) noexcept nogil:
             request.leads = True
             _running += 1
         PyThread_release_lock(_queue_lock)
-        if not free:              # out of the queue, it is about to be woken: not to go before that
+        if not free:              # out of the queue, it is about to be woken, and stays
             PyThread_acquire_lock(request.wake, WAIT_LOCK)
     if request.leads:
         PyThread_acquire_lock(_queue_lock, WAIT_LOCK)

@@ -1,6 +1,12 @@
 # Runs a gru_job: what that takes, and in which order.
 
-from fastgru._native._headers cimport gru_job, interrupt_poll, run_scratch_type, run_type, team_barrier
+from fastgru._native._headers cimport (
+    gru_job,
+    interrupt_poll,
+    run_scratch_type,
+    run_type,
+    team_barrier,
+)
 from fastgru._native._partition cimport Partition
 from fastgru._native._weights cimport PackedWeights
 
@@ -18,7 +24,7 @@ cdef struct Execution:
 
 cdef int execute(gru_job *job, PackedWeights packed, int threads) except -1
 # Its parts, for callers that keep the scratch, or wait before they run.
-cdef void bind(Execution *execution, gru_job *job, PackedWeights packed) noexcept
+cdef void begin(Execution *execution, gru_job *job, PackedWeights packed) noexcept
 cdef Py_ssize_t carve(Execution *execution, char *memory) noexcept nogil
 cdef bint allocate(Execution *execution) noexcept nogil
 cdef void run_with_rules(Execution *execution) noexcept

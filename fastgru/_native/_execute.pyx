@@ -31,7 +31,7 @@ cdef int execute(gru_job *job, PackedWeights packed, int threads) except -1:
     # No state: its user does not want it.
     cdef Execution execution
     execution.memory, execution.capacity = NULL, 0
-    bind(&execution, job, packed)
+    begin(&execution, job, packed)
     execution.partition = divide_job(job, packed, threads)
     if (
         is_long(<double> job.B * job.T, job.inputs, job.H)
@@ -50,7 +50,7 @@ cdef int execute(gru_job *job, PackedWeights packed, int threads) except -1:
     return -1 if is_stopped(job.poll) else 0
 
 
-cdef void bind(Execution *execution, gru_job *job, PackedWeights packed) noexcept:
+cdef void begin(Execution *execution, gru_job *job, PackedWeights packed) noexcept:
     # The job gets the weights, and the execution the kernel that runs them.
     execution.job = job
     execution.run, execution.run_scratch = packed.run, packed.run_scratch
@@ -77,6 +77,7 @@ cdef bint allocate(Execution *execution) noexcept nogil:
     job.chunk_rows = P_BYTES // (3 * execution.lanes * panels * execution.size)
     job.chunk_rows = max(job.chunk_rows, <Py_ssize_t> P_ROWS)
     job.chunk_rows = max(min(job.chunk_rows, rows * job.T), rows)
+    execution.thread_bytes = padded(execution.run_scratch(job, rows, execution.panels))
     need = carve(execution, NULL)
     if need > execution.capacity:
         free_aligned(execution.memory)
@@ -94,11 +95,8 @@ cdef bint allocate(Execution *execution) noexcept nogil:
 cdef Py_ssize_t carve(Execution *execution, char *memory) noexcept nogil:
     # Divides the scratch among the threads and what they share; returns its bytes. NULL: only that.
     cdef gru_job *job = execution.job
-    cdef Py_ssize_t states = padded(job.B * job.H * execution.size), used
-    execution.thread_bytes = padded(
-        execution.run_scratch(job, execution.partition.rows, execution.panels)
-    )
-    used = execution.partition.threads * execution.thread_bytes
+    cdef Py_ssize_t states = padded(job.B * job.H * execution.size)
+    cdef Py_ssize_t used = execution.partition.threads * execution.thread_bytes
     if not job.sequences and job.states == NULL:
         if memory != NULL:
             job.alternate = memory + used

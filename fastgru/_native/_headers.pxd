@@ -2,7 +2,6 @@
 
 cdef extern from "kernels.h" nogil:
     enum: ACT_COUNT
-    bint KEEPS_VALUE(int act)
     ctypedef struct gate_functions:
         int activation, recurrent_activation
         double params[3]
@@ -135,23 +134,7 @@ ctypedef Py_ssize_t (*product_scratch_type)(const gru_back_job *job) noexcept no
 
 cdef extern from "kernels.h" nogil:
     ctypedef struct kernels_f32:
-        void (*after)(
-            Py_ssize_t n, Py_ssize_t H, const float *p, const float *q, const float *b,
-            const float *h, float *h_new, float *work, const gate_functions *f,
-        ) noexcept nogil
-        void (*before_zr)(
-            Py_ssize_t n, Py_ssize_t H, const float *p, const float *q, const float *b,
-            const float *k, float *z, float *rk, float *work, const gate_functions *f,
-        ) noexcept nogil
-        void (*before_h)(
-            Py_ssize_t n, Py_ssize_t H, const float *p, const float *q, const float *b,
-            const float *z, const float *h, float *h_new, float *work, const gate_functions *f,
-        ) noexcept nogil
-        void (*multiply)(Py_ssize_t n, const float *a, const float *b, float *c) noexcept nogil
         void (*activations[ACT_COUNT])(Py_ssize_t n, const double *params, float *a) noexcept nogil
-        void (*derivatives[ACT_COUNT])(
-            Py_ssize_t n, const double *params, float *a, float *d,
-        ) noexcept nogil
         Py_ssize_t lanes
         run_type run
         run_scratch_type run_scratch
@@ -160,24 +143,7 @@ cdef extern from "kernels.h" nogil:
         products_type products
         product_scratch_type product_scratch
     ctypedef struct kernels_f64:
-        void (*after)(
-            Py_ssize_t n, Py_ssize_t H, const double *p, const double *q, const double *b,
-            const double *h, double *h_new, double *work, const gate_functions *f,
-        ) noexcept nogil
-        void (*before_zr)(
-            Py_ssize_t n, Py_ssize_t H, const double *p, const double *q, const double *b,
-            const double *k, double *z, double *rk, double *work, const gate_functions *f,
-        ) noexcept nogil
-        void (*before_h)(
-            Py_ssize_t n, Py_ssize_t H, const double *p, const double *q, const double *b,
-            const double *z, const double *h, double *h_new, double *work,
-            const gate_functions *f,
-        ) noexcept nogil
-        void (*multiply)(Py_ssize_t n, const double *a, const double *b, double *c) noexcept nogil
         void (*activations[ACT_COUNT])(Py_ssize_t n, const double *params, double *a) noexcept nogil
-        void (*derivatives[ACT_COUNT])(
-            Py_ssize_t n, const double *params, double *a, double *d,
-        ) noexcept nogil
         Py_ssize_t lanes
         run_type run
         run_scratch_type run_scratch

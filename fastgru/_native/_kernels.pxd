@@ -14,7 +14,7 @@ from fastgru._native._headers cimport (
 
 # Without those of single rows, whose types depend on the dtype.
 cdef struct Kernels:
-    Py_ssize_t lanes          # units of a panel; 0: this compiler has no vector types, and no kernels
+    Py_ssize_t lanes          # units of a panel; 0: the compiler has no vector types, so no kernels
     run_type run
     run_scratch_type run_scratch
     back_type back

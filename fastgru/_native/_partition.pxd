@@ -27,6 +27,7 @@ cdef struct Part:
 
 cdef Partition divide(int threads, const Work *work, bint heed) noexcept
 cdef Partition divide_job(const gru_job *job, PackedWeights packed, int threads) noexcept
+cdef bint is_same(const Partition *one, const Partition *other) noexcept
 cdef void shorten_steps(Partition *partition, const gru_job *job) noexcept
 cdef bint next_part(
     const Partition *partition, Py_ssize_t B, Py_ssize_t panels, int team, Part *part,

@@ -43,8 +43,8 @@ cdef enum:
     RATE_ROWS = 8
     RATE_INPUTS = 512
     RATE_PANELS = 2
-    # So that a call stops soon after an interrupt. (No part is so small that reading the weights for
-    # each costs a hundredth of its time.)
+    # A call stops between steps. No part is so small that to read the weights for each costs a
+    # hundredth of its time.
     STEP_FLOPS = 1 << 30      # of a step of a long call, a thread: 15 ms to 0.2 s
     STEP_ROWS = 128           # ... but at least so many rows
     PART_FLOPS = 1500000      # pays for a parallel region
@@ -80,7 +80,7 @@ cdef bint _forced_shared = False
 
 
 def force(int threads, bint shared):
-    """Divide every call so from now on, for tests and measurements; 0 threads: by the model again."""
+    """Divide every call so from now on, for tests; 0 threads: by the model again."""
     global _forced_threads, _forced_shared
     _forced_threads, _forced_shared = threads, shared
 
@@ -307,6 +307,13 @@ cdef void _describe(
     work.panels, work.lanes, work.size = (H + lanes - 1) // lanes, lanes, size
     work.products = T if has_state else max(T - 1, 0)
     work.meetings = 1 if reset_after else 2
+
+
+cdef bint is_same(const Partition *one, const Partition *other) noexcept:
+    return (
+        one.threads == other.threads and one.shared == other.shared and one.rows == other.rows
+        and one.parts == other.parts
+    )
 
 
 cdef void shorten_steps(Partition *partition, const gru_job *job) noexcept:

@@ -10,11 +10,11 @@ step that has nothing special to it is one call into this file.
 from libc.stdlib cimport calloc, free
 
 from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, shape_of
-from fastgru._native._execute cimport Execution, allocate, bind, carve, run_with_rules, threads_for
+from fastgru._native._execute cimport Execution, allocate, begin, carve, run_with_rules, threads_for
 from fastgru._native._headers cimport free_aligned, gru_job
 from fastgru._native._job cimport set_step, set_weights
 from fastgru._native._kernels cimport isa_in_use
-from fastgru._native._partition cimport divide_job
+from fastgru._native._partition cimport Partition, divide_job, is_same
 from fastgru._native._weights cimport PackedWeights
 
 cnp.import_array()
@@ -32,17 +32,20 @@ cdef class _Cell:
     cdef char *states
     cdef char *y
     cdef Py_ssize_t inputs, row   # row: bytes of one of the state
+    cdef Py_ssize_t prepared      # rows that the scratch is carved for
 
     def __cinit__(self, spec, source, state, output):
         self.spec, self.source, self.state, self.output = spec, source, state, output
         self.inputs = spec.input_dim
         self.row = shape_of(state)[1] * state.itemsize
         self.states, self.y = bytes_of(state), bytes_of(output)
+        set_step(&self.job, 0, self.inputs, shape_of(state)[1], state.itemsize)
+        self.job.h0 = self.job.state = self.states
 
     def __dealloc__(self):
         free_aligned(self.execution.memory)
 
-    cdef bint bind(self, weights, pack) except -1:
+    cdef bint take(self, weights, pack) except -1:
         # Takes over weights that were written since the last step; False: not ours to run.
         cdef PackedWeights packed
         if weights is None or shape_of(weights.kernel)[0] != self.inputs:
@@ -51,23 +54,25 @@ cdef class _Cell:
         if packed is None:
             return False
         set_weights(&self.job, packed)
-        bind(&self.execution, &self.job, packed)
-        self.packed, self.weights = packed, weights
+        begin(&self.execution, &self.job, packed)
+        self.packed, self.weights, self.prepared = packed, weights, -1
         return True
 
     cdef bint prepare(self, weights, Py_ssize_t m, pack, get_num_threads) except -1:
         # All that may fail before a step of at most m rows; False: another backend must serve it.
+        cdef Partition partition
         if weights is None or weights is not self.weights or self.packed.isa != isa_in_use():
-            if not self.bind(weights, pack):
+            if not self.take(weights, pack):
                 return False
-        set_step(&self.job, m, self.inputs, self.packed.units, self.packed.size)
-        self.job.h0 = self.job.state = self.states
+        self.job.B = m
+        partition = divide_job(&self.job, self.packed, threads_for(get_num_threads, &self.job))
+        if m == self.prepared and is_same(&partition, &self.execution.partition):
+            return True
+        self.execution.partition = partition
         self.job.reset_state = NULL
-        self.execution.partition = divide_job(
-            &self.job, self.packed, threads_for(get_num_threads, &self.job)
-        )
         if not allocate(&self.execution):
             raise MemoryError(f"scratch of {carve(&self.execution, NULL)} bytes")
+        self.prepared = m
         return True
 
     cdef const char *step(
@@ -106,7 +111,7 @@ cdef class Stepper:
     forced : callable
         ``forced()`` returns the name of the only backend that may serve a step, or None.
     pack : callable
-        ``pack(spec, weights)`` returns their `PackedWeights`, or None where the kernels cannot serve them.
+        ``pack(spec, weights)`` returns their `PackedWeights`; None: the kernels cannot serve them.
     get_num_threads : callable
         Asked only where the work is enough for two.
     """
@@ -117,7 +122,9 @@ cdef class Stepper:
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(self, specs, sources, states, outputs, weights_of, forced, pack, get_num_threads):
+    def __cinit__(
+        self, specs, sources, states, outputs, weights_of, forced, pack, get_num_threads,
+    ):
         self.cells = [
             _Cell(*parts) for parts in zip(specs, sources, states, outputs, strict=True)
         ]

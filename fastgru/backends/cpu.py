@@ -48,8 +48,16 @@ def _load() -> Any:
         try:
             with _spinning():
                 from fastgru import _native as native
-                from fastgru._native import _backward, _coalescing, _fast_path  # noqa: F401
-                from fastgru._native import _forward, _kernels, _partition, _threads  # noqa: F401
+                from fastgru._native import (  # noqa: F401
+                    _backward,
+                    _coalescing,
+                    _fast_path,
+                    _forward,
+                    _kernels,
+                    _partition,
+                    _threads,
+                    _weights,
+                )
             if os.environ.get("FASTGRU_KERNEL") == "blas" or not _kernels.lanes(4):
                 from fastgru._native import _blas  # noqa: F401
         except ImportError as error:
@@ -257,9 +265,7 @@ def _packed(spec: GRUSpec, weights: GRUWeights, threads: int, kernel: str | None
 
 def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     if kernel == "fused":
-        from fastgru._native._weights import PackedWeights
-
-        return PackedWeights(spec, weights, threads)
+        return _native._weights.PackedWeights(spec, weights, threads)
     from fastgru._native._blas import BLASWeights
 
     return BLASWeights(spec, weights, threads)

@@ -12,7 +12,9 @@ from subprocesses import SUPPORT
 
 from fastgru.problem import GRUProblem
 
-weights_module = pytest.importorskip("fastgru._native._weights", reason="the extension is not built")
+weights_module = pytest.importorskip(
+    "fastgru._native._weights", reason="the extension is not built"
+)
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
 SOURCES = Path(__file__).parents[2] / "fastgru" / "_native" / "kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]

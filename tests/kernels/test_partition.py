@@ -1,4 +1,4 @@
-"""How calls are divided among threads: what the model must say on any machine, and that it is told."""
+"""How calls are divided among threads: what the model says on any machine, and that it is told."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,8 @@ from fastgru.backends import cpu as cpu_backend
 kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 partition = pytest.importorskip("fastgru._native._partition", reason="the extension is not built")
 pytestmark = pytest.mark.skipif(
-    not kernels.OPENMP or not kernels.lanes(4), reason="one thread, or no fused kernel in this build"
+    not kernels.OPENMP or not kernels.lanes(4),
+    reason="one thread, or no fused kernel in this build",
 )
 
 SHAPES = [
