@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.backends.base import Backend, FastPath
+from fastgru.backends.base import Backend, FastPath, StreamParts
 from fastgru.backends.cpu import CPUBackend
 from fastgru.backends.cuda import CudaBackend
 from fastgru.backends.cudnn import CudnnBackend
@@ -161,10 +161,10 @@ def open_stepper(
     outputs: Sequence[Any],
     weights_of: Callable[[Any], GRUWeights | None],
 ) -> Callable[..., np.ndarray | None] | None:
-    """Return the step of a stream, or None; see `FastPath.open_stepper`."""
+    """Return the step of a stream, or None; the arguments are those of `StreamParts`."""
     if not isinstance(states[0], np.ndarray):
         return None
-    return _CPU.open_stepper(specs, sources, states, outputs, weights_of, _forced.get)
+    return _CPU.open_stepper(StreamParts(specs, sources, states, outputs, weights_of, _forced.get))
 
 
 def pack_like(old: GRUWeights, new: GRUWeights) -> None:

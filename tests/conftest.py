@@ -8,6 +8,7 @@ nothing runs beside them.
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,11 @@ def pytest_xdist_auto_num_workers():
 
 
 def pytest_configure(config):
-    """Let xdist keep the tests of a group together, and the groups in their order."""
+    """Let xdist keep groups together and in their order; let processes share what they compile."""
+    if "FASTGRU_CUDA_SHIM" not in os.environ:
+        folder = tempfile.TemporaryDirectory(prefix="cuda_shim")
+        os.environ["FASTGRU_CUDA_SHIM"] = folder.name  # see cuda_emulator; children inherit it
+        config.add_cleanup(folder.cleanup)
     if getattr(config.option, "dist", "no") == "load":  # what -n means by itself
         config.option.dist = "loadgroup"
         config.option.loadscopereorder = False

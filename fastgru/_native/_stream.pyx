@@ -98,18 +98,8 @@ cdef class Stepper:
 
     Parameters
     ----------
-    specs : sequence of GRUSpec
+    parts : StreamParts
         Of the cells: the first reads x, each other one what the one before it gave.
-    sources : sequence of object
-        Where a cell's weights come from.
-    states, outputs : list of ndarray, each of shape (n, H)
-        C-contiguous and writeable: read and written by every step.
-    weights_of : callable
-        ``weights_of(source)`` returns a cell's `GRUWeights` as they are now, or None. It is asked
-        for all cells one after the other, and runs no Python code: weights that are written
-        together are read together.
-    forced : callable
-        ``forced()`` returns the name of the only backend that may serve a step, or None.
     pack : callable
         ``pack(spec, weights)`` returns their `PackedWeights`; None: the kernels cannot serve them.
     get_num_threads : callable
@@ -122,13 +112,11 @@ cdef class Stepper:
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(
-        self, specs, sources, states, outputs, weights_of, forced, pack, get_num_threads,
-    ):
+    def __cinit__(self, parts, pack, get_num_threads):
+        specs, sources, states, outputs, self.weights_of, self.forced = parts
         self.cells = [
-            _Cell(*parts) for parts in zip(specs, sources, states, outputs, strict=True)
+            _Cell(*cell) for cell in zip(specs, sources, states, outputs, strict=True)
         ]
-        self.weights_of, self.forced = weights_of, forced
         self.pack, self.get_num_threads = pack, get_num_threads
         self.rows = shape_of(states[0])[0]
         self.inputs = specs[0].input_dim

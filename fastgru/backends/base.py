@@ -6,7 +6,7 @@ It holds no state of its own beyond packed copies of weights, which live in `GRU
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -57,6 +57,23 @@ class Backend(Protocol):
         weights, and ``workspace`` what this backend's gave, or None; dy has y's shape, dstate is
         (B, H); None means zeros.
         """
+
+
+class StreamParts(NamedTuple):
+    """What the steps of a stream work on, one of each per cell.
+
+    ``states`` and ``outputs``, each (n, H), C-contiguous and writeable, are read and written by
+    every step. ``weights_of(source)`` returns a cell's weights as they are now, or None; it runs no
+    Python code, so that weights that are written together are read together. ``forced()`` returns
+    the name of the only backend that may serve a step, or None.
+    """
+
+    specs: Sequence[GRUSpec]
+    sources: Sequence[Any]
+    states: Sequence[np.ndarray]
+    outputs: Sequence[np.ndarray]
+    weights_of: Callable[[Any], GRUWeights | None]
+    forced: Callable[[], str | None]
 
 
 class DirectionPair(Protocol):
@@ -116,29 +133,11 @@ class FastPath:
     def fast_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
         """Return the state one step after h0; None unless x and h0 are plain arrays."""
 
-    def open_stepper(
-        self,
-        specs: Sequence[GRUSpec],
-        sources: Sequence[Any],
-        states: Sequence[np.ndarray],
-        outputs: Sequence[np.ndarray],
-        weights_of: Callable[[Any], GRUWeights | None],
-        forced: Callable[[], str | None],
-    ) -> Callable[..., np.ndarray | None] | None:
+    def open_stepper(self, parts: StreamParts) -> Callable[..., np.ndarray | None] | None:
         """Return ``step(x, rows=None)`` of a stream, or None where there is none.
 
         A step advances the states and returns the last cell's output. It returns None, and does
         nothing, where x or rows are not plain arrays or something else has to serve the step.
-
-        Parameters
-        ----------
-        specs : of the cells, in order
-        sources : list of object
-            ``weights_of(source)`` is asked at each step for the cell's weights as they are then.
-        states, outputs : list of ndarray, shape (n, H), one of each per cell
-            Read and written by every step.
-        forced : callable
-            ``forced()`` returns the name of the only backend that may serve calls, or None.
         """
 
     def pack_like(self, old: GRUWeights, new: GRUWeights) -> None:

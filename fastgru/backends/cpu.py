@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastgru import locks
 from fastgru.activations import Activation
-from fastgru.backends.base import FastPath
+from fastgru.backends.base import FastPath, StreamParts
 from fastgru.problem import (
     BackendError,
     GRUGrads,
@@ -208,25 +208,14 @@ class CPUBackend(FastPath):
             if kernel in old.packed:
                 _packed(old.packed[kernel].spec, new, get_num_threads(), kernel)
 
-    def open_stepper(
-        self,
-        specs: Sequence[GRUSpec],
-        sources: Sequence[Any],
-        states: Sequence[np.ndarray],
-        outputs: Sequence[np.ndarray],
-        weights_of: Callable[[Any], GRUWeights | None],
-        forced: Callable[[], str | None],
-    ) -> Callable[..., np.ndarray | None] | None:
+    def open_stepper(self, parts: StreamParts) -> Callable[..., np.ndarray | None] | None:
         """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
-        halves = states[0].itemsize < 4
-        if _load() is None or halves or _kernel(specs[0]) == "blas":
+        spec = parts.specs[0]
+        if _load() is None or spec.dtype.itemsize < 4 or _kernel(spec) == "blas":
             return None
         from fastgru._native._stream import Stepper
 
-        return Stepper(
-            *(specs, sources, states, outputs),
-            *(weights_of, forced, _packed_if_served, get_num_threads),
-        ).step
+        return Stepper(parts, _packed_if_served, get_num_threads).step
 
 
 def _reason(spec: GRUSpec) -> str | None:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgru.masks import LENGTHS, NO_MASK, NONE, STEPS, plan_mask, plan_resets
@@ -32,6 +32,7 @@ def test_the_kind_is_the_worst_rows(first, second):
     np.testing.assert_array_equal(np.ones((B, T)) if valid is None else valid, mask)
 
 
+@settings(deadline=None)  # other tests run beside it
 @given(st.lists(st.lists(st.booleans(), min_size=T, max_size=T), min_size=1, max_size=5))
 def test_any_mask_comes_back_as_it_was(rows):
     mask = np.array(rows)

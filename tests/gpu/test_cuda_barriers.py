@@ -1,6 +1,6 @@
-"""Whatever orders the threads of the persistent kernels is needed, and the emulation shows it.
+"""Each barrier and fence of the persistent kernels is needed, and the emulation shows it.
 
-Each of them is taken out of each kernel in turn: the numbers must become wrong, or the launch must
+Each is taken out of its kernel in turn: the numbers must become wrong, or the launch must
 not come to an end, in at least one schedule. This prints which:
 
     PYTHONPATH=tests/support python tests/gpu/test_cuda_barriers.py

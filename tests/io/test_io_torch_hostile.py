@@ -1,4 +1,4 @@
-"""Files that want to do harm: they are refused, and nothing is executed, written or allocated."""
+"""Files made to do harm are refused, and nothing in them is executed, written or allocated."""
 
 import json
 import os

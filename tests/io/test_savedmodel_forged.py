@@ -1,6 +1,6 @@
-"""SavedModels that TensorFlow would never write: sizes, places, names and configs that lie.
+"""SavedModels that TensorFlow would never write: wrong sizes, places, names and configs.
 
-All checksums are right, so that each lie gets to where it would be believed.
+All checksums are right, so that the reader gets as far as the wrong value.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Layers, streams and weights through random histories, against models that remember nothing.
+"""Random histories of layers, streams and weights, beside functions that get the whole state.
 
 Hypothesis makes the histories and shortens those that fail; FASTGRU_EXHAUSTIVE=1 makes more.
 """

@@ -1,4 +1,4 @@
-"""Tapes: good for one use, and for nothing that has changed since."""
+"""Tapes: each is used once, and refused after weights or states have changed."""
 
 import numpy as np
 import pytest

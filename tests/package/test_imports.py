@@ -38,7 +38,7 @@ def storey(module):
 # The files of layers/, each of which imports only from those before it.
 LAYERS = [
     *("nested", "tape", "config", "base", "cell", "stacked", "stream", "call", "step_loop"),
-    *("direction_pair", "sequence", "rnn", "gru", "bidirectional", "sequential"),
+    *("direction_pair", "sequence", "rnn", "gru", "composed", "bidirectional", "sequential"),
 ]
 
 

@@ -6,6 +6,7 @@ NaN, so that what a kernel fails to write is seen.
 
 import ctypes
 import functools
+import hashlib
 import os
 import re
 import shutil
@@ -30,39 +31,45 @@ needs_compiler = pytest.mark.skipif(
 FOLDER = Path(__file__).parent / "cuda_shim"
 SCHEDULES = {"forward": 0, "reverse": 1, "random": 2}
 
-_built = tempfile.TemporaryDirectory(prefix="cuda_shim")
+# conftest.py names a folder that all processes of a run share: each text is compiled once.
+_own = tempfile.TemporaryDirectory(prefix="cuda_shim")
+_BUILT = Path(os.environ.get("FASTGRU_CUDA_SHIM") or _own.name)
 
 
-def _compile(source_file, library, *options):
+def _compile(name, text, *options):
+    """Compile C++ to a shared library; return its path."""
     command = [COMPILER, "-std=c++17", "-ffp-contract=off", "-fPIC", "-shared", f"-I{FOLDER}"]
     # a count of rounds is unused in a kernel whose only barrier a test has taken out
-    warnings = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable"]
-    subprocess.run(
-        [*command, *warnings, str(source_file), *options, "-o", str(library)], check=True
-    )
+    command += ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-unused-variable"]
+    key = "\0".join([text, (FOLDER / "cuda_shim.h").read_text(), *command, *options])
+    library = _BUILT / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.so"
+    if not library.exists():
+        with tempfile.TemporaryDirectory(dir=_BUILT) as folder:
+            source_file, made = Path(folder) / f"{name}.cpp", Path(folder) / "made.so"
+            source_file.write_text(text)
+            subprocess.run([*command, str(source_file), *options, "-o", str(made)], check=True)
+            made.replace(library)  # at once: another process may be making the same
     return str(library)
 
 
 @functools.cache
 def _scheduler():
-    return _compile(FOLDER / "scheduler.cpp", Path(_built.name) / "scheduler.so", "-O2")
+    return _compile("scheduler", (FOLDER / "scheduler.cpp").read_text(), "-O2")
 
 
 @functools.cache
 def compiled(text, options):
     """Compile CUDA text as C++ and load it."""
-    scheduler = _scheduler()
-    path = Path(_built.name) / f"kernels{len(os.listdir(_built.name))}.cpp"
     names = re.findall(r"^(?:KERNEL|extern \"C\" __global__ void) (\w+)\(", text, re.MULTILINE)
     exports = "".join(f"EXPORT({name})\n" for name in names)
-    path.write_text(f'#include "cuda_shim.h"\n{text}\n{exports}')
+    text = f'#include "cuda_shim.h"\n{text}\n{exports}'
     # -O1 takes longer to compile, and the fibers' switches take as long
-    return ctypes.CDLL(_compile(path, path.with_suffix(".so"), "-O0", scheduler, *options))
+    return ctypes.CDLL(_compile("kernels", text, "-O0", _scheduler(), *options))
 
 
 @functools.cache
 def library_path():
-    return _compile(FOLDER / "library.cpp", Path(_built.name) / "library.so", "-O2")
+    return _compile("library", (FOLDER / "library.cpp").read_text(), "-O2")
 
 
 @functools.cache

@@ -1,8 +1,8 @@
-"""Arrays as nobody should pass them, and what ought to come of each.
+"""Arrays of unusual forms, and what a call must do with each.
 
 A form of an array is (object, verdict): SAME, it has the array's values and is to be served like
 the array itself; BAD, it is to be refused; EITHER, it depends on more than the array, as a dtype
-does on its values. Objects that lie about their memory to NumPy itself (``__array_interface__``,
+does on its values. Objects that give NumPy itself a wrong address or size (``__array_interface__``,
 buffers and DLPack capsules over memory that is not theirs) are left out: NumPy reads there before
 fastgru is asked.
 """

@@ -4,8 +4,8 @@
 
 prints a JSON object: how many were read and how many refused with a ValueError, everything that
 ended otherwise, executed or wrote something, the slowest in seconds, and the growth of memory in
-bytes. Memory beyond `MOST_MEMORY` does not exist here, so that a MemoryError tells on whoever
-wants more. A process because a crash of a C library is a finding too.
+bytes. The process may not have more than `MOST_MEMORY`: whatever asks for more gets a
+MemoryError. It is a process of its own because a C library may crash.
 """
 
 import importlib

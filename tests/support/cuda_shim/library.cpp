@@ -11,32 +11,36 @@
 
 struct Function {
     const char *(*run)(const shim::Launch *launch); /* NAME_run of a kernel */
-    int32_t schedule;          /* as in shim::Launch */
-    uint32_t threads;          /* in a block, instead of those asked for; 0: those */
-    uint32_t blocks_at_once;   /* that a cooperative launch may have */
-    uint32_t shared_bytes;     /* that a block may have */
-    uint32_t cooperative;      /* how often it was launched like that */
+    int32_t schedule;                               /* as in shim::Launch */
+    uint32_t threads;        /* in a block, instead of those asked for; 0: those */
+    uint32_t blocks_at_once; /* that a cooperative launch may have */
+    uint32_t shared_bytes;   /* that a block may have */
+    uint32_t cooperative;    /* how often it was launched like that */
     uint32_t regions_count;
-    shim::Region regions[24];  /* what blocks share and see late */
+    shim::Region regions[24]; /* what blocks share and see late */
 };
 
 enum { INVALID_VALUE = 1, LAUNCH_FAILED = 719, COOPERATIVE_LAUNCH_TOO_LARGE = 720 };
 enum { BLAS_INVALID_VALUE = 7, BLAS_EXECUTION_FAILED = 13, BLAS_NOT_SUPPORTED = 15 };
 
 extern "C" {
-unsigned shim_seed;        /* of the next launch, in schedules that are drawn */
-unsigned shim_launches;    /* calls so far, */
-unsigned shim_products;    /* and of cublasGemmEx */
-unsigned shim_fail_at;     /* the call, launch or product, that fails instead; counted down to 0 */
-const void *shim_stream;   /* of the last launch */
-const void *shim_handle;   /* of the last product */
+unsigned shim_seed;      /* of the next launch, in schedules that are drawn */
+unsigned shim_launches;  /* calls so far, */
+unsigned shim_products;  /* and of cublasGemmEx */
+unsigned shim_fail_at;   /* the call, launch or product, that fails instead; counted down to 0 */
+const void *shim_stream; /* of the last launch */
+const void *shim_handle; /* of the last product */
 }
 static std::string message;
 
 /* What the last failed launch has to say. */
-extern "C" const char *shim_message() { return message.c_str(); }
+extern "C" const char *shim_message() {
+    return message.c_str();
+}
 
-static bool to_fail() { return shim_fail_at && --shim_fail_at == 0; }
+static bool to_fail() {
+    return shim_fail_at && --shim_fail_at == 0;
+}
 
 static int launch(Function *f, dim3 grid, dim3 block, unsigned shared_bytes, void *stream,
                   void **arguments, bool cooperative) {
@@ -50,9 +54,9 @@ static int launch(Function *f, dim3 grid, dim3 block, unsigned shared_bytes, voi
     if (!grid.x || grid.y != 1 || grid.z != 1 || !block.x || block.y != 1 || block.z != 1 ||
         shared_bytes > f->shared_bytes)
         return INVALID_VALUE;
-    const shim::Launch how = {arguments, f->regions, f->regions_count, grid.x,
-                              f->threads ? f->threads : block.x, shared_bytes, f->schedule,
-                              shim_seed++};
+    const shim::Launch how = {
+        arguments,    f->regions,  f->regions_count, grid.x, f->threads ? f->threads : block.x,
+        shared_bytes, f->schedule, shim_seed++};
     const char *error = f->run(&how);
     message = error ? error : "";
     return error ? LAUNCH_FAILED : 0;
@@ -146,10 +150,10 @@ extern "C" int cublasGemmEx(void *handle, int op_a, int op_b, int m, int n, int 
         return BLAS_NOT_SUPPORTED;
     if (!doubles && compute_type != SUMS_FLOAT && compute_type != SUMS_FLOAT_TF32)
         return BLAS_NOT_SUPPORTED;
-    const auto multiply = a_type == DOUBLE     ? gemm<double, double>
-                          : a_type == HALF     ? gemm<_Float16, float>
-                          : a_type == BFLOAT16 ? gemm<Bfloat16, float>
+    const auto multiply = a_type == DOUBLE                  ? gemm<double, double>
+                          : a_type == HALF                  ? gemm<_Float16, float>
+                          : a_type == BFLOAT16              ? gemm<Bfloat16, float>
                           : compute_type == SUMS_FLOAT_TF32 ? gemm<Tf32, float>
-                                               : gemm<float, float>;
+                                                            : gemm<float, float>;
     return multiply(op_a, op_b, m, n, k, alpha, a, lda, b, ldb, beta, c, ldc);
 }
