@@ -84,10 +84,13 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 return;
             yield_if_due(job->counts, job->granted, &yielded);
         }
-        for (ptrdiff_t b = 0; b < n; b++) {
+        for (ptrdiff_t b = 0; b < n; b += 2) { /* in pairs; an odd last row twice: ld is even */
             const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
-            for (ptrdiff_t i = 0; i < I; i++)
+            const TYPE *next = b + 1 < n ? (const TYPE *)((const char *)row + job->x_b) : row;
+            for (ptrdiff_t i = 0; i < I; i++) {
                 x[i * ld + b] = row[i];
+                x[i * ld + b + 1] = next[i];
+            }
         }
         for (ptrdiff_t j = 0; j < H; j++) {
             ptrdiff_t v = 0;
