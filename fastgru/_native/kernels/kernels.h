@@ -67,38 +67,13 @@ typedef struct {
     double params[3], recurrent_params[3];
 } gate_functions;
 
-/* The gate functions `after`, `before_zr` and `before_h` serve the BLAS kernel, which computes the
- * products itself. They compute one row: n units of H, where H is also the distance between the
- * gates z, r, h.
- * - p     (3, H): x.W of the row and step, without bias
- * - q     (3, H): h.U of the row, without bias
- * - b     (4, H): biases: z and r (input and recurrent added), h of the input, h of the recurrence
- * - h     (n): state before the step
- * - h_new (n): output, state after the step
- * - work  (3, n): scratch
- *
- * p, q and b point to the first of the n units in gate z. No pointer is NULL; none may alias
- * another.
- *
- * The fused loops compute what one thread has of a call: rows b0..b0+n of the batch, and the panels
+/* The fused loops compute what one thread has of a call: rows b0..b0+n of the batch, and the panels
  * panel0..panel1 of units. `team` threads have the same rows and meet at every step. `scratch` is
  * of this thread alone, 64-byte aligned, as many bytes as run_scratch or back_scratch say. Without
  * vector types `lanes` is 0 and the pointers after it are NULL.
  */
 #define FASTGRU_KERNELS(NAME, TYPE)                                                                \
     typedef struct {                                                                               \
-        /* reset_after=True: h_new, by the equations of docs/semantics.md 1 */                     \
-        void (*after)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,       \
-                      const TYPE *h, TYPE *h_new, TYPE *work, const gate_functions *f);            \
-        /* reset_after=False, first half: outputs z (n), rk (n) = r * k; k (n): h with dropout */  \
-        void (*before_zr)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,   \
-                          const TYPE *k, TYPE *z, TYPE *rk, TYPE *work, const gate_functions *f);  \
-        /* reset_after=False, second half: gate h of q is rk.U now */                              \
-        void (*before_h)(ptrdiff_t n, ptrdiff_t H, const TYPE *p, const TYPE *q, const TYPE *b,    \
-                         const TYPE *z, const TYPE *h, TYPE *h_new, TYPE *work,                    \
-                         const gate_functions *f);                                                 \
-        /* c = a * b, all (n) */                                                                   \
-        void (*multiply)(ptrdiff_t n, const TYPE *a, const TYPE *b, TYPE *c);                      \
         /* a (n) becomes its activation */                                                         \
         void (*activations[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a);                \
         /* a (n), value or argument, becomes the value; output d (n): the derivative */            \

@@ -5,9 +5,9 @@
 
 static const KERNELS FN(kernels); /* the table at the end: gates find activations in it */
 
-#include "gates_type.h"
-
 #ifdef VECTOR_BYTES
+#    include "gates_type.h"
+
 #    include "forward_type.h"
 #    include "forward_narrow_type.h"
 #    include "backward_type.h"
@@ -24,10 +24,6 @@ static const KERNELS FN(kernels); /* the table at the end: gates find activation
 #define DERIVATIVE_ENTRY(NAME, name) [ACT_##NAME] = FN(d_##name),
 
 static const KERNELS FN(kernels) = {
-    .after = FN(after),
-    .before_zr = FN(before_zr),
-    .before_h = FN(before_h),
-    .multiply = FN(multiply),
     FUSED,
     .activations = {FASTGRU_ACTIVATIONS(ACTIVATION_ENTRY)},
     .derivatives = {FASTGRU_ACTIVATIONS(DERIVATIVE_ENTRY)},
