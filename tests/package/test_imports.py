@@ -124,29 +124,38 @@ def test_layers_stand_in_their_order():
         assert not found[f"fastgru.layers.{name}"] & later, f"layers/{name}.py"
 
 
-def loaded_by(*statements):
+FIRST_CALL = "fastgru.GRU(2)([[[0.5], [1.0]]])"
+
+
+def loaded_by(*statements, kernel=""):
     """Names in sys.modules after the statements, in a process of its own."""
     code = "; ".join(["import sys", *statements, "print(*sys.modules)"])
-    return set(subprocesses.run_python(code).split())
+    return set(subprocesses.run_python(code, FASTGRU_KERNEL=kernel).split())
 
 
-@pytest.mark.parametrize(
-    "first_call", [(), ("fastgru.GRU(2)([[[0.5], [1.0]]])",)], ids=["import", "first call"]
-)
+@pytest.mark.parametrize("first_call", [(), (FIRST_CALL,)], ids=["import", "first call"])
 def test_nothing_is_brought_along(first_call):
     """Nothing but NumPy and what is named here of Python's own: no SciPy, no optional package."""
     below = loaded_by(
         "import numpy.ma, numpy.random",
         "import __future__, copy, importlib.util, pathlib, threading",
     )
-    assert not {name for name in below if name.startswith("scipy")}, "then the test shows nothing"
+    assert "scipy" not in below
     ours = loaded_by("import fastgru", *first_call)
+    if first_call and "fastgru._native._blas" in ours:
+        pytest.skip("this compiler made no kernels but the one over SciPy's BLAS")
     roots = {name.partition(".")[0] for name in ours}
     assert "fastgru" in roots
     assert not roots & OPTIONAL
     cythons_own = re.compile(r"_cython_\w+|cython_runtime|Cython|cython|_cyutility")
     added = {name for name in ours - below if not cythons_own.fullmatch(name)}
     assert {name for name in added if name.partition(".")[0] != "fastgru"} == set()
+
+
+def test_the_blas_kernel_comes_where_it_is_chosen():
+    pytest.importorskip("fastgru._native._blas", reason="the extension is not built")
+    ours = loaded_by("import fastgru", FIRST_CALL, kernel="blas")
+    assert {"fastgru._native._blas", "scipy.linalg.cython_blas"} <= ours
 
 
 def test_without_the_extensions():
