@@ -17,8 +17,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CCompilerError, CompileError, ExecError, LinkError, PlatformError
 
 NATIVE = Path("fastgru") / "_native"
+KERNELS = NATIVE / "kernels"
 
-# No -ffast-math: NaN and the rounding trick of gates_template.h need IEEE arithmetic. gnu11, not
+# No -ffast-math: NaN and the rounding trick of isa_template.h need IEEE arithmetic. gnu11, not
 # c11, which would turn contraction to fused multiply-add off.
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11", "-g0"]
 OPENMP = {
@@ -85,7 +86,7 @@ class BuildExt(build_ext):
         return [], []
 
 
-HEADERS = [str(path) for pattern in ("*.h", "*.pxd") for path in sorted(NATIVE.glob(pattern))]
+HEADERS = [str(path) for path in (*sorted(KERNELS.glob("*.h")), *sorted(NATIVE.glob("*.pxd")))]
 
 
 def extension(name, *sources):
@@ -93,7 +94,7 @@ def extension(name, *sources):
     return Extension(
         f"fastgru._native.{name}",
         [str(NATIVE / source) for source in (f"{name}.pyx", *sources)],
-        include_dirs=[str(NATIVE), np.get_include()],
+        include_dirs=[str(KERNELS), np.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")],
         depends=HEADERS,
     )
@@ -102,16 +103,18 @@ def extension(name, *sources):
 setup(
     ext_modules=cythonize(
         [
-            extension("_cpu", "gates.c", "gates_base.c", "gates_avx2.c", "gates_avx512.c"),
-            extension("_crowd"),
-            extension("_cut"),
-            extension("_fused"),
-            extension("_launch"),
             extension("_backward"),
-            extension("_packing"),
-            extension("_quick"),
+            extension("_blas"),
+            extension("_coalescing"),
+            extension("_command_list"),
+            extension("_execute"),
+            extension("_fast_path"),
+            extension("_forward"),
+            extension("_kernels", *sorted(f"kernels/{path.name}" for path in KERNELS.glob("*.c"))),
+            extension("_partition"),
             extension("_stream"),
             extension("_threads"),
+            extension("_weights"),
         ],
         build_dir="build",
     ),

@@ -1,8 +1,8 @@
-"""Say how English words are pronounced, with a trained encoder-decoder GRU on NumPy arrays.
+"""Print the pronunciation of English words, with a trained encoder-decoder GRU on NumPy arrays.
 
-The weights come from the package g2p-en 2.1.0 (Apache-2.0, Kyubyong Park and Jongseok Kim), in
-PyTorch's layout. Only its checkpoint file is read; the package itself is never imported, because
-importing it downloads corpora.
+The weights are those of the package g2p-en 2.1.0 (Apache-2.0, Kyubyong Park and Jongseok Kim), in
+PyTorch's layout. This program reads only its checkpoint file. It does not import the package,
+because importing it downloads corpora.
 
     pip install --no-deps g2p-en==2.1.0
     python examples/pronounce.py activationist
@@ -20,9 +20,9 @@ import numpy as np
 
 from fastgru import io
 
-# The order in which the checkpoint numbers what it reads and writes. Letters: padding, unknown,
-# end, a to z. Sounds: padding, unknown, start, end, then ARPAbet in alphabetical order, vowels with
-# their stress (0 none, 1 primary, 2 secondary), and one UW without.
+# The checkpoint's numbers of letters and sounds, in order. Letters: padding, unknown, end, a to z.
+# Sounds: padding, unknown, start, end, then ARPAbet in alphabetical order, vowels with their stress
+# (0 none, 1 primary, 2 secondary), and one UW without stress.
 LETTER = {letter: i for i, letter in enumerate(string.ascii_lowercase, start=3)}
 UNKNOWN, END_OF_WORD = 1, 2
 START, END_OF_SOUNDS = 2, 3
@@ -31,7 +31,7 @@ PLAIN = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH"
 STRESSED = [vowel + stress for vowel in VOWELS.split() for stress in "012"]
 SOUNDS = ["<pad>", "<unk>", "<s>", "</s>", *sorted([*PLAIN.split(), *STRESSED])]
 TORCH_NAMES = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
-LONGEST = 20  # sounds, where g2p-en stops too; the network itself may never say that it is done
+LONGEST = 20  # sounds, the limit of g2p-en too; the network may never give the end
 
 
 class Pronouncer:
@@ -107,7 +107,7 @@ def main():
 
     pronouncer = Pronouncer(load_checkpoint())
     x, lengths = pronouncer.spell(words)
-    backend = pronouncer.encoder.explain(x, lengths=lengths).backend  # loads it, untimed
+    backend = pronouncer.encoder.explain(x, lengths=lengths).backend  # loads it before the timing
     start = time.perf_counter()
     answers = pronouncer(words)
     took = time.perf_counter() - start

@@ -1,19 +1,19 @@
-"""Streaming sessions over HTTP: one model, a row of a stream for each session, steps in batches.
+"""Streaming sessions over HTTP: one model, one row of a stream per session, steps in batches.
 
     pip install ".[server]"
     python examples/server.py model.safetensors --sessions sessions.npz
 
-    POST   /sessions            begins one: {"session": "...", "steps": 0}
-    POST   /sessions/ID/step    I float32 in, H float32 out, little-endian; `steps` is in a header
-    GET    /sessions/ID         how many steps it has taken
-    DELETE /sessions/ID
-    POST   /save                writes all sessions to the file, as the end of the server does
+    POST   /sessions            begins a session: {"session": "...", "steps": 0}
+    POST   /sessions/ID/step    I float32 in, H float32 out, little-endian; the header has `steps`
+    GET    /sessions/ID         the number of its steps
+    DELETE /sessions/ID         ends a session
+    POST   /save                writes all sessions to the file, as the server does at its end
 
-A step of one row reads all weights, and so does a step of sixty: requests that come within a moment
-of each other are one step of their rows, which gives each the bits that it would get alone.
+A step of sixty rows reads the weights once, like a step of one row. So requests that arrive within
+the window are one step of their rows. Each gets the same bits as if it were alone.
 
-What the file holds survives a crash. A client that finds fewer steps there than it has sent sends
-the missing ones again, and gets the same answers, bit for bit.
+The sessions in the file survive a crash. If the server then has fewer steps than the client has
+sent, the client sends the missing steps again and gets the same answers, bit for bit.
 """
 
 import argparse
@@ -36,14 +36,14 @@ Waiting = tuple[int, np.ndarray, "asyncio.Future[tuple[bytes, int]]"]
 
 
 class Sessions:
-    """Who has which row, how many steps each row has taken, and the state of all.
+    """The row of each session, the number of its steps, and the states of all rows.
 
     Parameters
     ----------
     layer : GRU, RNN or Sequential
         Built.
     rows : int
-        How many sessions there may be.
+        The largest number of sessions.
     """
 
     def __init__(self, layer: Any, rows: int) -> None:
@@ -57,7 +57,7 @@ class Sessions:
             self._weights = zlib.crc32(weight.tobytes(), self._weights)
 
     def begin(self) -> str:
-        """Return the name of a new session."""
+        """Begin a session and return its name."""
         if not self._free:
             raise HTTPException(503, "all rows are taken: end a session, or serve more rows")
         name, row = secrets.token_hex(16), self._free.pop()
@@ -73,12 +73,12 @@ class Sessions:
         return self.rows[name]
 
     def end(self, name: str) -> None:
-        """Give a session's row back."""
+        """End a session and free its row."""
         self._free.append(self.row(name))
         del self.rows[name]
 
     def snapshot(self) -> dict[str, Any]:
-        """Return all that is saved, at this moment: copies, which steps do not change."""
+        """Return copies of all that is saved; later steps do not change them."""
         rows = np.array([*self.rows.values()], np.intp)
         return {
             "names": np.array([*self.rows], "U32"),
@@ -88,7 +88,7 @@ class Sessions:
         }
 
     def restore(self, path: Path) -> None:
-        """Take over the sessions of a file; ValueError if they are of another model."""
+        """Restore the sessions of a file; ValueError if they are of another model."""
         with np.load(path, allow_pickle=False) as saved:
             if saved["weights"] != self._weights:
                 raise ValueError(f"{path}: sessions of a model with other weights")
@@ -109,7 +109,7 @@ class Sessions:
 
 
 def write(path: Path, snapshot: dict[str, Any]) -> None:
-    """Write a snapshot to a file that is whole at any time, also if the machine stops."""
+    """Replace a file by a snapshot in one step, so that it is complete also after a crash."""
     beside = path.with_name(path.name + ".new")
     with open(beside, "wb") as file:
         np.savez(file, **snapshot)
@@ -119,15 +119,15 @@ def write(path: Path, snapshot: dict[str, Any]) -> None:
 
 
 class Batcher:
-    """Collects steps for a moment, and takes them together.
+    """Collects steps for a short time, and computes them together.
 
     Parameters
     ----------
     sessions : Sessions
     window : float
-        How many seconds a step waits for others.
+        The seconds that a step waits for others.
     most : int
-        As soon as so many wait, they go.
+        The largest batch. If so many steps wait, they are computed at once.
     """
 
     def __init__(self, sessions: Sessions, window: float, most: int) -> None:
@@ -136,7 +136,7 @@ class Batcher:
         self.timer: asyncio.TimerHandle | None = None
 
     async def step(self, row: int, x: np.ndarray) -> tuple[bytes, int]:
-        """Return the output of a row's step, and how many it has taken with this one."""
+        """Return the output of a row's step, and the number of its steps with this one."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[tuple[bytes, int]] = loop.create_future()
         self.waiting.append((row, x, done))
@@ -147,7 +147,7 @@ class Batcher:
         return await done
 
     def run(self) -> None:
-        """Take a step of each row that waits; the second one of the same row, after it."""
+        """Compute one step of each waiting row; a second step of a row waits for the next batch."""
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -165,7 +165,7 @@ class Batcher:
         x = np.stack([x for _, x, _ in batch.values()])
         try:
             y = self.sessions.stream.step(x, rows=rows)
-        except Exception as error:  # nothing has advanced; who waits is told
+        except Exception as error:  # no state has changed; each waiting request gets the error
             for _, _, done in batch.values():
                 done.set_exception(error)
             return
@@ -176,7 +176,7 @@ class Batcher:
 
 
 def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAPI:
-    """Return the service; it begins with the sessions of the file, if it is there."""
+    """Return the service; it begins with the sessions of the file, if the file exists."""
     batcher, saving = Batcher(sessions, window, most), asyncio.Lock()
 
     async def save() -> None:
@@ -203,7 +203,7 @@ def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAP
     @app.delete("/sessions/{name}", status_code=204)
     async def end(name: str) -> None:
         sessions.row(name)
-        while batcher.waiting:  # before the row is another session's
+        while batcher.waiting:  # before another session gets the row
             batcher.run()
         sessions.end(name)
 

@@ -1,8 +1,8 @@
-"""Train a GRU on several processes with Dask: each computes gradients of the rows it holds.
+"""Train a GRU on several processes with Dask: each computes the gradients of its rows.
 
-A layer learns to do what another one does, on sequences of different lengths. In every step each
-shard's gradients are computed where the shard is, added up in pairs, and written into the weights
-here. Shards and pairs are the same for any number of workers, and so are the weights, bit for bit.
+A layer learns the outputs of another layer, on sequences of different lengths. In every step the
+worker that has a shard computes its gradients. They are added in pairs, and this process changes
+the weights. Shards and pairs, and so the weights, are the same bits for any number of workers.
 
     pip install 'fastgru[dask]'
     python examples/train_on_dask.py --workers 2
@@ -21,7 +21,7 @@ TIMESTEPS, INPUTS, UNITS = 12, 5, 8
 
 
 def draw_shard(number, rows, teacher):
-    """Return sequences, lengths and targets of a shard; a real one would read its file here."""
+    """Return sequences, lengths and targets of a shard; a real program would read a file here."""
     rng = np.random.default_rng(number)
     x = rng.normal(size=(rows, TIMESTEPS, INPUTS)).astype(teacher.dtype)
     lengths = rng.integers(0, TIMESTEPS + 1, size=rows)
@@ -38,7 +38,7 @@ def loss_and_gradients(layer, shard):
 
 
 def add(one, other):
-    """Add what two shards or groups of shards gave."""
+    """Add losses and gradients of two shards or groups of shards."""
     return [a + b for a, b in zip(one, other, strict=True)]
 
 
@@ -78,7 +78,7 @@ def new_layer(seed, dtype="float32"):
 
 
 def main():
-    """Train on a cluster on this machine; on others, connect `Client` to their scheduler."""
+    """Train on a cluster on this machine; for others, connect `Client` to their scheduler."""
     from distributed import Client, LocalCluster
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])

@@ -1,7 +1,7 @@
 """Keras' GRU for NumPy and CuPy arrays, without a deep-learning framework.
 
-Start at `GRU`; `gru` is the same arithmetic as a function. What masks, resets and empty rows
-mean stands in docs/semantics.md.
+Start at `GRU`; `gru` is the same arithmetic as a function. docs/semantics.md says what masks,
+resets and empty rows mean.
 """
 
 import importlib
@@ -56,10 +56,10 @@ __all__ = [
 ]
 
 
-if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept every misspelt name
 
     def __getattr__(name: str) -> Any:
-        """Import `fastgru.io` and `fastgru.distributed` when they are first used: few do."""
+        """Import `fastgru.io` and `fastgru.distributed` when they are first used."""
         if name in ("distributed", "io"):
             return importlib.import_module(f"fastgru.{name}")
         if name in ("load", "save"):

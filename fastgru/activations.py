@@ -1,9 +1,9 @@
 """Keras 3's activations on NumPy arrays, each with its derivative.
 
-The table below is the whole content: name, value, derivative, parameters. Results agree with Keras'
-NumPy backend, keep the input's dtype, and do not overflow where the result is finite. Two
-differences are meant: NaN always propagates (Keras' piecewise activations turn some NaN into a
-constant), and `sparsemax` is the projection on the simplex, where Keras up to 3.15 computes a wrong
+The table below defines each: name, value, derivative, parameters. Results agree with Keras' NumPy
+backend, keep the input's dtype, and do not overflow where the result is finite. There are two
+intended differences. NaN always propagates, where Keras' piecewise activations turn some NaN into a
+constant. `sparsemax` is the projection on the simplex, where Keras up to 3.15 computes a wrong
 threshold (keras#23425).
 
 Source: https://keras.io/api/layers/activations/.
@@ -21,17 +21,17 @@ _Array = Any  # an ndarray, a NumPy scalar, or another array that NumPy's functi
 
 
 class Activation:
-    """An activation with its parameters: immutable, equal and hashed by ``(name, params)``.
+    """An immutable activation with its parameters; equal to another of equal name and params.
 
-    The instances of this module (``activations.tanh``, ...) are called like Keras' functions;
-    parameters given in a call override the instance's own.
+    Call the instances of this module (``activations.tanh``, ...) like Keras' functions. Parameters
+    of a call replace the instance's own.
 
     Parameters
     ----------
     name : str
         Keras' name.
     params : dict, optional
-        Parameters by Keras' names; the rest keep their defaults.
+        Parameters by Keras' names. The others have their defaults.
 
     Attributes
     ----------
@@ -40,9 +40,9 @@ class Activation:
     params : tuple
         The values of all parameters, in Keras' order: float, bool, int or None.
     elementwise : bool
-        False for the softmax family, whose values depend on a whole axis; those have `vjp` only.
+        False for `glu` and the softmax family, whose values depend on an axis: use `vjp`.
     shape_preserving : bool
-        False for `glu` alone, which halves an axis; layers refuse it.
+        False for `glu` alone, which halves an axis. Layers refuse it.
     """
 
     __slots__ = ("_derivative", "_value", "elementwise", "name", "params", "shape_preserving")
@@ -77,7 +77,7 @@ class Activation:
         return self.name
 
     def with_params(self, *args: Any, **params: Any) -> "Activation":
-        """Give the same activation with other parameters: ``elu.with_params(alpha=0.5)``."""
+        """Return the same activation with other parameters: ``elu.with_params(alpha=0.5)``."""
         mine = self.get_config()["params"]
         if len(args) > len(mine):
             raise TypeError(f"{self.name!r} takes {len(mine)} parameters, got {len(args)}.")
@@ -90,9 +90,10 @@ class Activation:
         Parameters
         ----------
         x : array_like
-            Any shape. Integers, bools and lists become float32, as in Keras; complex: TypeError.
+            Any shape. Integers, bools and lists become float32, as in Keras. Complex numbers raise
+            TypeError.
         *args, **params
-            Keras' own parameters of this activation.
+            Keras' parameters of this activation.
 
         Returns
         -------
@@ -107,7 +108,7 @@ class Activation:
         return y if y.dtype == x.dtype else y.astype(x.dtype)
 
     def gradient(self, x: _Array, y: _Array) -> _Array:
-        """Give the elementwise derivative.
+        """Return the elementwise derivative.
 
         Parameters
         ----------
@@ -117,26 +118,26 @@ class Activation:
         Returns
         -------
         ndarray
-            ``d act / dx`` at each element, in the dtype and shape of `x`; at a kink, one of the
-            two one-sided derivatives.
+            ``d act / dx`` at each element, in the dtype and shape of `x`. At a kink it is one of
+            the two one-sided derivatives.
 
         Raises
         ------
         ValueError
-            For an activation that is not elementwise: use `vjp`.
+            The activation is not elementwise: use `vjp`.
         """
         if not self.elementwise:
             raise ValueError(f"{self.name!r} is not elementwise: use vjp(x, y, dy), not gradient.")
         return plain(self._derivative(x, y, *self.params)).astype(x.dtype, copy=False)
 
     def vjp(self, x: _Array, y: _Array, dy: _Array) -> _Array:
-        """Give the gradient of ``<act(x), dy>`` with respect to `x`; `dy` has the shape of `y`."""
+        """Return the gradient of ``<act(x), dy>`` for `x`; `dy` has the shape of `y`."""
         if self.elementwise:
             return dy * self.gradient(x, y)
         return plain(self._derivative(x, y, dy, *self.params)).astype(x.dtype, copy=False)
 
     def get_config(self) -> dict[str, Any]:
-        """Give name and parameters, as `from_config` takes them."""
+        """Return name and parameters, the arguments of `from_config`."""
         names = _TABLE[self.name][4]
         return {"name": self.name, "params": dict(zip(names, self.params, strict=True))}
 
@@ -162,7 +163,7 @@ class Activation:
 
 
 def _plain(name: str, key: str, value: Any, default: Any) -> Any:
-    """Turn a parameter into the plain value that equality, hashing and configs rely on."""
+    """Return a parameter as a Python number, which equality, hashing and configs need."""
     if value is None and default is None:
         return None
     kind = type(default) if isinstance(default, int) else float  # bool is an int
@@ -184,8 +185,8 @@ def _as_floating(x: Any, name: str) -> _Array:
 
 
 # name -> (value, derivative, elementwise, shape_preserving, parameters with their defaults)
-_Entry = tuple[Callable[..., _Array], Callable[..., _Array], bool, bool, dict[str, Any]]
-_TABLE: dict[str, _Entry] = {}
+_Definition = tuple[Callable[..., _Array], Callable[..., _Array], bool, bool, dict[str, Any]]
+_TABLE: dict[str, _Definition] = {}
 _NAMES: dict[str, Activation] = {}
 
 
@@ -198,13 +199,13 @@ def _define(
     shape_preserving: bool = True,
     **defaults: Any,
 ) -> Activation:
-    """Enter ``value(x, *params)``, ``derivative(x, y, *params)`` or a vjp, ``(x, y, dy, ...)``."""
+    """Define ``value(x, *params)``, ``derivative(x, y, *params)`` or a vjp ``(x, y, dy, ...)``."""
     _TABLE[name] = (value, derivative, elementwise, shape_preserving, defaults)
     _NAMES[name] = Activation(name)
     return _NAMES[name]
 
 
-# What does not fit into the table below. Arguments are the activation's own parameters.
+# The functions that do not fit into the table below. Arguments are the activation's parameters.
 
 _SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017
 _THRESHOLD_NEEDS = "'threshold' has no defaults: use threshold.with_params(limit, default_value)."
@@ -212,19 +213,19 @@ _SQRT_2, _SQRT_2_PI = float(np.sqrt(2)), float(np.sqrt(2 / np.pi))
 
 
 def _exp(x: _Array) -> _Array:
-    with np.errstate(over="ignore"):  # inf is the right result, in _sigmoid too
+    with np.errstate(over="ignore"):  # inf is right, also for _sigmoid
         return np.exp(x)
 
 
 def _sigmoid(x: _Array) -> _Array:
-    # Not (1 + tanh(x/2))/2, which loses the relative accuracy of the lower tail.
+    # (1 + tanh(x/2))/2 would lose the relative accuracy of small results.
     t = _exp(-x)
     t += 1
     return np.reciprocal(t)
 
 
 def _softplus(x: _Array) -> _Array:
-    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))  # logaddexp warns on NaN, and is slower
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))  # np.logaddexp is slower, warns of NaN
 
 
 def _relu(x: _Array, slope: float, top: float | None, threshold: float) -> _Array:
@@ -250,11 +251,9 @@ def _delu(x: _Array, y: _Array, alpha: float) -> _Array:
 
 def _normal_cdf(x: _Array, approximate: bool) -> _Array:
     if approximate:
-        x = np.clip(x, -100, 100)  # tanh is +-1 long before; a large float32's cube would overflow
+        x = np.clip(x, -100, 100)  # tanh is +-1 there, and the cube of a large float32 overflows
         return 0.5 * (1 + np.tanh(_SQRT_2_PI * (x + 0.044715 * x**3)))
-    erf = special_functions(x).erf
-
-    return (erf(x / _SQRT_2) + 1) * 0.5
+    return (special_functions(x).erf(x / _SQRT_2) + 1) * 0.5
 
 
 def _dgelu(x: _Array, y: _Array, approximate: bool) -> _Array:
@@ -265,8 +264,8 @@ def _dgelu(x: _Array, y: _Array, approximate: bool) -> _Array:
 
 
 def _squareplus(x: _Array, b: float) -> _Array:
-    s = np.hypot(x, b**0.5)  # not sqrt(x*x + b): x*x overflows
-    return np.where(x > 0, 0.5 * (x + s), 0.5 * b / (s - np.minimum(x, 0)))  # neither cancels
+    s = np.hypot(x, b**0.5)  # in sqrt(x*x + b), x*x would overflow
+    return np.where(x > 0, 0.5 * (x + s), 0.5 * b / (s - np.minimum(x, 0)))  # without cancellation
 
 
 def _threshold(x: _Array, threshold: float | None, default_value: float | None) -> _Array:
@@ -294,14 +293,14 @@ def _log_softmax(x: _Array, axis: int) -> _Array:
 
 
 def _sparsemax(x: _Array, axis: int) -> _Array:
-    # Martins and Astudillo 2016, algorithm 1, the maximum moved to 0 (a shift changes nothing).
+    # Martins and Astudillo 2016, algorithm 1, after a shift that makes the maximum 0.
     if x.size == 0:
         return x
     x = np.moveaxis(_shifted(x, axis), axis, -1)
     falling = -np.sort(-x, axis=-1)
     sums = np.cumsum(falling, axis=-1)
     k = np.arange(1, x.shape[-1] + 1, dtype=x.dtype, like=x)
-    size = np.maximum(np.sum(1 + k * falling > sums, axis=-1, keepdims=True), 1)  # 0 with NaN only
+    size = np.maximum(np.sum(1 + k * falling > sums, axis=-1, keepdims=True), 1)  # NaN gives 0
     tau = (np.take_along_axis(sums, size - 1, axis=-1) - 1) / size.astype(x.dtype)
     return np.moveaxis(np.maximum(x - tau, 0), -1, axis)
 
@@ -380,7 +379,7 @@ glu = _define("glu", lambda x, axis: np.multiply(*_glu_halves(x, axis)), _dglu,
 swish, hard_swish = silu, hard_silu
 _NAMES.update(swish=silu, hard_swish=hard_silu)
 
-# Keras' activation layers may stand where an activation is expected; with the layers' defaults.
+# Keras' activation layers, which Keras also takes as activations, with the layers' defaults.
 _LAYERS = {"ReLU": relu, "LeakyReLU": leaky_relu.with_params(0.3), "ELU": elu, "Softmax": softmax}
 _LAYER_OF = {act.name: layer for layer, act in _LAYERS.items()}
 
@@ -388,18 +387,18 @@ _LAYER_OF = {act.name: layer for layer, act in _LAYERS.items()}
 def get(
     identifier: Any, custom_objects: Mapping[str, Any] | None = None, *, keras2: bool = False
 ) -> Any:
-    """Resolve whatever Keras takes for an activation.
+    """Return the activation for anything that Keras takes as one.
 
     Parameters
     ----------
     identifier : None, str, dict, Activation or callable
-        None is `linear`. A live function or activation layer of Keras is recognised by its name and
-        becomes ours; any other callable is returned as it is (its derivative, if it has one, is its
-        method ``gradient(x, y)``).
+        None is `linear`. A live function or activation layer of Keras becomes fastgru's of the same
+        name. Any other callable is returned unchanged; to be trained, it needs a method
+        ``gradient(x, y)``.
     custom_objects : mapping of str to callable, optional
-        The caller's own activations, for names and dicts.
+        Your own activations, for names and dicts.
     keras2 : bool
-        The identifier came from Keras 2, whose "hard_sigmoid" is ``clip(0.2 x + 0.5, 0, 1)``.
+        The identifier is of Keras 2, whose "hard_sigmoid" is ``clip(0.2 x + 0.5, 0, 1)``.
 
     Returns
     -------
@@ -408,7 +407,7 @@ def get(
     Raises
     ------
     ValueError
-        If it is unknown or not callable, or `threshold` without its parameters.
+        The identifier is unknown or not callable, or `threshold` without its parameters.
     """
     act = _resolve(identifier, custom_objects, keras2)
     if isinstance(act, Activation) and act.name == "threshold" and None in act.params:
@@ -429,7 +428,7 @@ def _resolve(identifier: Any, custom_objects: Mapping[str, Any] | None, keras2: 
     elif is_live_keras(identifier):
         name = getattr(identifier, "__name__", None)
         if name == "hard_sigmoid" and not identifier.__module__.endswith("activations.activations"):
-            return hard_sigmoid_keras2  # Keras 3 alone has a module of that name
+            return hard_sigmoid_keras2  # only Keras 3 has a module of that name
         if isinstance(name, str) and name in names:
             return names[name]
         if type(identifier).__name__ in (*_LAYERS, "Activation"):
@@ -448,7 +447,7 @@ def _from_dict(
     custom_objects: Mapping[str, Any] | None,
     keras2: bool,
 ) -> Any:
-    """Read a function, an Activation, one of Keras' activation layers, or a custom class."""
+    """Read the dict of a function, Activation, activation layer of Keras, or custom class."""
     class_name, inner = config.get("class_name"), config.get("config") or {}
     if not {class_name, config.get("registered_name")} & set(custom_objects or ()):
         if class_name == "Activation" and "activation" in inner:
@@ -464,7 +463,7 @@ def _from_dict(
 
 
 def for_gate(identifier: Any, what: str = "activation") -> Any:
-    """Resolve the argument `what` of a layer as `get` does; ValueError for `glu` too."""
+    """Return the activation for a layer's argument `what`, as `get` does; ValueError for `glu`."""
     act = get(identifier)
     if not getattr(act, "shape_preserving", True):
         raise ValueError(f"{what}: expected an activation that keeps the shape, got {act.name!r}.")
@@ -472,11 +471,11 @@ def for_gate(identifier: Any, what: str = "activation") -> Any:
 
 
 def serialize(activation: Any) -> Any:
-    """Give a str or dict that `deserialize`, and Keras where it can, reads back.
+    """Return a str or dict that `deserialize`, and Keras where it can, reads back.
 
-    A built-in with default parameters is its name, as in Keras. With others it is the Keras layer
-    of the same meaning (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. A custom
-    callable is a Keras 3 dict, whose name `deserialize` finds in `custom_objects`.
+    With default parameters it is the name, as in Keras. With others it is a Keras layer that
+    computes the same (ReLU, LeakyReLU, ELU, Softmax), or a dict that only fastgru reads. Of a
+    custom callable it is a dict of Keras 3, whose name `deserialize` finds in `custom_objects`.
     """
     act = get(activation)
     if not isinstance(act, Activation):

@@ -5,25 +5,27 @@ from __future__ import annotations
 import platform
 import sys
 
+from fastgru.threads import get_num_threads
+from fastgru.version import __version__
+
 
 def show_config() -> None:
     """Print versions, CPU features in use, BLAS, threads, GPU and cuDNN."""
     import numpy
     import scipy
 
-    import fastgru
     from fastgru import dispatch
     from fastgru._cuda import engine, libcudnn
     from fastgru.backends import cpu
 
     rows = {
-        "fastgru": fastgru.__version__,
+        "fastgru": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
         "numpy": numpy.__version__,
         "scipy": scipy.__version__,
         "machine": f"{platform.machine()}, {sys.byteorder}-endian",
         **{key: str(value) for key, value in cpu.build_info().items()},
-        "threads": str(fastgru.get_num_threads()),
+        "threads": str(get_num_threads()),
         "backends": ", ".join(dispatch.available()),
         "gpu": engine.missing() or engine.current().describe(),
         "cudnn": libcudnn.missing() or f"version {libcudnn.load().getVersion()}",

@@ -1,7 +1,8 @@
-"""Keras 3's constraints: ``constraint(w)`` gives the weight to use instead of w, in its dtype.
+"""Keras 3's constraints: ``constraint(w)`` returns the weight to use instead of w, in its dtype.
 
-Norms are Euclidean, along `axis` (an int or a sequence of ints): for a kernel (I, 3H), axis 0 is
-the vector of weights into one unit. Source: https://keras.io/api/layers/constraints/.
+Norms are Euclidean, along `axis` (an int or a sequence of ints). For a kernel (I, 3H), the norms
+along axis 0 are those of the vectors of weights into one unit. Source:
+https://keras.io/api/layers/constraints/.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,37 +12,36 @@ import numpy as np
 
 from fastgru.serialization import Configured, get_object, named, serialize_object
 
-_EPSILON = 1e-7  # keras.config.epsilon(): a zero vector stays zero
+_EPSILON = 1e-7  # keras.config.epsilon(); added to norms, so that a zero vector stays zero
 
 
 class Constraint(Configured):
     """Base of the constraints."""
 
     def __call__(self, w: Any) -> Any:
-        """Give the constrained weight, an array; `w` is not changed."""
+        """Return the constrained weight, an array; `w` is not changed."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(w)")
 
 
 class NonNeg(Constraint):
-    """Negative weights become zero."""
+    """Sets negative weights to zero."""
 
     def __call__(self, w: Any) -> Any:
-        """Give the constrained weight, an array; `w` is not changed."""
+        """Return the constrained weight, an array; `w` is not changed."""
         return np.maximum(np.asarray(w), 0)
 
 
 class MinMaxNorm(Constraint):
-    """Norms are moved into ``[min_value, max_value]``.
+    """Moves norms into ``[min_value, max_value]``.
 
     Parameters
     ----------
     min_value, max_value : float
         The interval.
     rate : float
-        1 enforces it at once; less moves a part of the way:
-        ``rate * clip(norm) + (1 - rate) * norm``.
+        Norms become ``rate * clip(norm) + (1 - rate) * norm``.
     axis : int or sequence of int
-        Along which the norms are taken.
+        The axes of the norms.
     """
 
     _arguments: tuple[str, ...] = ("min_value", "max_value", "rate", "axis")
@@ -56,7 +56,7 @@ class MinMaxNorm(Constraint):
         self.min_value, self.max_value, self.rate, self.axis = min_value, max_value, rate, axis
 
     def __call__(self, w: Any) -> Any:
-        """Give the constrained weight, an array; `w` is not changed."""
+        """Return the constrained weight, an array; `w` is not changed."""
         w = np.asarray(w)
         norm = _norm(w, self.axis)
         clipped = np.clip(norm, self.min_value, self.max_value)
@@ -65,13 +65,13 @@ class MinMaxNorm(Constraint):
 
 
 class MaxNorm(MinMaxNorm):
-    """Norms above a value become that value.
+    """Scales vectors of larger norms to the norm ``max_value``.
 
     Parameters
     ----------
     max_value : float
     axis : int or sequence of int
-        Along which the norms are taken.
+        The axes of the norms.
     """
 
     _arguments = ("max_value", "axis")
@@ -81,12 +81,12 @@ class MaxNorm(MinMaxNorm):
 
 
 class UnitNorm(Constraint):
-    """Norms become 1.
+    """Scales vectors to the norm 1.
 
     Parameters
     ----------
     axis : int or sequence of int
-        Along which the norms are taken.
+        The axes of the norms.
     """
 
     _arguments = ("axis",)
@@ -95,7 +95,7 @@ class UnitNorm(Constraint):
         self.axis = axis
 
     def __call__(self, w: Any) -> Any:
-        """Give the constrained weight, an array; `w` is not changed."""
+        """Return the constrained weight, an array; `w` is not changed."""
         w = np.asarray(w)
         return w / (_EPSILON + _norm(w, self.axis))
 
@@ -109,14 +109,15 @@ _OBJECTS = named((MaxNorm, MinMaxNorm, NonNeg, UnitNorm))
 
 
 def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Resolve whatever Keras takes for a constraint.
+    """Return the constraint for anything that Keras takes as one.
 
     Parameters
     ----------
     identifier : None, str, dict, class, constraint or callable
-        A live Keras constraint of a known class becomes ours; other callables ``f(w)`` are kept.
+        A live Keras constraint of a known class becomes fastgru's. Other callables ``f(w)`` are
+        kept.
     custom_objects : mapping of str to object, optional
-        The caller's own classes and functions, for names and dicts.
+        Your own classes and functions, for names and dicts.
 
     Returns
     -------
@@ -126,13 +127,13 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any
     Raises
     ------
     ValueError
-        If it is unknown or not callable.
+        The identifier is unknown or not callable.
     """
     return get_object(identifier, _OBJECTS, "constraint", custom_objects)
 
 
 def serialize(constraint: Any) -> dict[str, Any] | None:
-    """Give the Keras 3 config dict of a constraint or named function; None for None."""
+    """Return the Keras 3 config dict of a constraint or named function; None for None."""
     return serialize_object(constraint)
 
 

@@ -1,8 +1,8 @@
-"""Host memory or a CUDA device: the one place that tells NumPy's arrays from CuPy's.
+"""Host memory or a CUDA device: distinguishes NumPy's arrays from CuPy's.
 
-Nothing above the backends branches on it. NumPy's functions serve CuPy's arrays too, since they
-dispatch on what they get (NEP 13, NEP 18), and an array made from nothing is made like another one
-(NEP 35). CuPy is imported when the first array of a device comes.
+NumPy's functions also take CuPy's arrays (NEP 13, NEP 18), and make new arrays like a given one
+(NEP 35). So the code above the backends rarely asks which of the two an array is. CuPy is imported
+when a call gets its first array on a device.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ def on_device(array: Any) -> bool:
     """Say whether an array is CuPy's."""
     if type(array) is np.ndarray or array is None:
         return False
-    cupy = sys.modules.get("cupy")  # there are none before it is imported
+    cupy = sys.modules.get("cupy")  # without an import of CuPy there are no arrays of CuPy
     return cupy is not None and isinstance(array, cupy.ndarray)
 
 
 def place(value: Any) -> str | None:
-    """Return "host" or "device"; None for what is no array, as lists, which go anywhere."""
+    """Return "host" or "device"; None for lists and numbers, which may be used on both."""
     if isinstance(value, (np.ndarray, np.generic)):
         return "host"
     if value is None or isinstance(value, (bool, int, float, complex, list, tuple)):
@@ -41,16 +41,16 @@ def place(value: Any) -> str | None:
 
 
 def device_array(value: Any, what: str) -> Any:
-    """Return an array of a device, of whatever library, as CuPy's array over the same memory.
+    """Return an array on a device, of any library, as an array of CuPy over the same memory.
 
     Raises
     ------
     BackendError
         CuPy is missing, or cannot use the device.
     ValueError
-        The array is on a device that is not the current one.
+        The array is not on the current device.
     TypeError
-        The array's owner does not share it.
+        The array's library does not share it.
     """
     try:
         import cupy
@@ -80,7 +80,7 @@ def device_array(value: Any, what: str) -> Any:
 
 
 def check_place(got: str | None, value: Any, like: Any, what: str) -> None:
-    """Raise TypeError where ``value``, which is at ``got``, is not where ``like`` is."""
+    """Raise TypeError unless ``got``, the place of ``value``, is that of ``like``."""
     expected = "device" if on_device(like) else "host"
     if got not in (None, expected):
         kinds = {"host": "an array in host memory", "device": "an array on a CUDA device"}
@@ -92,26 +92,26 @@ def check_place(got: str | None, value: Any, like: Any, what: str) -> None:
 
 
 def follow(array: Any, like: Any) -> Any:
-    """Return an array that fastgru itself keeps where ``like`` is: itself, or a copy there."""
+    """Return one of fastgru's own arrays on the host or device of ``like``; a copy if need be."""
     if on_device(array) == on_device(like):
         return array
     return np.asarray(array, like=like) if on_device(like) else array.get()
 
 
 def plain(values: Any) -> Any:
-    """Return an array of either kind as it is, anything else as NumPy's array."""
+    """Return arrays of NumPy and CuPy unchanged, other values as an array of NumPy."""
     return values if on_device(values) else np.asarray(values)
 
 
 def overlap(out: Any, value: Any) -> bool:
-    """Say whether writing to an array may change ``value``, if that is an array in one place."""
+    """Say whether writing to ``out`` may change ``value``; False unless that is an array."""
     if on_device(out):
         return on_device(value) and bool(np.may_share_memory(out, value))
     return isinstance(value, np.ndarray) and np.may_share_memory(out, value)
 
 
 def special_functions(array: Any) -> Any:
-    """Return SciPy's special functions, or CuPy's of the same names; both are slow to import."""
+    """Return SciPy's or CuPy's module of special functions, which are slow to import."""
     if on_device(array):
         from cupyx.scipy import special
     else:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import contextvars
 import os
 from contextlib import contextmanager
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.backends.base import Backend, FastPath, StreamParts
 from fastgru.backends.cpu import CPUBackend
 from fastgru.backends.cuda import CudaBackend
 from fastgru.backends.cudnn import CudnnBackend
@@ -22,7 +24,6 @@ from fastgru.problem import BackendError, GRUProblem, GRUSpec, GRUWeights
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fastgru.backends.base import Backend
 
 NAMES = ("cudnn", "cuda", "cpu", "reference")
 
@@ -31,6 +32,7 @@ _REFERENCE = ReferenceBackend()
 _CUDNN = CudnnBackend()
 _BACKENDS: tuple[Backend, ...] = (_CUDNN, CudaBackend(), _CPU, _REFERENCE)
 _BY_NAME = {backend.name: backend for backend in _BACKENDS}
+_NO_FAST_PATH = FastPath()
 # Only these are asked: a call on the host is not to pay for the others.
 _ON_DEVICE = tuple(backend for backend in _BACKENDS if backend is not _CPU)
 _ON_HOST: tuple[Backend, ...] = (_CPU, _REFERENCE)
@@ -139,51 +141,36 @@ def choose_backward(problem: GRUProblem) -> Backend:
     raise AssertionError("the reference backend has a backward for all that it serves")
 
 
-def choose_both(problems: Sequence[GRUProblem]) -> Any:
-    """Return the backend that serves both halves of a bidirectional layer in one call, or None."""
-    if not problems[0].on_device or _forced.get() not in (None, "cudnn"):
+def fast_path(on_device: bool = False) -> FastPath:
+    """Return the fast path that calls may try before `choose`; see `FastPath`.
+
+    Parameters
+    ----------
+    on_device : bool
+        Whether the call's arrays are on a device.
+    """
+    forced = _forced.get()
+    backend: FastPath = _CUDNN if on_device else _CPU
+    return backend if forced is None or forced == backend.name else _NO_FAST_PATH
+
+
+def open_stepper(
+    specs: Sequence[GRUSpec],
+    sources: Sequence[Any],
+    states: Sequence[Any],
+    outputs: Sequence[Any],
+    weights_of: Callable[[Any], GRUWeights | None],
+) -> Callable[..., np.ndarray | None] | None:
+    """Return the step of a stream, or None; the arguments are those of `StreamParts`."""
+    if not isinstance(states[0], np.ndarray):
         return None
-    return None if _CUDNN.supports_both(problems) is not None else _CUDNN
+    return _CPU.open_stepper(StreamParts(specs, sources, states, outputs, weights_of, _forced.get))
 
 
-def quick(
-    weights: GRUWeights, spec: GRUSpec, x: Any, sequences: bool, with_state: bool, reverse: bool
-) -> Any:
-    """Return y, or (y, state), of a call with nothing but x; None where `choose` must be asked."""
-    if _forced.get() not in (None, "cpu"):
-        return None
-    return _CPU.quick(weights, spec, x, sequences, with_state, reverse)
-
-
-def quick_step(weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
-    """Return the state one step after h0, or None where `choose` must be asked."""
-    if _forced.get() not in (None, "cpu"):
-        return None
-    return _CPU.quick_step(weights, spec, x, h0)
-
-
-def pack_alike(old: GRUWeights, new: GRUWeights) -> None:
+def pack_like(old: GRUWeights, new: GRUWeights) -> None:
     """Pack new weights as old ones are, which calls have used; a device gets them at its call."""
     if old.packed:
-        _CPU.pack_alike(old, new)
-
-
-def stepper(
-    cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray]
-) -> Callable[..., np.ndarray | None]:
-    """Return ``step(x, rows=None)``, which advances the states and returns the last output.
-
-    It returns None, and does nothing, where the states are on a device, x and rows are not plain
-    arrays or the backends' forward must serve the step.
-    """
-    step = None
-    if isinstance(states[0], np.ndarray):
-        step = _CPU.stepper(cells, states, outputs, _forced)
-    return _no_step if step is None else step
-
-
-def _no_step(x: Any, rows: Any = None) -> None:
-    return None
+        _CPU.pack_like(old, new)
 
 
 class Explanation:
@@ -204,13 +191,18 @@ class Explanation:
         For each backend, in the order they are asked, why it does not serve the call;
         None for those that could.
     details : list of str
-        One line about the problem; on the CPU one about the kernel and how it is cut among
+        One line about the problem; on the CPU one about the kernel and how it is divided among
         threads, with the estimates that decide it and their reasons.
+    parts : list of (str, Explanation)
+        Of a layer that makes several calls, each under the name of its layer or cell: the halves
+        of a Bidirectional, the layers of a Sequential, stacked cells. Then ``backend`` and
+        ``backward`` name each backend once, and ``reasons`` what any of the parts says.
     """
 
     reasons: dict[str, str | None]
 
     def __init__(self, problem: GRUProblem) -> None:
+        self.parts: list[tuple[str, Explanation]] = []
         self.backend = choose(problem).name
         self.backward = choose_backward(problem).name
         self.reasons = {backend.name: backend.supports(problem) for backend in _BACKENDS}
@@ -227,12 +219,31 @@ class Explanation:
     def of_custom_cell(cls, name: str) -> Explanation:
         """Return the explanation of a layer whose cell is not ours."""
         self = cls.__new__(cls)
+        self.parts = []
         self.backend, self.backward = "python", "none"
         self.reasons = dict.fromkeys(NAMES, "the cell is not a GRUCell or a stack of them")
         self.details = [f"{name}: the cell is called from Python, once a step"]
         return self
 
+    @classmethod
+    def of_parts(cls, parts: list[tuple[str, Explanation]]) -> Explanation:
+        """Return the explanation of a layer from those of its parts; of one part, that itself."""
+        if len(parts) == 1:
+            return parts[0][1]
+        self = cls.__new__(cls)
+        self.parts = parts
+        self.backend = ", ".join(dict.fromkeys(part.backend for _, part in parts))
+        self.backward = ", ".join(dict.fromkeys(part.backward for _, part in parts))
+        self.reasons = {}
+        for backend in NAMES:
+            reasons = [part.reasons[backend] for _, part in parts]
+            self.reasons[backend] = "; ".join(dict.fromkeys(r for r in reasons if r)) or None
+        self.details = [f"{name}: {line}" for name, part in parts for line in part.details]
+        return self
+
     def __str__(self) -> str:
+        if self.parts:
+            return "\n".join(f"{name}:\n{indent(str(part), '  ')}" for name, part in self.parts)
         lines = [*self.details, f"served by: {self.backend}   backward: {self.backward}"]
         for name, reason in self.reasons.items():
             lines.append(f"  {name:<10}{'can serve it' if reason is None else reason}")

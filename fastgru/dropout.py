@@ -1,7 +1,7 @@
-"""Dropout masks, drawn before the loop.
+"""Dropout masks, drawn before the loop over time.
 
-A draw depends on the seed, on which of the two masks it is and on how many have been drawn
-before, and on nothing else: neither dtype, backend nor threads (docs/semantics.md 7).
+A draw depends only on the seed, on the stream (inputs or states) and on the number of draws before.
+Dtype, backend and threads do not change it (docs/semantics.md 7).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class DropoutGenerator:
     Parameters
     ----------
     seed : int or None
-        None takes a fresh seed from the operating system.
+        None takes a new seed from the operating system.
     """
 
     def __init__(self, seed: int | None = None) -> None:
@@ -42,7 +42,8 @@ class DropoutGenerator:
         Parameters
         ----------
         stream : {INPUT, RECURRENT}
-            The two masks of a call come from separate streams, so that one never shifts the other.
+            Each of the two masks of a call has a stream, so that draws of one do not change the
+            other.
 
         Returns
         -------

@@ -90,11 +90,11 @@ def gru(
     batch, steps, _ = x.shape
     h0 = _state(initial_state, spec, x, "initial_state")
     problem = GRUProblem(
-        spec,
-        x,
-        h0,
-        plan_mask(mask, lengths, batch, steps, time_major, x),
-        plan_resets(reset_mask, batch, steps, time_major, x),
+        spec=spec,
+        x=x,
+        h0=h0,
+        mask=plan_mask(mask, lengths, batch, steps, time_major, x),
+        resets=plan_resets(reset_mask, batch, steps, time_major, x),
         reverse=bool(go_backwards),
         return_sequences=bool(return_sequences),
         zero_output_for_mask=bool(zero_output_for_mask),
@@ -113,7 +113,7 @@ def gru(
         if any(overlap(target, a) for a in inputs):
             copy_to, target = target, np.empty_like(x, order="C", shape=shape)
     if target is not None:
-        problem.out = target.transpose(1, 0, 2) if swap else target
+        problem = problem._replace(out=target.transpose(1, 0, 2) if swap else target)
     output = dispatch.choose(problem).forward(problem, weights)
     y = output.y.transpose(1, 0, 2) if swap else output.y
     if copy_to is not None:
@@ -160,10 +160,10 @@ def gru_cell(
     if h is None:
         raise TypeError("h: expected the state (B, H), got None; use zeros to start")
     problem = GRUProblem(
-        spec,
-        x[:, None, :],
-        _state(h, spec, x, "h"),
-        plan_mask(None, None, x.shape[0], 1),
+        spec=spec,
+        x=x[:, None, :],
+        h0=_state(h, spec, x, "h"),
+        mask=plan_mask(None, None, x.shape[0], 1),
         return_sequences=False,
         num_threads=check_num_threads(num_threads),
     )

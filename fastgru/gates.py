@@ -1,16 +1,16 @@
-"""The one table of gate orders and bias layouts, and the permutations between them and Keras'.
+"""The table of other libraries' weight layouts, and conversions between them and Keras' layout.
 
 Every array of fastgru is in Keras' layout: gates z (update), r (reset), h (candidate) side by side
-in columns. A `Layout` says how somebody else stores the same weights; `to_keras` and `from_keras`
-convert. This module knows arrays only: no files, no layers, one direction of one layer at a time.
+in columns. A `Layout` says how another library stores the same weights; `to_keras` and `from_keras`
+convert. This module handles the arrays of one direction of one layer, not files and layers.
 
-Where each row of the table comes from:
+The sources of the table's rows:
 
 keras, keras_reset_before
     ``keras.layers.GRU``, ``reset_after=True`` and ``False``.
 cudnn_gru
-    Keras 2's ``CuDNNGRU``: Keras' shape, but inside each block cuDNN's (H, I) matrix is written
-    row by row, so the block's memory has to be read again as (H, I) and transposed.
+    Keras 2's ``CuDNNGRU``: Keras' shape, but each block has cuDNN's (H, I) matrix row by row. To
+    convert it, the block's memory is reread as (H, I) and transposed.
 torch
     ``torch.nn.GRU``: ``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0``.
 cudnn
@@ -18,8 +18,8 @@ cudnn
 onnx_lbr1, onnx_lbr0
     Operator GRU, ``linear_before_reset`` 1 and 0; pass ``W[d], R[d], B[d]`` for direction ``d``.
 openvino_lbr1, openvino_lbr0
-    GRUCell and GRUSequence, likewise; the biases of z and r come already summed, with
-    ``linear_before_reset`` the two of h follow one after the other.
+    GRUCell and GRUSequence, likewise. The two biases of z and of r are stored as their sums; with
+    ``linear_before_reset`` both biases of h follow.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Layout(NamedTuple):
         One array (2, 3H); two of (3H,); one (6H,), input half first; one (3H,); or one (4H,) of
         z, r, the input's h, the recurrent h.
     reset_after : bool
-        The formula the weights are for, docs/semantics.md 1: pass it on to `fastgru.GRU`.
+        The formula of the weights, docs/semantics.md 1. Pass it to `fastgru.GRU`.
     """
 
     gates: str
@@ -89,26 +89,26 @@ def to_keras(
     layout : str or Layout
         A name in `LAYOUTS`, or a layout of your own.
     w_ih, w_hh : array_like
-        Input and recurrent matrix: (3H, I) and (3H, H), or (I, 3H) and (H, 3H) where the layout has
+        Input and recurrent matrix: (3H, I) and (3H, H), or (I, 3H) and (H, 3H) if the layout has
         its gates in columns.
     b_ih, b_hh : array_like, optional
-        The biases. A layout with a single bias array takes it as `b_ih`.
+        The biases. Pass a layout's single bias array as `b_ih`.
 
     Returns
     -------
     kernel : ndarray, (I, 3H)
     recurrent_kernel : ndarray, (H, 3H)
     bias : ndarray or None
-        (2, 3H) where the layout's `reset_after` is true, else (3H,): two biases that only ever act
-        as their sum are summed. None where no bias was given.
-        All three are new, C-contiguous, and of the dtype that came.
+        (2, 3H) if the layout's `reset_after` is true, else (3H,): with reset_after=False two
+        biases act as their sum, and are summed. None if no bias is given.
+        All three are new, C-contiguous, and of the arguments' dtype.
 
     Raises
     ------
     ValueError
         Unknown layout, wrong shape, wrong number of bias arrays.
     TypeError
-        Arrays that are not float16, float32 or float64, or not all of one dtype.
+        An array is not float16, float32 or float64, or not all have one dtype.
 
     Examples
     --------
@@ -156,16 +156,16 @@ def from_keras(
     Returns
     -------
     tuple of ndarray
-        ``(w_ih, w_hh)`` and then no, one or two bias arrays, as the layout has them: what
-        `to_keras` takes after the layout. New, C-contiguous, of the dtype that came. A reset-before
-        bias that the source splits in two goes whole into the input half.
+        ``(w_ih, w_hh)`` and then no, one or two bias arrays, as the layout has them. These are the
+        arguments of `to_keras` after the layout. They are new, C-contiguous, and of the arguments'
+        dtype. If the layout has two biases and ``reset_after=False``, the second one is zeros.
 
     Raises
     ------
     ValueError
-        Unknown layout, wrong shape, a bias made for the other `reset_after`.
+        Unknown layout, wrong shape, or a bias for the other `reset_after`.
     TypeError
-        Arrays that are not float16, float32 or float64, or not all of one dtype.
+        An array is not float16, float32 or float64, or not all have one dtype.
     """
     name, target = _resolve(layout)
     given = {"kernel": kernel, "recurrent_kernel": recurrent_kernel}
@@ -191,7 +191,7 @@ def from_keras(
 
 
 # ---- the forms -----------------------------------------------------------------------------------
-# Between reading and writing, matrices are (n, 3, H) and biases (1 or 2, 3, H), gates on axis 1.
+# In between, matrices are (n, 3, H) and biases (1 or 2, 3, H), with the gates on axis 1.
 
 
 def _read_matrix(form: Matrices, w: NDArray[Any], n: int, H: int) -> NDArray[Any]:
@@ -199,7 +199,7 @@ def _read_matrix(form: Matrices, w: NDArray[Any], n: int, H: int) -> NDArray[Any
         return w.reshape(3, H, n).transpose(2, 0, 1)
     blocks = w.reshape(n, 3, H)
     if form == "reread":
-        # k.T.reshape(k.shape, order="F") of each block k, in one step.
+        # This computes k.T.reshape(k.shape, order="F") for each block k at once.
         return blocks.transpose(1, 0, 2).reshape(3, H, n).transpose(2, 0, 1)
     return blocks
 
@@ -276,7 +276,7 @@ def _same_float(given: dict[str, ArrayLike]) -> dict[str, NDArray[Any]]:
 
 
 def _sizes(name: str, columns: bool, w_ih: NDArray[Any], w_hh: NDArray[Any]) -> tuple[int, int]:
-    """Sizes I and H, from shapes that are known to fit each other afterwards."""
+    """Return I and H; ValueError unless the shapes fit each other."""
     if w_ih.ndim == 2 and w_hh.ndim == 2:
         I, three_h = w_ih.shape if columns else w_ih.shape[::-1]
         H, also = w_hh.shape if columns else w_hh.shape[::-1]

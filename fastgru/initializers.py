@@ -1,8 +1,8 @@
 """Keras 3's initializers, drawn by NumPy's Generator.
 
-Distributions, scales and fans are Keras'; the numbers are not, because every backend of Keras has
-its own bit stream. Values are drawn in float64 and then rounded to the dtype asked for. STFT is
-left out: it fills convolution kernels of rank 3 and no weight of a recurrent layer.
+Distributions, scales and fans are Keras'. The numbers are not, because every backend of Keras draws
+others. Values are drawn in float64 and then rounded to the requested dtype. STFT is left out, since
+it makes convolution kernels of rank 3 and no weight of a recurrent layer.
 
 Sources: https://keras.io/api/layers/initializers/ and the papers named there.
 """
@@ -23,12 +23,12 @@ class Initializer(Configured):
     """Base of the initializers: ``initializer(shape, dtype="float32")`` gives a new array."""
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
-        """Give an array of `shape` and `dtype`."""
+        """Return an array of `shape` and `dtype`."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(shape, dtype)")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
-        """Build it from a config of Keras 3 or Keras 2, which has a "dtype" of no effect."""
+        """Build it from a config of Keras 3, or of Keras 2 with a "dtype", which has no effect."""
         return cls(**{key: value for key, value in config.items() if key != "dtype"})
 
 
@@ -36,7 +36,7 @@ class Zeros(Initializer):
     """All zeros."""
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
-        """Give an array of `shape` and `dtype`."""
+        """Return an array of `shape` and `dtype`."""
         return np.zeros(shape, dtype)
 
 
@@ -44,7 +44,7 @@ class Ones(Initializer):
     """All ones."""
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
-        """Give an array of `shape` and `dtype`."""
+        """Return an array of `shape` and `dtype`."""
         return np.ones(shape, dtype)
 
 
@@ -54,13 +54,13 @@ class Constant(Initializer):
     Parameters
     ----------
     value : float or array_like
-        An array has to have the shape that is asked for.
+        An array must have the requested shape.
     """
 
     _arguments = ("value",)
 
     def __init__(self, value: Any = 0.0):
-        if isinstance(value, Mapping):  # as Keras 3 writes arrays into a config
+        if isinstance(value, Mapping):  # an array in a config of Keras 3
             inner = value.get("config", {})
             if "value" not in inner:
                 raise ValueError(f"Constant: expected a number or an array, got {value!r}.")
@@ -68,14 +68,14 @@ class Constant(Initializer):
         self.value = value
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
-        """Give an array of `shape` and `dtype`; ValueError if an array of another shape is held."""
+        """Return an array of `shape` and `dtype`; ValueError if the value has another shape."""
         value = np.asarray(self.value)
         if value.ndim and value.shape != tuple(shape):
             raise ValueError(f"Constant holds shape {value.shape}; shape {tuple(shape)} was asked.")
         return np.full(shape, value, dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the value: a number, or an array in Keras 3's dict form."""
+        """Return the value: a number, or an array as a dict of Keras 3."""
         value = np.asarray(self.value)
         if not value.ndim:
             return {"value": value.item()}
@@ -97,7 +97,7 @@ class Identity(Initializer):
         self.gain = gain
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
-        """Give a matrix of `shape` and `dtype`; ValueError unless `shape` has two axes."""
+        """Return a matrix of `shape` and `dtype`; ValueError unless `shape` has two axes."""
         if len(shape) != 2:
             raise ValueError(f"Identity makes matrices: expected 2 axes, got shape {tuple(shape)}.")
         rows, columns = shape
@@ -112,9 +112,9 @@ class RandomInitializer(Initializer):
     Parameters
     ----------
     seed : int, numpy.random.Generator or None
-        An int gives the same values at each call, as in Keras 3. A Generator goes on at each call
-        (Keras' SeedGenerator, live or in a config, becomes one). None draws fresh entropy at each
-        call.
+        An int gives the same values at each call, as in Keras 3. A Generator gives new values at
+        each call; a SeedGenerator of Keras, live or in a config, becomes one. None takes a new
+        seed from the operating system at each call.
     """
 
     def __init__(self, seed: Any = None):
@@ -134,19 +134,19 @@ class RandomInitializer(Initializer):
         return _generator(self.seed)
 
     def get_config(self) -> dict[str, Any]:
-        """Give the constructor's arguments; a Generator cannot be written: its seed is None."""
+        """Return the constructor's arguments, with seed None for a Generator."""
         seed = self.seed if isinstance(self.seed, int) else None
         return {**super().get_config(), "seed": seed}
 
 
 def _generator(seed: Any) -> "Generator":
-    from numpy.random import default_rng  # not needed to run a loaded layer
+    from numpy.random import default_rng  # slow to import, and loaded layers do not need it
 
     return default_rng(seed)
 
 
 class RandomNormal(RandomInitializer):
-    """Normal.
+    """Values with a normal distribution.
 
     Parameters
     ----------
@@ -167,12 +167,12 @@ class RandomNormal(RandomInitializer):
 
 
 class TruncatedNormal(RandomNormal):
-    """Normal, where values beyond two standard deviations are drawn again.
+    """Values with a normal distribution; those beyond two standard deviations are drawn again.
 
     Parameters
     ----------
     mean, stddev : float
-        Before it is cut.
+        Of the distribution before truncation.
     seed : int, numpy.random.Generator or None
         See `RandomInitializer`.
     """
@@ -183,7 +183,7 @@ class TruncatedNormal(RandomNormal):
 
 
 class RandomUniform(RandomInitializer):
-    """Uniform on ``[minval, maxval)``.
+    """Values with a uniform distribution on ``[minval, maxval)``.
 
     Parameters
     ----------
@@ -204,7 +204,7 @@ class RandomUniform(RandomInitializer):
 
 
 class VarianceScaling(RandomInitializer):
-    """Random with variance ``scale / n``, where n counts the weight's inputs or outputs.
+    """Values of variance ``scale / n``, where n counts the weight's inputs or outputs.
 
     Parameters
     ----------
@@ -213,17 +213,17 @@ class VarianceScaling(RandomInitializer):
     mode : {"fan_in", "fan_out", "fan_avg"}
         What n is: input units, output units, or their mean.
     distribution : {"truncated_normal", "untruncated_normal", "uniform"}
-        "normal" is truncated too. The truncated normal is widened, so that its variance after
-        truncation is right.
+        "normal" means the truncated one. It is scaled up so that the variance after truncation is
+        ``scale / n``.
     seed : int, numpy.random.Generator or None
         See `RandomInitializer`.
     input_axes, output_axes : sequence of int, optional
-        Both: the axes that count as inputs and as outputs.
+        The axes that count as inputs and as outputs. Give both or neither.
 
     Raises
     ------
     ValueError
-        For any other value.
+        An argument has another value.
     """
 
     _arguments: tuple[str, ...] = ("scale", "mode", "distribution", "input_axes", "output_axes")
@@ -269,10 +269,16 @@ class VarianceScaling(RandomInitializer):
 
 
 class _FixedScaling(VarianceScaling):
-    """A VarianceScaling with a name of its own: scale, mode and distribution are its class'."""
+    """A VarianceScaling whose class sets scale, mode and distribution; the rest are arguments."""
 
     _arguments = ("input_axes", "output_axes")
     _fixed: tuple[float, str, str]
+
+    def __init_subclass__(cls) -> None:
+        """Add the arguments to the class's docstring."""
+        arguments = "seed, input_axes, output_axes : as for `VarianceScaling`"
+        if cls.__doc__:
+            cls.__doc__ += f"\n\n    Parameters\n    ----------\n    {arguments}\n    "
 
     def __init__(
         self,
@@ -284,76 +290,46 @@ class _FixedScaling(VarianceScaling):
 
 
 class GlorotUniform(_FixedScaling):
-    """Uniform on +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010).
-
-    Parameters
-    ----------
-    seed, input_axes, output_axes : as for `VarianceScaling`
-    """
+    """Uniform on +-sqrt(6 / (fan_in + fan_out)) (Glorot and Bengio 2010)."""
 
     _fixed = (1.0, "fan_avg", "uniform")
 
 
 class GlorotNormal(_FixedScaling):
-    """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010).
-
-    Parameters
-    ----------
-    seed, input_axes, output_axes : as for `VarianceScaling`
-    """
+    """Truncated normal of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010)."""
 
     _fixed = (1.0, "fan_avg", "truncated_normal")
 
 
 class HeUniform(_FixedScaling):
-    """Uniform on +-sqrt(6 / fan_in) (He et al. 2015).
-
-    Parameters
-    ----------
-    seed, input_axes, output_axes : as for `VarianceScaling`
-    """
+    """Uniform on +-sqrt(6 / fan_in) (He et al. 2015)."""
 
     _fixed = (2.0, "fan_in", "uniform")
 
 
 class HeNormal(_FixedScaling):
-    """Truncated normal of variance 2 / fan_in (He et al. 2015).
-
-    Parameters
-    ----------
-    seed, input_axes, output_axes : as for `VarianceScaling`
-    """
+    """Truncated normal of variance 2 / fan_in (He et al. 2015)."""
 
     _fixed = (2.0, "fan_in", "truncated_normal")
 
 
 class LecunUniform(_FixedScaling):
-    """Uniform on +-sqrt(3 / fan_in) (LeCun et al. 1998).
-
-    Parameters
-    ----------
-    seed, input_axes, output_axes : as for `VarianceScaling`
-    """
+    """Uniform on +-sqrt(3 / fan_in) (LeCun et al. 1998)."""
 
     _fixed = (1.0, "fan_in", "uniform")
 
 
 class LecunNormal(_FixedScaling):
-    """Truncated normal of variance 1 / fan_in (LeCun et al. 1998).
-
-    Parameters
-    ----------
-    seed, input_axes, output_axes : as for `VarianceScaling`
-    """
+    """Truncated normal of variance 1 / fan_in (LeCun et al. 1998)."""
 
     _fixed = (1.0, "fan_in", "truncated_normal")
 
 
 class Orthogonal(RandomInitializer):
-    """An orthogonal matrix, uniformly drawn, times a factor (Saxe et al. 2014).
+    """A random orthogonal matrix, drawn uniformly, times a factor (Saxe et al. 2014).
 
-    All axes but the last are rows; with fewer rows than columns the rows are orthonormal, else the
-    columns are.
+    All axes but the last count as rows. With fewer rows than columns the rows are orthonormal, else
+    the columns are.
 
     Parameters
     ----------
@@ -375,7 +351,7 @@ class Orthogonal(RandomInitializer):
         rows, columns = math.prod(shape[:-1]), shape[-1]
         normal = self._rng().standard_normal((max(rows, columns), min(rows, columns)))
         q, r = np.linalg.qr(normal)
-        q *= np.where(np.diag(r) < 0, -1, 1)  # QR alone is not uniform over the orthogonal group
+        q *= np.where(np.diag(r) < 0, -1, 1)  # without this, QR gives no uniform distribution
         q = q.T if rows < columns else q
         return (self.gain * q).reshape(shape).astype(dtype)
 
@@ -394,7 +370,7 @@ def _truncated_normal(rng: "Generator", shape: Sequence[int]) -> np.ndarray:
 def _fans(
     shape: tuple[int, ...], input_axes: Sequence[int] | None, output_axes: Sequence[int] | None
 ) -> tuple[int, int]:
-    """Count a weight's inputs and outputs; rank 3 and more is a convolution, as in Keras."""
+    """Count a weight's inputs and outputs. As in Keras, rank 3 and more is a convolution."""
     if input_axes is not None and output_axes is not None:
         return math.prod(shape[i] for i in input_axes), math.prod(shape[i] for i in output_axes)
     if len(shape) < 2:
@@ -421,15 +397,15 @@ _OBJECTS.update(
 
 
 def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Resolve whatever Keras takes for an initializer.
+    """Return the initializer for anything that Keras takes as one.
 
     Parameters
     ----------
     identifier : None, str, dict, class, initializer, array or callable
-        A live Keras initializer of a known class becomes ours; an array becomes a `Constant`; other
-        callables ``f(shape, dtype)`` are kept.
+        A live Keras initializer of a known class becomes fastgru's, and an array a `Constant`.
+        Other callables ``f(shape, dtype)`` are kept.
     custom_objects : mapping of str to object, optional
-        The caller's own classes and functions, for names and dicts.
+        Your own classes and functions, for names and dicts.
 
     Returns
     -------
@@ -439,7 +415,7 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any
     Raises
     ------
     ValueError
-        If it is unknown or not callable.
+        The identifier is unknown or not callable.
     """
     if isinstance(identifier, np.ndarray):
         return Constant(identifier)
@@ -447,7 +423,7 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any
 
 
 def serialize(initializer: Any) -> dict[str, Any] | None:
-    """Give the Keras 3 config dict of an initializer or named function; None for None."""
+    """Return the Keras 3 config dict of an initializer or named function; None for None."""
     return serialize_object(initializer)
 
 

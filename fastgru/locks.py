@@ -1,8 +1,8 @@
-"""The locks of the library, each held for moments, in the order in which they may nest.
+"""The library's locks, in the order in which they may nest. Threads hold each for a short time.
 
-A child of fork gets every lock as it was at that moment, and the thread that held one is not there
-to give it back. So who forks takes them all first: the child finds them free, and no weights that
-are half written.
+After a fork the child has the locks in their states at that moment, but not the other threads,
+which could release them. So a fork first acquires all locks. Then all are free in the child, and no
+weights are half written.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-building = threading.RLock()  # two first calls at once must not make two sets of weights
-writing = threading.RLock()  # who writes weights that belong together
-packing = threading.Lock()  # calls that need weights packed: the first packs, the others wait
-counting = threading.Lock()  # names of layers, draws of dropout masks
+building = threading.RLock()  # so that two first calls do not make two sets of weights
+writing = threading.RLock()  # held while weights that belong together are written
+packing = threading.Lock()  # of calls that need packed weights, the first packs and others wait
+counting = threading.Lock()  # held while layers are named and draws of dropout masks counted
 
-_written: object = object()  # another one after every write of weights
+_written: object = object()  # replaced by a new object at every write of weights
 
 if hasattr(os, "register_at_fork"):
-    for _lock in (counting, packing, writing, building):  # the one registered last is taken first
+    for _lock in (counting, packing, writing, building):  # a fork acquires the last one first
         os.register_at_fork(
             before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
         )
 
 
 def assign_all(changes: list[tuple[Any, str, Any]]) -> None:
-    """Set (object, attribute, value), all of them or, if the user interrupts, none.
+    """Set every (object, attribute, value), or none if the user interrupts.
 
-    Python runs signal handlers, and other threads, between the instructions of its own: there are
-    none in here.
+    Python runs signal handlers and other threads only between instructions of Python code, and
+    this line runs all assignments within one instruction.
     """
     deque(starmap(setattr, changes), maxlen=0)
 
 
 def publish(changes: list[tuple[Any, str, Any]]) -> None:
-    """Write weights as `assign_all` does, and let `at_once` know; by who holds ``writing``."""
+    """Write weights as `assign_all` does, visibly for `at_once`. The caller holds ``writing``."""
     assign_all([*changes, (sys.modules[__name__], "_written", object())])
 
 
 def at_once(read: Callable[[], T]) -> T:
-    """Return what ``read`` finds of weights that belong together, all old or all new.
+    """Return what ``read`` returns of weights that belong together: all old or all new ones.
 
-    It waits for nobody, unless somebody writes at that very moment: a thread that has a lock may
-    be out of the processor for long.
+    It takes no lock unless a thread writes during the read, because a thread that holds a lock may
+    lose the processor for long.
     """
     before = _written
     found = read()

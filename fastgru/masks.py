@@ -1,8 +1,8 @@
-"""Masks: the one place that reasons about which steps count.
+"""Masks: which steps of each row are valid.
 
-A call may say which steps are valid by ``mask`` (B,T) or by ``lengths`` (B,). Both become one
-`MaskPlan` in input order (not reversed); backends see nothing else. A mask that turns out to be
-all ones is NONE and one that is right-padded is LENGTHS, because those two have faster paths.
+A call gives the valid steps as ``mask`` (B, T) or as ``lengths`` (B,). This module makes a
+`MaskPlan` of either, in input order (not reversed), and backends see only that. A mask of ones
+becomes NONE and a right-padded mask LENGTHS, because these two are faster to compute.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class MaskPlan:
     kind : {"none", "lengths", "steps"}
         NONE: every step. LENGTHS: row b is valid for t < lengths[b]. STEPS: any pattern.
     lengths : ndarray of intp, shape (B,), or None
-        Set for LENGTHS only, C-contiguous, on the host even where the sequences are on a device.
+        For LENGTHS only, C-contiguous, in host memory even if the sequences are on a device.
     steps : array of bool, shape (B, T), or None
-        Set for STEPS only, C-contiguous, where the sequences are.
+        For STEPS only, C-contiguous, on the sequences' host or device.
     any_empty : bool
-        True when some row has no valid step at all.
+        True if some row has no valid step.
     """
 
     __slots__ = ("any_empty", "kind", "lengths", "steps")
@@ -48,22 +48,28 @@ class MaskPlan:
         self.any_empty = any_empty
 
     def valid(self, timesteps: int, like: Any = None) -> Any:
-        """Return the (B, T) bool matrix in input order, or None when every step is valid.
+        """Return the (B, T) bool matrix in input order, or None if every step is valid.
 
-        It is where ``like`` is, the call's sequences.
+        It is on the host or device of ``like``, the call's sequences.
         """
         if self.lengths is not None:
             return follow(np.arange(timesteps) < self.lengths[:, None], like)
         return self.steps
 
     def reversed(self, timesteps: int, like: Any = None) -> MaskPlan:
-        """Return the plan of the same sequences, ``like``, read backwards in time."""
+        """Return the plan of the same sequences ``like``, reversed in time."""
         if self.kind == NONE:
             return self
         valid = self.valid(timesteps, like)
         assert valid is not None
         steps = np.ascontiguousarray(valid[:, ::-1], like=valid)
         return MaskPlan(STEPS, steps=steps, any_empty=self.any_empty)
+
+    def copied(self) -> MaskPlan:
+        """Return a plan that the user's writing to the mask does not change."""
+        if self.steps is None:
+            return self
+        return MaskPlan(self.kind, steps=self.steps.copy(), any_empty=self.any_empty)
 
 
 NO_MASK = MaskPlan(NONE)
@@ -86,18 +92,18 @@ def plan_mask(
     batch, timesteps : int
         B and T of the input.
     time_major : bool
-        How ``mask`` is laid out.
+        Whether ``mask`` is (T, B).
     like : array, optional
-        The sequences, which say where the call's arrays are; None is the host. A mask or lengths
-        on a device make the call wait for it once.
+        The sequences, whose host or device is the call's; None is the host. A mask or lengths on a
+        device make the call wait for the device once.
 
     Raises
     ------
     ValueError
-        Both given, a wrong shape, or values that are not 0/1 (mask) or not in 0..T (lengths).
+        Both are given, a shape is wrong, or values are not 0/1 (mask) or not in 0..T (lengths).
     TypeError
-        A dtype that is neither bool nor numeric (mask), or not integer (lengths); an array that is
-        not where ``like`` is.
+        A dtype is neither bool nor numeric (mask) or not integer (lengths), or an array is not on
+        the host or device of ``like``.
     """
     if mask is None:
         if lengths is None:
@@ -120,7 +126,7 @@ def plan_mask(
 def plan_resets(
     reset_mask: Any, batch: int, timesteps: int, time_major: bool = False, like: Any = None
 ) -> Any:
-    """Return ``reset_mask`` as a C-contiguous (B, T) bool array, None when nothing is reset."""
+    """Return ``reset_mask`` as a C-contiguous (B, T) bool array, or None if it resets nothing."""
     if reset_mask is None:
         return None
     resets, binary = _as_steps(reset_mask, batch, timesteps, time_major, like, "reset_mask")
@@ -134,9 +140,9 @@ def plan_resets(
 def _as_steps(
     values: Any, batch: int, timesteps: int, time_major: bool, like: Any, what: str
 ) -> tuple[Any, list[Any]]:
-    """Return a mask-like argument as a (B, T) bool array.
+    """Return a mask as a (B, T) bool array, and a list of flags that tell if it was binary.
 
-    And for those that are not bool, whether they hold 0 and 1 only.
+    The list has one flag, which may be on a device; for bool arrays it is empty.
     """
     array = _plain_array(values, like, what)
     if array.dtype.kind not in "biuf":
@@ -165,7 +171,7 @@ def _not_binary(what: str) -> ValueError:
 
 
 def _on_host(counts: Any, *flags: Any) -> tuple[np.ndarray, Any]:
-    """Return integers (n,) and flags in host memory; a device is waited for once, for all."""
+    """Return integers (n,) and flags in host memory, copied from a device in one wait."""
     if not on_device(counts):
         return counts, flags
     facts: Any = np.concatenate([counts, *(flag[None] for flag in flags)])
@@ -174,7 +180,7 @@ def _on_host(counts: Any, *flags: Any) -> tuple[np.ndarray, Any]:
 
 
 def _plain_array(values: Any, like: Any, what: str) -> Any:
-    """Return an argument as an array where ``like`` is."""
+    """Return an argument as an array on the host or device of ``like``."""
     where = place(values)
     check_place(where, values, like, what)
     if isinstance(values, np.ma.MaskedArray):
@@ -191,12 +197,12 @@ def _plain_array(values: Any, like: Any, what: str) -> Any:
 
 
 def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.ndarray:
-    if place(lengths) is None:  # a list need not go to a device and back
+    if place(lengths) is None:  # a list stays on the host, where lengths are needed
         like = None
     array: Any = _plain_array(lengths, like, "lengths")
     if on_device(array):
         array = array.get()
-    empty = array.dtype.kind == "f" and array.shape == (0,)  # what a list of none becomes
+    empty = array.dtype.kind == "f" and array.shape == (0,)  # made of an empty list
     if array.dtype.kind not in "iu" and not empty:
         raise TypeError(
             f"lengths: expected integers, got dtype {array.dtype}; "
@@ -206,7 +212,7 @@ def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.nd
         raise ValueError(
             f"lengths: expected shape (B,) = ({batch},), one per row, got {array.shape}"
         )
-    counts = array.astype(np.intp)  # before it is read: what has no room here is all too many
+    counts = array.astype(np.intp)  # before min() reads them: MemoryError if there are far too many
     if batch and (array.min() < 0 or array.max() > timesteps):
         raise ValueError(
             f"lengths: expected values in 0..T = 0..{timesteps}, "

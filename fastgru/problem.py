@@ -16,7 +16,7 @@ import numpy as np
 
 from fastgru.device import check_place, device_array, on_device, place
 from fastgru.errors import BackendError as BackendError
-from fastgru.masks import MaskPlan
+from fastgru.masks import NO_MASK, MaskPlan
 
 FLOATS: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
 HOST_FLOATS = ("float32", "float64")
@@ -76,12 +76,31 @@ class GRUWeights:
         return GRUWeights, (self.kernel, self.recurrent_kernel, self.bias)
 
 
-class GRUProblem:
+class _Fields(NamedTuple):
+    """The fields of a `GRUProblem`, in a tuple: the cheapest object that nobody can change."""
+
+    spec: GRUSpec
+    x: Any
+    h0: Any
+    mask: MaskPlan
+    resets: Any
+    dropout: Any
+    recurrent_dropout: Any
+    reverse: bool
+    return_sequences: bool
+    zero_output_for_mask: bool
+    out: Any
+    num_threads: int
+    use_cudnn: bool | str
+    unroll: bool
+
+
+class GRUProblem(_Fields):
     """One call, validated: what a backend has to compute.
 
-    Its arrays are NumPy's, or, with ``on_device``, CuPy's on the current device; then y and all
-    else that comes back is there too. ``mask.lengths`` is always on the host, the dropout masks
-    are where they were drawn.
+    It never changes; ``problem._replace(x=...)`` makes another one. Its arrays are NumPy's, or,
+    with ``on_device``, CuPy's on the current device; then y and all else that a backend returns is
+    there too. ``mask.lengths`` is always on the host, the dropout masks are where they were drawn.
 
     Step s of the processing order reads time ``T - 1 - s`` when ``reverse`` else ``s``; mask and
     resets are in input order and are read at the same time index as x.
@@ -112,59 +131,41 @@ class GRUProblem:
         False: cuDNN must not serve the call, although it could.
     unroll : bool
         As the layer has it; cuDNN cannot unroll.
-    on_device : bool
     """
 
-    __slots__ = (
-        "dropout",
-        "h0",
-        "mask",
-        "num_threads",
-        "on_device",
-        "out",
-        "recurrent_dropout",
-        "resets",
-        "return_sequences",
-        "reverse",
-        "spec",
-        "unroll",
-        "use_cudnn",
-        "x",
-        "zero_output_for_mask",
-    )
+    __slots__ = ()
+    # Two problems are never compared by their arrays.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
 
-    def __init__(
-        self,
+    def __new__(  # noqa: D102 (the class says it)
+        cls,
+        *,
         spec: GRUSpec,
-        x: np.ndarray,
-        h0: np.ndarray | None,
-        mask: MaskPlan,
-        resets: np.ndarray | None = None,
-        dropout: np.ndarray | None = None,
-        recurrent_dropout: np.ndarray | None = None,
+        x: Any,
+        h0: Any = None,
+        mask: MaskPlan = NO_MASK,
+        resets: Any = None,
+        dropout: Any = None,
+        recurrent_dropout: Any = None,
         reverse: bool = False,
         return_sequences: bool = True,
         zero_output_for_mask: bool = False,
-        out: np.ndarray | None = None,
+        out: Any = None,
         num_threads: int = 0,
         use_cudnn: bool | str = "auto",
         unroll: bool = False,
-    ) -> None:
-        self.spec = spec
-        self.x = x
-        self.h0 = h0
-        self.mask = mask
-        self.resets = resets
-        self.dropout = dropout
-        self.recurrent_dropout = recurrent_dropout
-        self.reverse = reverse
-        self.return_sequences = return_sequences
-        self.zero_output_for_mask = zero_output_for_mask
-        self.out = out
-        self.num_threads = num_threads
-        self.use_cudnn = use_cudnn
-        self.unroll = unroll
-        self.on_device = type(x) is not np.ndarray and on_device(x)
+    ) -> GRUProblem:
+        values = (
+            *(spec, x, h0, mask, resets, dropout, recurrent_dropout, reverse, return_sequences),
+            *(zero_output_for_mask, out, num_threads, use_cudnn, unroll),
+        )
+        return tuple.__new__(cls, values)
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the arrays are CuPy's."""
+        return type(self.x) is not np.ndarray and on_device(self.x)
 
 
 class GRUOutput(NamedTuple):

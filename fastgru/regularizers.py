@@ -17,7 +17,7 @@ class Regularizer(Configured):
     """Base of the regularizers; a subclass defines ``__call__`` and, to be trained, `gradient`."""
 
     def __call__(self, x: Any) -> Any:
-        """Give the penalty of `x`, a scalar of its dtype."""
+        """Return the penalty of `x`, a scalar of its dtype."""
         raise NotImplementedError(f"{type(self).__name__} does not define __call__(x)")
 
 
@@ -37,7 +37,7 @@ class L1L2(Regularizer):
         self.l2 = _factor(self, "l2", 0.0 if l2 is None else l2)
 
     def __call__(self, x: Any) -> Any:
-        """Give the penalty of `x`, a scalar of its dtype."""
+        """Return the penalty of `x`, a scalar of its dtype."""
         x = plain(x)
         penalty = x.dtype.type(0)
         if self.l1:
@@ -47,7 +47,7 @@ class L1L2(Regularizer):
         return penalty
 
     def gradient(self, x: Any) -> Any:
-        """Give the penalty's gradient, 0 where ``abs(x)`` has its kink.
+        """Return the penalty's gradient. That of ``abs(x)`` is 0 at 0.
 
         Parameters
         ----------
@@ -96,12 +96,12 @@ class OrthogonalRegularizer(Regularizer):
     factor : float
         Finite and not negative, else ValueError.
     mode : {"rows", "columns"}
-        What is to be orthogonal.
+        Whether rows or columns shall be orthogonal.
 
     Notes
     -----
-    Keras' NumPy backend divides the columns by the wrong norms; this follows its other backends.
-    A single row has no pairs: the penalty is 0.
+    Keras' NumPy backend divides the columns by the wrong norms; this agrees with its other
+    backends. A single row has no pairs, so its penalty is 0.
     """
 
     _arguments = ("factor", "mode")
@@ -115,14 +115,14 @@ class OrthogonalRegularizer(Regularizer):
         self.mode = mode
 
     def __call__(self, x: Any) -> Any:
-        """Give the penalty of the matrix `x`, a scalar of its dtype."""
+        """Return the penalty of the matrix `x`, a scalar of its dtype."""
         unit, _, scale = self._normalized(x)
         product = unit @ unit.T
         np.fill_diagonal(product, 0)
         return scale * np.sum(np.abs(product))
 
     def gradient(self, x: Any) -> Any:
-        """Give the penalty's gradient.
+        """Return the penalty's gradient.
 
         Parameters
         ----------
@@ -139,14 +139,14 @@ class OrthogonalRegularizer(Regularizer):
         return d_rows if self.mode == "rows" else d_rows.T
 
     def _normalized(self, x: Any) -> tuple[np.ndarray, np.ndarray, float]:
-        """Give the unit rows (or columns, as rows), their norms, and the penalty of one |cos|."""
+        """Return rows (or columns, as rows) of norm 1, their norms, and the factor of one |cos|."""
         x = plain(x)
         if x.ndim != 2:
             raise ValueError(f"OrthogonalRegularizer: expected a matrix, got shape {x.shape}.")
         rows = x if self.mode == "rows" else x.T
         norm = np.sqrt(np.sum(np.square(rows), axis=1, keepdims=True))
         size = len(rows)
-        scale = self.factor / max(size * (size - 1), 1)  # every pair is counted twice
+        scale = self.factor / max(size * (size - 1), 1)  # the products contain every pair twice
         return rows / np.maximum(norm, _EPSILON), norm, scale
 
 
@@ -171,16 +171,16 @@ _OBJECTS.update(L1L2=L1L2, l1l2=L1L2, l1_l2=L1L2)
 
 
 def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
-    """Resolve whatever Keras takes for a regularizer.
+    """Return the regularizer for anything that Keras takes as one.
 
     Parameters
     ----------
     identifier : None, str, dict, class, regularizer or callable
         "l1_l2" is ``L1L2(0.01, 0.01)``, as Keras documents it. A live Keras regularizer of a known
-        class becomes ours; other callables ``f(x)`` are kept (without a method ``gradient(x)`` they
-        cannot be trained through).
+        class becomes fastgru's. Other callables ``f(x)`` are kept; to be trained, they need a
+        method ``gradient(x)``.
     custom_objects : mapping of str to object, optional
-        The caller's own classes and functions, for names and dicts.
+        Your own classes and functions, for names and dicts.
 
     Returns
     -------
@@ -190,7 +190,7 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any
     Raises
     ------
     ValueError
-        If it is unknown or not callable.
+        The identifier is unknown or not callable.
     """
     is_name = isinstance(identifier, str) and identifier not in (custom_objects or ())
     if is_name and identifier == "l1_l2":
@@ -199,7 +199,7 @@ def get(identifier: Any, custom_objects: Mapping[str, Any] | None = None) -> Any
 
 
 def serialize(regularizer: Any) -> dict[str, Any] | None:
-    """Give the Keras 3 config dict of a regularizer or named function; None for None."""
+    """Return the Keras 3 config dict of a regularizer or named function; None for None."""
     return serialize_object(regularizer)
 
 

@@ -1,31 +1,31 @@
 """Objects to Keras config dicts and back, for activations, initializers, cells, layers and so on.
 
-Two forms are read: Keras 3's ``{"module", "class_name", "config", "registered_name"}`` and
-Keras 2's ``{"class_name", "config"}`` (or a bare name). One form is written, Keras 3's, so that
-Keras' own ``from_config`` accepts it. A config is data: nothing it names is imported or executed.
-What is not ours has to be handed in through ``custom_objects``.
+This reads Keras 3's form ``{"module", "class_name", "config", "registered_name"}``, Keras 2's
+``{"class_name", "config"}``, and names. It writes Keras 3's form, which Keras' ``from_config``
+accepts. A config is data: nothing that it names is imported or executed. Pass objects that are not
+fastgru's as ``custom_objects``.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-#: Packages whose class and function names mean the same as ours.
+#: Packages whose names of classes and functions mean the same as fastgru's.
 KERAS_PACKAGES = frozenset({"keras", "tf_keras", "tensorflow"})
 _KNOWN_PACKAGES = KERAS_PACKAGES | {"fastgru", "builtins"}
 
 
 class Configured:
-    """A base for objects whose config is their constructor's arguments, kept as attributes."""
+    """A base for objects whose config is their constructor's arguments, which are attributes."""
 
     _arguments: tuple[str, ...] = ()
 
     def get_config(self) -> dict[str, Any]:
-        """Give the constructor's arguments by name, as plain values."""
+        """Return the constructor's arguments by name."""
         return {name: getattr(self, name) for name in self._arguments}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Any:
-        """Build the object from what `get_config` gave."""
+        """Build the object from the dict that `get_config` returned."""
         return cls(**config)
 
     def __repr__(self) -> str:
@@ -34,7 +34,7 @@ class Configured:
 
 
 def named(classes: Iterable[type]) -> dict[str, Any]:
-    """Give the table of classes under their own names and their snake_case names, as in Keras."""
+    """Return a table of classes by their names and, as in Keras, by their snake_case names."""
     table: dict[str, Any] = {}
     for cls in classes:
         name = cls.__name__
@@ -44,14 +44,14 @@ def named(classes: Iterable[type]) -> dict[str, Any]:
 
 
 def is_live_keras(obj: Any) -> bool:
-    """Whether a function, a class or an object's class was defined by Keras, 2 or 3."""
+    """Say whether Keras 2 or 3 defines a function, a class or an object's class."""
     module = getattr(obj, "__module__", None) or type(obj).__module__
     return isinstance(module, str) and module.partition(".")[0] in KERAS_PACKAGES
 
 
 def unknown_name(what: str, name: Any, known: Mapping[str, Any]) -> ValueError:
-    """Build the error for a name that is not in a table, with the names that come close."""
-    from difflib import get_close_matches  # only a mistake pays for this import
+    """Return the error for a name that is not in a table; it suggests similar names."""
+    from difflib import get_close_matches  # slow to import, and only errors need it
 
     close = get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
@@ -62,7 +62,7 @@ def unknown_name(what: str, name: Any, known: Mapping[str, Any]) -> ValueError:
 
 
 def serialize_object(obj: Any) -> dict[str, Any] | None:
-    """Give an object's Keras 3 config dict.
+    """Return an object's Keras 3 config dict.
 
     Parameters
     ----------
@@ -72,15 +72,15 @@ def serialize_object(obj: Any) -> dict[str, Any] | None:
     Returns
     -------
     dict or None
-        ``{"module", "class_name", "config", "registered_name"}``. Objects of this package carry the
-        Keras module of the same name (``fastgru.layers.gru.GRUCell`` -> ``keras.layers``) and
-        ``registered_name`` None, so that Keras reads them as its own. A function has the class name
-        ``"function"`` and its name as config.
+        ``{"module", "class_name", "config", "registered_name"}``. The module of fastgru's objects
+        is Keras' of the same name (``fastgru.layers.gru.GRUCell`` -> ``keras.layers``) and their
+        ``registered_name`` is None, so that Keras reads them as its own. Functions have the class
+        name ``"function"``, and the function's name as config.
 
     Raises
     ------
     ValueError
-        If the object has neither ``get_config()`` nor a name.
+        The object has neither ``get_config()`` nor a name.
     """
     if obj is None:
         return None
@@ -121,12 +121,12 @@ def deserialize_object(
     config : str, dict or None
         A name, a Keras 3 dict, or a Keras 2 dict.
     module_objects : mapping of str to object
-        The names of one module: classes are instantiated, all else is returned as it is.
+        The names of one module. Classes are instantiated, other objects returned unchanged.
     custom_objects : mapping of str to object, optional
         The caller's own classes and functions, by class name or registered name
-        (``"package>name"`` or ``"name"``). They come before `module_objects`.
+        (``"package>name"`` or ``"name"``). They hide names of `module_objects`.
     what : str
-        What is being read ("initializer"), for error messages.
+        The kind of object ("initializer"), for error messages.
 
     Returns
     -------
@@ -136,8 +136,7 @@ def deserialize_object(
     Raises
     ------
     ValueError
-        If the config is not one of those forms, names something unknown, or its class refuses the
-        values.
+        The config has another form, it names an unknown object, or the class refuses the values.
     """
     if config is None:
         return None
@@ -203,7 +202,7 @@ def _build(cls: Any, inner: Any, what: str) -> Any:
     )
     try:
         return make(dict(inner))
-    except TypeError as error:  # an unexpected or missing argument: say whose, and keep the cause
+    except TypeError as error:  # an unexpected or missing argument; this names the class
         raise ValueError(
             f"Cannot read {what} {cls.__name__} from config {dict(inner)!r}: {error}."
         ) from error
@@ -215,13 +214,13 @@ def get_object(
     what: str,
     custom_objects: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Resolve what users may pass where Keras takes an initializer, regularizer or constraint.
+    """Return the object for anything that Keras takes as initializer, regularizer or constraint.
 
     Parameters
     ----------
     identifier : None, str, dict, class, object or callable
-        A live Keras object becomes ours when its class is in `module_objects`; other callables are
-        kept.
+        A live Keras object whose class is in `module_objects` becomes fastgru's. Other callables
+        are kept.
     module_objects, what, custom_objects
         As in `deserialize_object`.
 
@@ -233,7 +232,7 @@ def get_object(
     Raises
     ------
     ValueError
-        If it is none of these.
+        The identifier is of another kind.
     """
     if identifier is None:
         return None

@@ -1,7 +1,7 @@
-"""How many threads a call may use.
+"""The number of threads that a call may use.
 
-The default is what this process may really use: the least of its CPU affinity, its cgroup's CPU
-quota and OMP_NUM_THREADS. In a container the host's CPU count says nothing.
+The default is the smallest of the process's CPU affinity, its cgroup's CPU quota and
+OMP_NUM_THREADS. In a container, the host's number of processors would be wrong.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from fastgru.problem import check_num_threads
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_default: int | None = None  # computed by the first question
-_process: int = 0  # what set_num_threads said; 0: nothing yet
+_default: int | None = None  # computed when it is first needed
+_process: int = 0  # the number of set_num_threads; 0 before its first call
 _followers: list[Callable[[int], None]] = []
 _block: contextvars.ContextVar[int] = contextvars.ContextVar("fastgru_num_threads", default=0)
 
@@ -35,15 +35,16 @@ def set_num_threads(num_threads: int) -> None:
     Parameters
     ----------
     num_threads : int
-        At least 1; an upper bound, since small work runs on one thread, and calls that run at the
-        same time share them: each has its caller's thread, and all together so many in all.
+        At least 1. It is an upper bound: small calls run on one thread. Calls that run at the same
+        time share the threads: each call has its caller's thread, and all together have at most
+        ``num_threads - 1`` further threads.
 
     Raises
     ------
     TypeError
-        Not an integer.
+        It is not an integer.
     ValueError
-        Less than 1.
+        It is less than 1.
     """
     global _process
     _process = _checked(num_threads)
@@ -51,17 +52,17 @@ def set_num_threads(num_threads: int) -> None:
         follower(_process)
 
 
-def follow(follower: Callable[[int], None]) -> None:
-    """Call ``follower(n)`` with the process's number of threads, now and whenever it is set."""
+def call_on_change(follower: Callable[[int], None]) -> None:
+    """Call ``follower(n)`` with the process's number of threads, now and at each change."""
     _followers.append(follower)
     follower(_process or default_num_threads())
 
 
 @contextmanager
 def num_threads(num_threads: int) -> Iterator[None]:
-    """Set the number of threads inside a ``with`` block, in this Python thread or task alone.
+    """Set the number of threads inside a ``with`` block, for this Python thread or task only.
 
-    Blocks nest; the innermost counts, and it goes before `set_num_threads`. Threads started
+    Blocks nest, and the innermost one counts. It overrides `set_num_threads`. Threads that start
     inside the block do not inherit it.
 
     Parameters
@@ -88,7 +89,7 @@ def _checked(count: Any) -> int:
 
 
 def default_num_threads() -> int:
-    """Return min(affinity, cgroup quota rounded up, OMP_NUM_THREADS); looked up once."""
+    """Return min(affinity, cgroup quota rounded up, OMP_NUM_THREADS), computed once."""
     global _default
     if _default is None:
         _default = min(processors(), _omp_limit() or processors())
@@ -96,7 +97,7 @@ def default_num_threads() -> int:
 
 
 def processors() -> int:
-    """Return how many processors this process may use: min(affinity, cgroup quota rounded up)."""
+    """Return the number of processors of this process, min(affinity, cgroup quota rounded up)."""
     return max(1, min(_affinity(), _cgroup_limit(Path("/")) or _affinity()))
 
 
@@ -107,7 +108,7 @@ def _affinity() -> int:
 
 
 def _omp_limit() -> int | None:
-    # "4" or, per nesting level, "4,2"; what OpenMP itself would ignore is ignored.
+    # "4" or, per nesting level, "4,2". Like OpenMP, this ignores other values.
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
@@ -115,8 +116,9 @@ def _omp_limit() -> int | None:
 def _cgroup_limit(root: Path) -> int | None:
     """Return the CPU quota of this process in whole CPUs, rounded up; None without one.
 
-    A quota counts for everything below it, so all groups up to the root are read. In a container
-    the path of /proc may be the host's and not exist here: then the root's own files are it.
+    A group's quota also limits the groups below it, so this reads all groups up to the root. In a
+    container the path in /proc may be the host's and not exist; then the root's files have the
+    quota.
     """
     quotas = []
     for line in _read(root / "proc/self/cgroup").splitlines():
@@ -144,7 +146,7 @@ def _quota(group: Path, version_2: bool) -> float | None:
         words = [_read(group / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
     try:
         quota, period = (int(word) for word in words)
-    except ValueError:  # no such file, or "max": no quota
+    except ValueError:  # there is no such file, or it says "max"
         return None
     return quota / period if quota > 0 and period > 0 else None
 
@@ -152,5 +154,5 @@ def _quota(group: Path, version_2: bool) -> float | None:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # not Linux, or not mounted
+    except OSError:  # the system is not Linux, or the file system is not mounted
         return ""

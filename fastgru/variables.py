@@ -127,17 +127,15 @@ class Variable(NDArrayOperatorsMixin):
         return self.assign(follow(self._value, operand) + operand)
 
     def assign_sub(self, value: Any) -> np.ndarray:
-        """Subtract from the value.
+        """Subtract from the value, as `assign_add` adds to it.
 
         Parameters
         ----------
         value : array_like
-            Of a shape that broadcasts to the weight's.
 
         Returns
         -------
         ndarray
-            The new value, read-only.
         """
         operand = self._operand(value)
         return self.assign(follow(self._value, operand) - operand)

@@ -155,14 +155,14 @@ class Probe:
         x, dy, hx = drawn(*outer, units), drawn(*outer, units), drawn(1, batch, units)
         y, dx, hy, dhx = (engine.zeros(a.shape, spec.dtype) for a in (x, x, hx, hx))
         space = drawn(*net.space().shape)
-        ends = net.sequences(CUDNN_STEPS, [CUDNN_STEPS] * batch, steps_first=steps_first)
+        desc = net.descriptors(CUDNN_STEPS, [CUDNN_STEPS] * batch, steps_first=steps_first)
 
         def forward(training: bool = False) -> Any:
-            return net.forward(training, ends, x, hx, y, hy, space)
+            return net.forward(training, desc, x, hx, y, hy, space)
 
         def training() -> Any:
             dspace = net.space()
-            net.backward(ends, x, hx, y, dy, None, dx, dhx, space, dspace, forward(True))
+            net.backward(desc, x, hx, y, dy, None, dx, dhx, space, dspace, forward(True))
             return dspace
 
         def outputs() -> bytes:

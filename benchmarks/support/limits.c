@@ -25,9 +25,7 @@ static float total(const vec *sums, int count) {
     return out;
 }
 
-size_t fma_flop(size_t rounds) {
-    return rounds * SUMS * LANES * 2;
-}
+size_t fma_flop(size_t rounds) { return rounds * SUMS * LANES * 2; }
 
 float fma_loop(size_t rounds, float factor, float term) {
     vec sums[SUMS], a, b;

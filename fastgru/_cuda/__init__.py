@@ -1,1 +1,1 @@
-"""The CUDA part: kernels as text, compiled at first use, for `fastgru.backends.cuda` alone."""
+"""For the backends of a device: CUDA kernels as text, the engine that runs them, cuDNN's calls."""

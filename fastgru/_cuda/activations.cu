@@ -1,5 +1,5 @@
-/* Number types and activations of the CUDA kernels. Text without includes: NVRTC compiles it in
- * milliseconds, and tests/support/cuda_shim compiles the same text as C++.
+/* Number types and activations of the CUDA kernels. The text includes no header, so that NVRTC
+ * compiles it in milliseconds and the tests' emulator compiles the same text as C++.
  *
  * Chosen at compile time, so that no kernel branches on any of it:
  *   FLOAT_BITS                      16, 32 or 64: what arrays hold (STORE); sums are float for 16
@@ -8,9 +8,9 @@
  *   GATE, GATE_A, GATE_B, GATE_C    the same of the recurrent activation
  *   ACT_KEEPS_VALUE, GATE_KEEPS_VALUE   1 where the slope is a function of the value alone
  *
- * The formulas are those of fastgru/activations.py, whose docstring names the sources. Every choice
- * is written with x in the place where NaN survives. exp, tanh and erf are CUDA's own, which stay
- * within 2 ulp.
+ * The formulas are those of fastgru/activations.py, whose docstring names the sources. Comparisons
+ * are written so that the value of NaN is NaN. exp, tanh and erf are CUDA's own, with errors of at
+ * most 2 ulp.
  */
 
 #if FLOAT_BITS == 64
@@ -24,15 +24,15 @@ typedef float MATH;
 #endif
 
 #if FLOAT_BITS == 16
-/* The bits alone. cuda_fp16.h and cuda_bf16.h have types, and thousands of lines more. */
+/* Only the bits: the types of cuda_fp16.h and cuda_bf16.h bring thousands of lines with them. */
 struct STORE {
     unsigned short bits;
 };
 #endif
 
 #if defined(BFLOAT16)
-/* The upper half of a float; to the nearest, ties to even. A NaN stays one, and is made quiet: the
- * sum could carry into its exponent, and a payload in the lower half would be lost. */
+/* The upper half of a float, rounded to the nearest, ties to even. A NaN is made quiet instead: the
+ * sum could carry into its exponent, or its payload could be in the lower half, which is lost. */
 __device__ inline MATH load(const STORE *at) { return __uint_as_float((unsigned)at->bits << 16); }
 __device__ inline void store(STORE *at, MATH value) {
     const unsigned bits = __float_as_uint(value), upper = bits >> 16;
@@ -70,7 +70,7 @@ __device__ inline MATH sixth(MATH x) { return clip(x / L(6.0) + L(0.5), L(0.0), 
 __device__ inline MATH squared(MATH x) { return x * x; }
 
 __device__ inline MATH logistic(MATH x) {
-    /* e^-x overflows to infinity where the answer is 0 */
+    /* where e^-x overflows to infinity the result is 0, as it should be */
     return L(1.0) / (L(1.0) + M(exp)(-x));
 }
 
@@ -79,7 +79,7 @@ __device__ inline MATH soft_maximum(MATH x) {
 }
 
 __device__ inline MATH tanh_of_softplus(MATH x) {
-    /* without a logarithm: tanh(log(1 + e)) = w / (w + 2), w = e (e + 2); 1 from x = 20 on */
+    /* tanh(log(1 + e)) = w / (w + 2) with w = e (e + 2): no logarithm; 1 from x = 20 on */
     const MATH e = M(exp)(x > L(20.0) ? L(20.0) : x), w = e * (e + L(2.0));
     return w / (w + L(2.0));
 }
@@ -89,7 +89,7 @@ __device__ inline MATH normal_cdf(MATH x) {
 }
 
 __device__ inline MATH normal_cdf_tanh(MATH x) {
-    /* the cube of a large float32 would overflow */
+    /* the clip: the cube of a large float32 would overflow */
     const MATH c = clip(x, L(-100.0), L(100.0));
     return L(0.5) *
            (L(1.0) + M(tanh)(L(0.79788456080286535588) * (c + L(0.044715) * (c * c * c))));
@@ -117,7 +117,7 @@ __device__ inline MATH slope_of_mish(MATH x) {
 }
 
 __device__ inline MATH relu_below(MATH x, MATH slope, MATH threshold) {
-    /* a slope of 0 must not make NaN of -infinity */
+    /* 0 times -infinity would be NaN */
     return slope != L(0.0) ? slope * min0(x - threshold) : L(0.0);
 }
 
@@ -130,7 +130,7 @@ __device__ inline MATH relu_below(MATH x, MATH slope, MATH threshold) {
 #define SELU_ALPHA L(1.6732632423543772848)
 #define SELU_SCALE L(1.0507009873554804935)
 
-/* The slopes of these three are made from y alone. */
+/* The slopes of these three depend on y alone. */
 ACTIVATION(linear, x, L(1.0))
 ACTIVATION(tanh, M(tanh)(x), L(1.0) - y * y)
 ACTIVATION(sigmoid, logistic(x), y * (L(1.0) - y))
@@ -153,7 +153,7 @@ ACTIVATION(silu, x * logistic(x), slope_of_silu(x))
 ACTIVATION(mish, x * tanh_of_softplus(x), slope_of_mish(x))
 ACTIVATION(gelu, x * normal_cdf(x), slope_of_gelu(x))
 ACTIVATION(gelu_tanh, x * normal_cdf_tanh(x), slope_of_gelu_tanh(x))
-/* neither branch cancels */
+/* two forms, so that neither subtracts numbers of nearly the same size */
 ACTIVATION(squareplus,
            x > L(0.0) ? L(0.5) * (x + M(hypot)(x, M(sqrt)(A)))
                       : L(0.5) * A / (M(hypot)(x, M(sqrt)(A)) - x),
@@ -171,7 +171,7 @@ ACTIVATION(hard_silu, x * sixth(x),
 ACTIVATION(sparse_plus, x >= L(1.0) ? x : squared(ramp(x)), ramp(x))
 ACTIVATION(sparse_sigmoid, ramp(x), M(fabs)(x) < L(1.0) ? L(0.5) : L(0.0))
 
-#define INFINITE __longlong_as_double(0x7ff0000000000000) /* as a parameter */
+#define INFINITE __longlong_as_double(0x7ff0000000000000) /* a parameter may be it */
 #define PASTE(a, b) a##b
 #define APPLY(kind, name, ...) PASTE(kind, name)(__VA_ARGS__)
 
@@ -182,7 +182,7 @@ __device__ inline MATH gate(MATH x) {
     return APPLY(act_, GATE, x, MATH(GATE_A), MATH(GATE_B), MATH(GATE_C));
 }
 
-/* A value and its slope from what forward kept of it: the value, or the argument. */
+/* An activation's value and slope, from what forward kept of it: the value, or the argument. */
 struct Slope {
     MATH y, slope;
 };

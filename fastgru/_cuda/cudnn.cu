@@ -1,25 +1,25 @@
-/* What cuDNN leaves to do around its calls: masks, directions, dropout, the layout of weights.
+/* The work around cuDNN's calls: masks, directions, dropout, the layout of weights.
  *
- * fastgru/backends/cudnn.py calls these. cuDNN wants every row to begin at once and to have all its
- * padding at the end: its step k of a row is the row's k-th valid step in processing order, which is
- * step `first_step + k`. What it leaves at padding is undefined and is never read here.
+ * fastgru/backends/cudnn_call.py launches these kernels. cuDNN's rows all begin at once and have
+ * their padding at the end: its step k of a row is the row's k-th valid step in processing order,
+ * which is step `first_step + k`. What cuDNN writes at padding is undefined and is never read here.
  *
- * `turned`: a sequence that cuDNN itself walked backwards (the second half of a bidirectional one)
- * has its k-th step at n - 1 - k, n being the row's length.
+ * `backwards`: cuDNN itself walked this sequence backwards, as the second direction of a pair. Its
+ * k-th step is then at n - 1 - k, where n is the row's length.
  */
 
-__device__ inline long long length_of(const Call &c, long long b) {
+__device__ inline long long length_of(const Common &c, long long b) {
     return c.lengths ? c.lengths[b] : c.T;
 }
 
-/* A padding at the end comes first where time is reversed. */
-__device__ inline long long first_step(const Call &c, long long b) {
+/* With time reversed, the padding at the end comes first. */
+__device__ inline long long first_step(const Common &c, long long b) {
     return c.reverse ? c.T - length_of(c, b) : 0;
 }
 
-/* x as cuDNN takes it, zeros at padding, times the dropout mask.
+/* x in the order that cuDNN takes, zeros at padding, times the dropout mask.
  *   x (B, T, I) strides x_b, x_t, x_i    dropout (B, I); NULL: none    out (n, B, I) */
-KERNEL gather_x(Call c, long long n, const STORE *x, long long x_b, long long x_t, long long x_i,
+KERNEL gather_x(Common c, long long n, const STORE *x, long long x_b, long long x_t, long long x_i,
                 const STORE *dropout, STORE *out) {
     const long long j = THREAD, i = j % c.I, b = j / c.I % c.B, k = j / (c.I * c.B);
     if (k >= n)
@@ -33,8 +33,8 @@ KERNEL gather_x(Call c, long long n, const STORE *x, long long x_b, long long x_
     store(out + j, value);
 }
 
-/* The way back: dx (B, T, I) in input order, zeros where masked, from cuDNN's d (n, B, I). */
-KERNEL scatter_dx(Call c, const STORE *d, const STORE *dropout, STORE *dx) {
+/* The reverse: dx (B, T, I) in input order, zeros where masked, from cuDNN's d (n, B, I). */
+KERNEL scatter_dx(Common c, const STORE *d, const STORE *dropout, STORE *dx) {
     const long long j = THREAD, i = j % c.I, t = j / c.I % c.T, b = j / (c.I * c.T);
     if (b >= c.B)
         return;
@@ -48,12 +48,12 @@ KERNEL scatter_dx(Call c, const STORE *d, const STORE *dropout, STORE *dx) {
     store(dx + j, value);
 }
 
-/* States or outputs of all steps, or the last output alone, from cuDNN's.
+/* States or outputs of all steps, or the last output alone, from cuDNN's outputs h.
  *   h       strides h_b, h_k and 1
  *   outputs 1: zeros before the first valid step, and at each masked one with zero_masked
  *           0: the state before the first valid step is h0
- *   y       (B, T, H), or (B, H) for the last output, strides y_b, y_s, y_u; not h */
-KERNEL spread(Call c, const STORE *h, long long h_b, long long h_k, long long turned,
+ *   y       (B, T, H), or (B, H) for the last output, strides y_b, y_s, y_u; other memory than h */
+KERNEL spread(Common c, const STORE *h, long long h_b, long long h_k, long long backwards,
               long long outputs, STORE *y, long long y_b, long long y_s, long long y_u) {
     const bool last = outputs && !c.sequences;
     const long long j = THREAD, steps = last ? 1 : c.T, u = j % c.H, s = j / c.H % steps;
@@ -66,23 +66,23 @@ KERNEL spread(Call c, const STORE *h, long long h_b, long long h_k, long long tu
     MATH value = L(0.0);
     if (k >= 0 && length > 0 && !(masked && outputs && c.zero_masked)) {
         k = masked ? length - 1 : k;
-        value = load(h + b * h_b + (turned ? length - 1 - k : k) * h_k + u);
+        value = load(h + b * h_b + (backwards ? length - 1 - k : k) * h_k + u);
     } else if (!outputs && c.h0) {
         value = load(c.h0 + b * c.H + u);
     }
     store(y + b * y_b + s * y_s + u * y_u, value);
 }
 
-/* The gradient of cuDNN's outputs: a masked output repeats the last valid one, whose gradient it
- * therefore is.
+/* The gradient of cuDNN's outputs. A masked output repeats the last valid one, so that its gradient
+ * is added to that one's.
  *   dy (B, T, H) or (B, H) as sequences says    dh n steps, strides dh_b, dh_k and 1 */
-KERNEL fold_dy(Call c, long long n, const STORE *dy, long long turned, STORE *dh, long long dh_b,
-               long long dh_k) {
+KERNEL fold_dy(Common c, long long n, const STORE *dy, long long backwards, STORE *dh,
+               long long dh_b, long long dh_k) {
     const long long j = THREAD, u = j % c.H, b = j / c.H % c.B, at = j / (c.H * c.B);
     if (at >= n)
         return;
     const long long length = length_of(c, b), first = first_step(c, b), end = first + length;
-    const long long k = turned ? length - 1 - at : at;
+    const long long k = backwards ? length - 1 - at : at;
     const bool repeats = k == length - 1 && !c.zero_masked;
     MATH value = L(0.0);
     if (at < length && c.sequences) {
@@ -95,17 +95,17 @@ KERNEL fold_dy(Call c, long long n, const STORE *dy, long long turned, STORE *dh
     store(dh + b * dh_b + at * dh_k + u, value);
 }
 
-/* Rows that end before cuDNN's step k, of which it was told that they have one step more: `to` gets
- * what `from` has, or zeros if that is NULL. Both (B, H). */
-KERNEL keep_ended(Call c, long long k, const STORE *from, STORE *to) {
+/* For rows that have no step from cuDNN's step k on: `to` gets what `from` has, or zeros if that is
+ * NULL. cuDNN was given one step of zeros there, whose result this replaces. Both (B, H). */
+KERNEL keep_ended(Common c, long long k, const STORE *from, STORE *to) {
     const long long i = THREAD;
     if (i < c.B * c.H && length_of(c, i / c.H) <= k)
         store(to + i, from ? load(from + i) : L(0.0));
 }
 
-/* Where cuDNN's weights have element (row, column) of Keras': of kernel (I, 3H), recurrent kernel
+/* The index in cuDNN's weights of element (row, column) of Keras': kernel (I, 3H), recurrent kernel
  * (H, 3H) and bias (2, 3H), one below the other.
- *   at (4, 3)   where a matrix (H, I), a matrix (H, H) and the two biases of each gate begin */
+ *   at (4, 3)   where the matrix (H, I), the matrix (H, H) and the two biases of each gate begin */
 __device__ inline long long place_of(long long I, long long H, const long long *at, long long row,
                                      long long column) {
     const long long g = column / H, u = column % H;
@@ -116,7 +116,7 @@ __device__ inline long long place_of(long long I, long long H, const long long *
     return at[3 * (2 + row - I - H) + g] + u;
 }
 
-/* space: zeros at first; bias NULL: none. */
+/* space is full of zeros before; bias NULL: none. */
 KERNEL pack_weights(long long I, long long H, const long long *at, const STORE *kernel,
                     const STORE *recurrent, const STORE *bias, STORE *space) {
     const long long j = THREAD, row = j / (3 * H);

@@ -1,7 +1,7 @@
-"""What the CUDA backend computes with: CuPy's arrays, cuBLAS, and the kernels of `source`.
+"""What the device backends compute with: CuPy's arrays, cuBLAS, and the kernels of `source`.
 
 CuPy is imported by the first call of `current`. The tests' emulator is an `Engine` as well, with
-NumPy's arrays and the same kernels compiled for the host, so that the same backend code runs there.
+NumPy's arrays and the same kernels compiled for the host, so that it runs the same backend code.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fastgru.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from fastgru._native._launch import Program
+    from fastgru._native._command_list import CommandList
 
-# cudaDataType_t and cublasComputeType_t, by the dtype of the sums; those of 16 bits are floats.
+# cudaDataType_t by the dtype of data, and cublasComputeType_t by the dtype of sums.
 _DATA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_TYPE = {"float32": 68, "float64": 70}
-_TF32 = {"float32": 77}  # of float32 operands alone, which it rounds to 11 bits
+_TF32 = {"float32": 77}  # for float32 operands only, which it rounds to 11 bits
 _GEMM_DEFAULT = -1
 _DRIVER = "libcuda.so.1"  # as CuPy opens it on Linux
 _FACTORS = {name: np.array([1, 0], name) for name in _COMPUTE_TYPE}  # alpha and beta
@@ -33,9 +33,9 @@ _FACTOR_ADDRESSES = {name: factors.ctypes.data for name, factors in _FACTORS.ite
 
 
 class Each(NamedTuple):
-    """An argument that is another one in each step: an array, or a Python int, and what is added.
+    """An argument that moves from step to step: an array or a Python int, and what is added to it.
 
-    The stride is in bytes for an array, whose memory `first` is in the first step.
+    ``first`` is the argument of the first step. For an array, the stride is in bytes.
     """
 
     first: Any
@@ -43,15 +43,15 @@ class Each(NamedTuple):
 
 
 def each(array: Any) -> Each:
-    """Return the argument that is ``array[0]``, then ``array[1]`` ...; both arrays themselves."""
+    """Return the argument that is ``array[0]`` in the first step, ``array[1]`` in the next ..."""
     return Each(array[0], array.strides[0])
 
 
 class Launch(NamedTuple):
-    """A kernel of `source.text` with ``size`` threads or more, none if ``size`` is 0.
+    """A kernel of `source.text` with at least ``size`` threads; not launched if ``size`` is 0.
 
     Arguments are C-contiguous arrays, None (a null pointer), Python ints (long long, or an
-    address), `Each` of these, or NumPy arrays of one element of `source`'s structs, which go by
+    address), `Each` of these, or NumPy arrays of one of `source`'s structs, which is passed by
     value.
     """
 
@@ -64,8 +64,8 @@ class Launch(NamedTuple):
 class Product(NamedTuple):
     """The matrix product of ``a`` (m, k) and ``b`` (k, n), written to ``out`` (m, n); k is not 0.
 
-    One axis of each operand, and the last one of ``out``, is without gaps. ``out`` has the dtype
-    that the operands' sums have and overlaps neither of them. Each of them may be an `Each`.
+    One axis of each operand, and the last one of ``out``, has no gaps. ``out`` has the dtype of the
+    operands' sums and overlaps neither of them. All three may be an `Each`.
     """
 
     a: Any
@@ -73,10 +73,13 @@ class Product(NamedTuple):
     out: Any
 
 
-class Engine:
-    """Arrays, products and kernels of the CUDA device that is current, now and at every use.
+Command = Launch | Product
 
-    All work is on the caller's current stream.
+
+class Engine:
+    """Arrays, products and kernels of the CUDA device that is current when the engine is made.
+
+    The device has to be current at every use as well. All work goes to the caller's current stream.
     """
 
     _THREADS = 128
@@ -98,8 +101,8 @@ class Engine:
         self._cupy, self._cublas = cupy, cublas
         self._occupancy = driver.occupancyMaxActiveBlocksPerMultiprocessor
         self._handle = device.get_cublas_handle
-        # CuPy's cuBLAS is the one that its extension is linked with, where dlsym looks too:
-        # whatever its version is, and wherever it lies.
+        # CuPy's extension is linked with its cuBLAS, so that dlsym finds the same one through it,
+        # whatever its version and its folder are.
         self._functions = _Functions(ctypes.CDLL(_DRIVER), ctypes.CDLL(cublas.__file__))
         limits = cupy.cuda.Device().attributes
         self._residency: tuple[int, int] = (0, 0)
@@ -131,7 +134,7 @@ class Engine:
         return 0 if array is None else array.data.ptr
 
     def synchronize(self) -> None:
-        """Wait until what was asked for is done, so that other streams may read it."""
+        """Wait for the current stream's work, so that other streams may read its results."""
         self._cupy.cuda.get_current_stream().synchronize()
 
     def stream(self) -> int:
@@ -139,7 +142,7 @@ class Engine:
         return int(self._cupy.cuda.get_current_stream().ptr)
 
     def seconds(self, work: Callable[[], object]) -> float:
-        """Return how long the device takes for what ``work`` asks of it, and wait for it."""
+        """Return how long the device takes for what ``work`` launches; wait for the end of it."""
         start, end = self._cupy.cuda.Event(), self._cupy.cuda.Event()
         start.record()
         work()
@@ -148,33 +151,32 @@ class Engine:
         return float(self._cupy.cuda.get_elapsed_time(start, end)) / 1000  # CuPy has milliseconds
 
     def with_tf32(self) -> Engine:
-        """Return the same engine, but its products of float32 may round operands to TF32."""
+        """Return a copy of the engine whose products of float32 may round operands to TF32."""
         engine = copy.copy(self)
         engine._compute_type = _TF32
         return engine
 
-    def repeat(self, steps: int, calls: Sequence[Launch | Product]) -> None:
-        """Do what ``calls`` says, in order, ``steps`` times.
+    def repeat(self, steps: int, commands: Sequence[Command]) -> None:
+        """Do all ``commands``, in order, ``steps`` times.
 
         Raises
         ------
         BackendError
             Names the function that failed, its status, and the step.
         """
-        program = self._functions.program()
-        names, products = [], False
-        for call in calls:
-            if isinstance(call, Product):
-                if self._add_product(program, call):
+        command_list = self._functions.command_list()
+        names = []
+        for command in commands:
+            if isinstance(command, Product):
+                if self._add_product(command_list, command):
                     names.append("cublasGemmEx")
-                    products = True
-            elif call.size:
-                blocks = -(-call.size // self._THREADS)
-                function = self._function(call.name, call.options)
-                arguments = self._slots(call.name, call.arguments)
-                program.add_kernel(function, blocks, self._THREADS, 0, False, arguments)
-                names.append(call.name)
-        self._issue(program, steps, names, products)
+            elif command.size:
+                blocks = -(-command.size // self._THREADS)
+                function = self._function(command.name, command.options)
+                arguments = self._slots(command.name, command.arguments)
+                command_list.add_kernel(function, blocks, self._THREADS, 0, False, arguments)
+                names.append(command.name)
+        self._issue(command_list, steps, names)
 
     def gemm(self, a: Any, b: Any, out: Any) -> None:
         """Do one `Product`, of matrices that may be empty; zeros where k is 0."""
@@ -183,16 +185,10 @@ class Engine:
         else:
             out.fill(0)
 
-    def launch(
-        self, name: str, options: tuple[str, ...], size: int, arguments: Sequence[Any]
-    ) -> None:
-        """Do one `Launch`."""
-        self.repeat(1, [Launch(name, options, size, arguments)])
-
     def residency(self) -> tuple[int, int]:
-        """Return the multiprocessors, and the bytes of shared memory that a block can have.
+        """Return how many multiprocessors there are, and how many bytes a block can share at most.
 
-        No multiprocessors where the device cannot launch blocks that wait for each other.
+        Both are 0 where the device cannot launch blocks that wait for each other.
         """
         return self._residency
 
@@ -205,11 +201,11 @@ class Engine:
         shared_bytes: int,
         arguments: Sequence[Any],
     ) -> None:
-        """Run one of `source.RESIDENT`, at most `resident_blocks` of its blocks."""
+        """Launch one of `source.RESIDENT` with at most `resident_blocks` blocks."""
         function = self._function(name, options)
-        program, slots = self._functions.program(), self._slots(name, arguments)
-        program.add_kernel(function, blocks, threads, shared_bytes, True, slots)
-        self._issue(program, 1, [name], False)
+        command_list, slots = self._functions.command_list(), self._slots(name, arguments)
+        command_list.add_kernel(function, blocks, threads, shared_bytes, True, slots)
+        self._issue(command_list, 1, [name])
 
     def resident_blocks(
         self, name: str, options: tuple[str, ...], threads: int, shared_bytes: int
@@ -219,16 +215,16 @@ class Engine:
         return blocks * self.residency()[0]
 
     def _function(self, name: str, options: tuple[str, ...]) -> int:
-        """Return a kernel's CUfunction for this device; it lives as long as the process."""
+        """Return a kernel's CUfunction for this device, valid as long as the process lives."""
         kernel = _kernel(name, options)
         if name in source.RESIDENT:
-            # All that a block can have: a limit, and the same one for every thread that sets it.
+            # As much as a block can have: this sets a limit only, and every thread the same one.
             kernel.max_dynamic_shared_size_bytes = self.residency()[1]
         function: int = kernel.kernel.ptr
         return function
 
     def _slots(self, name: str, arguments: Sequence[Any]) -> list[tuple[int, int | None]]:
-        """Return the arguments of a kernel as `Program` takes them."""
+        """Return the arguments of a kernel as `CommandList` takes them."""
         slots: list[tuple[int, int | None]] = []
         for argument in arguments:
             value, stride = argument if isinstance(argument, Each) else (argument, 0)
@@ -238,23 +234,23 @@ class Engine:
                 slots.append((value.ctypes.data, None))
             elif value.flags.c_contiguous:
                 slots.append((self.address(value), stride))
-            else:  # A kernel gets the pointer alone: gaps would be read as data.
+            else:  # a kernel gets the pointer only: it would read gaps as data
                 raise AssertionError(f"{name}: expected C-contiguous arrays")
         return slots
 
-    def _add_product(self, program: Program, product: Product) -> bool:
-        """Add a product to the program; nothing if there is nothing to write."""
+    def _add_product(self, command_list: CommandList, product: Product) -> bool:
+        """Add a product to the list, unless ``out`` is empty; return whether it was added."""
         (a, a_step), (b, b_step), (out, out_step) = (
             operand if isinstance(operand, Each) else (operand, 0) for operand in product
         )
         (m, k), n = a.shape, b.shape[1]
         if not m or not n:
             return False
-        # cuBLAS counts columns first: it is asked for out^T = b^T a^T.
+        # cuBLAS' matrices are column-major: it is asked for out^T = b^T a^T.
         (trans_b, ldb), (trans_a, lda) = _as_transposed(b), _as_transposed(a)
         kind, out_kind = _DATA_TYPE[a.dtype.name], _DATA_TYPE[out.dtype.name]
         one = _FACTOR_ADDRESSES[out.dtype.name]
-        program.add_product(
+        command_list.add_product(
             (trans_b, trans_a),
             (n, m, k),
             (self.address(b), b_step, kind, ldb),
@@ -264,15 +260,16 @@ class Engine:
         )
         return True
 
-    def _issue(self, program: Program, steps: int, names: list[str], products: bool) -> None:
+    def _issue(self, command_list: CommandList, steps: int, names: list[str]) -> None:
         stream = self.stream()
-        failed = program.issue(steps, stream, self._handle_on(stream) if products else 0)
+        handle = self._handle_on(stream) if "cublasGemmEx" in names else 0
+        failed = command_list.issue(steps, stream, handle)
         if failed:
-            status, call, step = failed
-            raise self._failure(names[call], status, f"step {step} of {steps}")
+            status, command, step = failed
+            raise self._failure(names[command], status, f"step {step} of {steps}")
 
     def _handle_on(self, stream: int) -> int:
-        """Return cuBLAS' handle of this thread and device, told to work on the stream."""
+        """Return cuBLAS' handle of this thread and device, set to work on the stream."""
         handle: int = self._handle()
         self._cublas.setStream(handle, stream)
         return handle
@@ -282,7 +279,7 @@ class Engine:
 
 
 class _Functions:
-    """What is called of CUDA's driver and of cuBLAS, both as ctypes has them."""
+    """The functions of CUDA's driver and of cuBLAS that the engine calls, found by ctypes."""
 
     def __init__(self, driver: Any, cublas: Any) -> None:
         self._driver, self._cublas = driver, cublas
@@ -292,12 +289,12 @@ class _Functions:
             ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions
         ]
 
-    def program(self) -> Program:
-        """Return an empty program of these functions."""
-        # Here, so that fastgru can be imported where its extensions are not built.
-        from fastgru._native._launch import Program
+    def command_list(self) -> CommandList:
+        """Return an empty list of commands that calls these functions."""
+        # Imported here, so that fastgru can be imported where its extensions are not built.
+        from fastgru._native._command_list import CommandList
 
-        return Program(*self.addresses)
+        return CommandList(*self.addresses)
 
     def status_name(self, caller: str, status: int) -> str:
         """Return the name of a status that cublasGemmEx, or the launch of a kernel, returned."""
@@ -316,8 +313,8 @@ def current() -> Engine:
 
     runtime = cupy.cuda.runtime
     device = runtime.getDevice()
-    # A thread's first launch needs a context, which CUDA's runtime makes when it is told the
-    # device, and its driver, which launches here, never.
+    # A thread's first launch needs a context. The driver, which launches here, never makes one;
+    # the runtime does when it is told the device.
     runtime.setDevice(device)
     return _engine(device)
 
@@ -331,7 +328,7 @@ def missing() -> str | None:
             cupy.cuda.runtime.getDevice()
     except ModuleNotFoundError as error:
         return f"CuPy is missing ({error}); pip install 'fastgru[cuda12]' or 'fastgru[cuda13]'"
-    except ImportError as error:  # of a library of CUDA's, of which CuPy says much
+    except ImportError as error:  # a library of CUDA's is missing: CuPy's text has many lines
         return f"CuPy cannot be imported: {str(error).strip().partition(chr(10))[0]}"
     except BackendError as error:
         return str(error)
@@ -340,9 +337,9 @@ def missing() -> str | None:
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Raise BackendError, with the status' name, for what CuPy and CUDA's libraries raise.
+    """Raise BackendError, with the status' name, in place of errors of CuPy and CUDA's libraries.
 
-    MemoryError stays what it is, and so does what is not theirs.
+    A MemoryError stays as it is, and so do the errors of other packages.
     """
     try:
         yield
@@ -362,9 +359,9 @@ def _engine(device: int) -> Engine:
 def _module(options: tuple[str, ...], program: str) -> Any:
     import cupy
 
-    # A RawModule compiles per device at first use, and keeps what it compiled on disk. CuPy adds
-    # -ftz=true. It is not told that blocks wait for each other: the launch needs that, not the
-    # compiler, and CuPy 13 would then link with libcudadevrt.a of a CUDA toolkit.
+    # A RawModule compiles for each device at first use, and keeps the result on disk. CuPy adds
+    # -ftz=true. CuPy is not told that launches are cooperative: the compiler does not need it, and
+    # CuPy 13 would then link with libcudadevrt.a of a CUDA toolkit.
     return cupy.RawModule(
         code=source.text(program), options=("-std=c++17", *options), backend="nvrtc"
     )
@@ -373,6 +370,11 @@ def _module(options: tuple[str, ...], program: str) -> Any:
 @functools.cache
 def _kernel(name: str, options: tuple[str, ...]) -> Any:
     return _module(options, source.RESIDENT.get(name, "steps")).get_function(name)
+
+
+def element_strides(array: Any) -> list[int]:
+    """Return the strides of an array, which are whole elements, in elements."""
+    return [stride // array.itemsize for stride in array.strides]
 
 
 def whole_strides(engine: Engine, array: Any) -> Any:
@@ -384,13 +386,13 @@ def whole_strides(engine: Engine, array: Any) -> Any:
 
 
 def _row_stride(matrix: Any) -> int:
-    """Return the elements between two rows; of one row, what cuBLAS takes."""
+    """Return the elements from a row's begin to the next one's; for one row, what cuBLAS takes."""
     stride = matrix.strides[0] // matrix.itemsize if matrix.shape[0] > 1 else 0
     return int(max(stride, matrix.shape[1], 1))
 
 
 def _as_transposed(matrix: Any) -> tuple[int, int]:
-    """Return cuBLAS' (operation, leading dimension) that read a matrix of rows as its transpose."""
+    """Return cuBLAS' (operation, leading dimension) that read a row-major matrix transposed."""
     rows, columns = matrix.strides
     if columns == matrix.itemsize or matrix.shape[1] == 1:
         return 0, _row_stride(matrix)

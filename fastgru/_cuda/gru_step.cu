@@ -1,5 +1,5 @@
-/* One step of a GRU for one element, (row b, unit u), from its sums on, forward and back; for all
- * kernels.
+/* One step of a GRU for one element, (row b, unit u), forward and back, given the sums of its
+ * products. All kernels use it.
  *
  * Symbols: B batch, T timesteps, I inputs, H units; gates z (update), r (reset), n (candidate);
  * p = x.W, q = k.U, where k is the state as a gate sees it: h, or h times the gate's recurrent
@@ -8,46 +8,46 @@
  * Arrays are C-contiguous unless strides, in elements, are named, and overlap no other one. Numbers
  * of type MATH are sums, of type STORE what products take.
  *
- * x at masked steps is replaced by zeros before any product, and what a masked step would give is
- * dropped by a choice, not by a factor 0: a NaN there changes nothing.
+ * x at masked steps is replaced by zeros before any product, and the results of a masked step are
+ * dropped by a branch, not by a factor 0: a NaN there changes nothing.
  */
 
-/* What is the same in all kernels of a call; every member has 8 bytes (source.py has its twin). */
-struct Call {
+/* What all kernels of a call get; every member has 8 bytes. source.COMMON is the same in Python. */
+struct Common {
     long long B, T, I, H;
     long long reset_after, reverse, sequences, zero_masked; /* flags of the problem */
-    const unsigned char *steps;    /* (B, T) in input order, 0: masked; NULL: none */
-    const long long *lengths;      /* (B): row b is valid for t < lengths[b]; NULL: none */
-    const unsigned char *resets;   /* (B, T) in input order; NULL: none */
+    const unsigned char *steps;     /* (B, T) in input order, 0: masked; NULL: none */
+    const long long *lengths;       /* (B): row b is valid for t < lengths[b]; NULL: none */
+    const unsigned char *resets;    /* (B, T) in input order; NULL: none */
     const STORE *recurrent_dropout; /* (3, B, H); NULL: none */
-    const STORE *h0;               /* (B, H); NULL: zeros */
+    const STORE *h0;                /* (B, H); NULL: zeros */
 };
 
 #define KERNEL extern "C" __global__ void
 #define THREAD ((long long)blockIdx.x * blockDim.x + threadIdx.x)
 
-__device__ inline long long time_of(const Call &c, long long s) {
+__device__ inline long long time_of(const Common &c, long long s) {
     return c.reverse ? c.T - 1 - s : s;
 }
 
-__device__ inline bool valid(const Call &c, long long b, long long s) {
+__device__ inline bool valid(const Common &c, long long b, long long s) {
     const long long t = time_of(c, s);
     if (c.lengths)
         return t < c.lengths[b];
     return !c.steps || c.steps[b * c.T + t];
 }
 
-__device__ inline bool resets(const Call &c, long long b, long long s) {
+__device__ inline bool resets(const Common &c, long long b, long long s) {
     return c.resets && c.resets[b * c.T + time_of(c, s)];
 }
 
-__device__ inline MATH dropped(const Call &c, int g, long long i, MATH h) {
+__device__ inline MATH dropped(const Common &c, int g, long long i, MATH h) {
     return c.recurrent_dropout ? h * load(c.recurrent_dropout + g * c.B * c.H + i) : h;
 }
 
-/* Hand the state to step s: h (B, H), and with recurrent dropout k (3, B, H). */
-__device__ inline void start_step(const Call &c, long long b, long long i, long long s, MATH state,
-                                  STORE *h, STORE *k) {
+/* Write what step s starts from: h (B, H), and with recurrent dropout k (3, B, H). */
+__device__ inline void start_step(const Common &c, long long b, long long i, long long s,
+                                  MATH state, STORE *h, STORE *k) {
     if (s < c.T && resets(c, b, s))
         state = L(0.0);
     store(h + i, state);
@@ -56,18 +56,18 @@ __device__ inline void start_step(const Call &c, long long b, long long i, long 
             store(k + g * c.B * c.H + i, dropped(c, g, i, state));
 }
 
-/* Where a step's results go. y (B, T, H) or (B, H) with strides y_b, y_s and 1; y_s is 0 for
- * (B, H), so that y[s - 1] is the previous output either way. states (T, B, H) and kept
- * (T, B, 4, H), which is z, r, n, q_h, each as its value or as the activation's argument; NULL: not
- * wanted. */
+/* Where a step's results go; NULL: not wanted.
+ *   y (B, T, H) or (B, H)   strides y_b, y_s, 1; y_s is 0 for (B, H): y - y_s is the last output
+ *   states (T, B, H)
+ *   kept (T, B, 4, H)       z, r, n and q_h; of z, r and n the value or its argument */
 struct Results {
     STORE *y;
     long long y_b, y_s;
     STORE *states, *kept;
 };
 
-/* The end of step s: mask, output, state. before: the state it started from. */
-__device__ inline void end_step(const Call &c, const Results &out, long long b, long long u,
+/* The end of step s: mask, output, state. before: the state that it started from. */
+__device__ inline void end_step(const Common &c, const Results &out, long long b, long long u,
                                 long long s, MATH before, MATH after, STORE *h, STORE *k) {
     const long long i = b * c.H + u;
     STORE *y = out.y + b * out.y_b + s * out.y_s + u;
@@ -82,7 +82,7 @@ __device__ inline void end_step(const Call &c, const Results &out, long long b, 
     start_step(c, b, i, s + 1, after, h, k);
 }
 
-/* The argument of gate g; p and bias point to gate z of the element. */
+/* The argument of gate g's activation; p and bias point to gate z of the element. */
 __device__ inline MATH argument(const MATH *p, const MATH *bias, long long H, int g, MATH q) {
     return p[g * H] + q + bias[g * H];
 }
@@ -90,7 +90,7 @@ __device__ inline MATH argument(const MATH *p, const MATH *bias, long long H, in
 /* h' of step s, reset_after=True, from q = k.U of each gate.
  *   p (B, 3, H)   x.W of this step
  *   bias (4, H)   z and r, input and recurrence summed; n of the input; n of the recurrence */
-__device__ inline MATH new_state(const Call &c, const Results &out, long long b, long long u,
+__device__ inline MATH new_state(const Common &c, const Results &out, long long b, long long u,
                                  long long s, const MATH *p, const MATH *bias, MATH q_z, MATH q_r,
                                  MATH q_h, MATH before) {
     const long long H = c.H;
@@ -109,7 +109,7 @@ __device__ inline MATH new_state(const Call &c, const Results &out, long long b,
 }
 
 /* reset_after=False, first half: z (B, H) and rk (B, H) = r * k_h, from q of z and r. */
-__device__ inline void reset_state(const Call &c, const Results &out, long long b, long long u,
+__device__ inline void reset_state(const Common &c, const Results &out, long long b, long long u,
                                    long long s, const MATH *p, const MATH *bias, MATH q_z, MATH q_r,
                                    MATH k_h, MATH *z, STORE *rk) {
     const long long H = c.H, i = b * H + u;
@@ -125,8 +125,8 @@ __device__ inline void reset_state(const Call &c, const Results &out, long long 
     }
 }
 
-/* The rest of it: h' from q = rk.Uh. */
-__device__ inline MATH new_state_of_reset(const Call &c, const Results &out, long long b,
+/* reset_after=False, second half: h' from q = rk.Uh. */
+__device__ inline MATH new_state_of_reset(const Common &c, const Results &out, long long b,
                                           long long u, long long s, const MATH *p, const MATH *bias,
                                           MATH q_h, MATH z, MATH before) {
     const long long H = c.H;
@@ -143,15 +143,15 @@ __device__ inline MATH new_state_of_reset(const Call &c, const Results &out, lon
  *   after:   dr = da_n q                     dq_h = da_n r
  *   before:  e = da_n Uh^T   dr = e k_h      and k_h gets e r
  *   carry = dh z + sum_g dropout_g * (dq_g U_g^T)
- * A row of d is [da_n, da_z, da_r, dq_h], so that both what multiplies x and W, and what multiplies
- * h and U, is contiguous; with reset_after=False the last quarter is r k_h. d takes the place of
- * `kept`. The products dq.U^T of step s + 1 are added in step s, which can drop those of masked
- * rows: products holds an element's, 3 with recurrent dropout, else their sum, `apart` elements
- * from each other.
+ * A row of d is [da_n, da_z, da_r, dq_h]: the three that multiply x and W are contiguous, and so
+ * are the three that multiply h and U. With reset_after=False the last quarter is r k_h. d
+ * overwrites `kept`. Step s adds the products dq.U^T of step s + 1, and can so drop those of masked
+ * rows: products points to the element's, one for each gate with recurrent dropout and else their
+ * sum, `apart` elements from each other.
  */
 
-/* The state that step s starts from; i = b * H + u. states (T, B, H): the state after each step. */
-__device__ inline MATH state_before(const Call &c, const STORE *states, long long b, long long i,
+/* The state that step s starts from. states (T, B, H): the state after each step. */
+__device__ inline MATH state_before(const Common &c, const STORE *states, long long b, long long i,
                                     long long s) {
     if (resets(c, b, s))
         return L(0.0);
@@ -160,16 +160,16 @@ __device__ inline MATH state_before(const Call &c, const STORE *states, long lon
     return c.h0 ? load(c.h0 + i) : L(0.0);
 }
 
-/* The gates of k whose product with U step s needs: with reset_after=False the candidate has its
- * own. */
-__device__ inline int planes(const Call &c) {
+/* How many states k multiply U in a step: one, or with recurrent dropout one for each gate, without
+ * the candidate's of reset_after=False, whose product is a separate one. */
+__device__ inline int planes(const Common &c) {
     return c.recurrent_dropout ? (c.reset_after ? 3 : 2) : 1;
 }
 
-/* The gradient of the state after step s - 1, complete: from the carry of step s and its products,
- * which are not read for s = T. */
-__device__ inline MATH whole_carry(const Call &c, MATH carry, const MATH *products, long long apart,
-                                   long long b, long long i, long long s) {
+/* The whole gradient of the state after step s - 1: the carry of step s and its products, which are
+ * not read for s = T. */
+__device__ inline MATH whole_carry(const Common &c, MATH carry, const MATH *products,
+                                   long long apart, long long b, long long i, long long s) {
     if (s == c.T)
         return carry;
     if (resets(c, b, s))
@@ -180,10 +180,11 @@ __device__ inline MATH whole_carry(const Call &c, MATH carry, const MATH *produc
     return carry;
 }
 
-/* Step s, on the way back: gives d (T, B, 4, H) its quarters and carry (B, H) what h' leaves to h,
- * from the products of step s + 1. With reset_after=False da_r is still missing, and the last
- * quarter is r as it was kept. dy, pending: see back_step. */
-__device__ inline void gradient_of_step(const Call &c, long long b, long long u, long long s,
+/* Step s of the walk back, from the products of step s + 1: writes the quarters of d (T, B, 4, H),
+ * and to carry (B, H) the gradient that goes to h directly, not through a product. With
+ * reset_after=False da_r is still missing, and the last quarter is r as forward kept it. dy and
+ * pending: see back_step. */
+__device__ inline void gradient_of_step(const Common &c, long long b, long long u, long long s,
                                         const STORE *states, const STORE *dy, const MATH *products,
                                         long long apart, MATH *carry, MATH *pending, STORE *d) {
     const long long H = c.H, i = b * H + u;
@@ -217,9 +218,9 @@ __device__ inline void gradient_of_step(const Call &c, long long b, long long u,
     carry[i] = dh * z.y;
 }
 
-/* The rest of step s with reset_after=False, from e = da_n.Uh^T: gives d its third and last quarter
- * and the carry its share. */
-__device__ inline void gradient_of_reset(const Call &c, long long b, long long u, long long s,
+/* The rest of step s with reset_after=False, from e = da_n.Uh^T: writes the third and the last
+ * quarter of d and adds to the carry. */
+__device__ inline void gradient_of_reset(const Common &c, long long b, long long u, long long s,
                                          const STORE *states, MATH e, MATH *carry, STORE *d) {
     const long long H = c.H, i = b * H + u;
     if (!valid(c, b, s))

@@ -1,8 +1,8 @@
 """cuDNN's recurrent networks through ctypes: the v8 interface, which cuDNN 8.9 and 9 share.
 
-CuPy up to 13 wraps an older interface and CuPy 14 none, so this is complete by itself. It wraps and
-checks, and knows nothing of layers: a method is the C function of that name without its prefix, as
-in ``cupy.cuda.cudnn``. Handles, descriptors and device memory are ints, 0 being NULL.
+CuPy up to 13 wraps an older interface and CuPy 14 none, so this module does not use CuPy. A method
+calls the C function of its name, without the prefix, as in ``cupy.cuda.cudnn``, and checks the
+status. Handles, descriptors and device memory are ints, where 0 is NULL.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ RNN_DATA_LAYOUT_SEQ_MAJOR_UNPACKED, RNN_DATA_LAYOUT_BATCH_MAJOR_UNPACKED = 0, 2
 RNN_PADDED_IO_ENABLED = 1
 WGRAD_MODE_ADD = 0
 
-OLDEST = 8901  # 8.9.1: the first whose calls take no lengths in device memory
+OLDEST = 8901  # 8.9.1, the first that needs no lengths in device memory
 _SONAMES = ("libcudnn.so.9", "libcudnn.so.8")
 _WHERE = (
     "install pip's nvidia-cudnn-cu12 or -cu13, as CuPy's CUDA, or name the file in FASTGRU_CUDNN"
 )
 
 _new, _ints, _size = POINTER(c_void_p), POINTER(c_int), POINTER(c_size_t)
-_WORK = (c_size_t, c_void_p) * 2  # work space and reserve space, each after its size
+_WORK = (c_size_t, c_void_p) * 2  # the work space and the reserve space, each after its size
 
-# What each function takes; all of them return a status.
+# The arguments of each function; all of them return a status.
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "cudnnCreate": (_new,),
     "cudnnDestroy": (c_void_p,),
@@ -71,41 +71,41 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
 
 
 class CudnnError(RuntimeError):
-    """A call that gave another status than success, or, without a status, no usable library.
+    """A call whose status is not success; or there is no usable library, without a status.
 
     Attributes
     ----------
     status : int or None
     not_supported : bool
-        cuDNN refused the call before doing anything, and may take it otherwise.
+        cuDNN refused the call before doing anything, and may accept it with other arguments.
     """
 
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(message)
         self.status = status
-        # cuDNN 8 has one number for it, cuDNN 9 a thousand of them.
+        # In cuDNN 8 this is one number, in cuDNN 9 a thousand of them.
         self.not_supported = status is not None and (status == 9 or 3000 <= status < 4000)
 
 
 def _call_of(name: str) -> Callable[..., None]:
-    """Return the method that calls a function whose arguments are all numbers."""
+    """Return a method that calls a function whose arguments are all numbers."""
 
     def method(self: Cudnn, *arguments: int) -> None:
         self._call(name, *arguments)
 
-    method.__doc__ = f"Call {name} with what cuDNN's reference names."
+    method.__doc__ = f"Call {name} with the arguments of cuDNN's reference."
     return method
 
 
 def _new_of(name: str) -> Callable[[Cudnn], int]:
-    """Return the method that makes a handle or a descriptor."""
+    """Return a method that makes a handle or a descriptor."""
 
     def method(self: Cudnn) -> int:
         new = c_void_p()
         self._call(name, byref(new))
         return new.value or 0
 
-    method.__doc__ = f"Return what {name} makes, on the current device."
+    method.__doc__ = f"Return what {name} makes for the current device."
     return method
 
 
@@ -156,7 +156,7 @@ class Cudnn:
         return name.decode()
 
     def getLastErrorString(self) -> str:
-        """Return which condition failed last in this thread; empty before cuDNN 9."""
+        """Return the condition that failed last in this thread; "" before cuDNN 9."""
         if self._last_error is None:
             return ""
         text = ctypes.create_string_buffer(1024)
@@ -188,7 +188,7 @@ class Cudnn:
     def setRNNDataDescriptor(
         self, data: int, dtype: int, layout: int, steps: int, size: int, lengths: Sequence[int]
     ) -> None:
-        """Describe sequences of these lengths, padded to ``steps``; outputs there are undefined."""
+        """Describe sequences of these lengths, padded to ``steps`` with undefined outputs."""
         counts = (steps, len(lengths), size)
         self._call(
             "cudnnSetRNNDataDescriptor", data, dtype, layout, *counts, _int_array(lengths), None
@@ -201,7 +201,7 @@ class Cudnn:
         return size.value
 
     def getRNNTempSpaceSizes(self, handle: int, rnn: int, mode: int, x: int) -> tuple[int, int]:
-        """Return the bytes of scratch, and of what backward wants to have back."""
+        """Return the bytes of the work space, and of the reserve space that backward takes."""
         work, reserve = c_size_t(), c_size_t()
         sizes = (byref(work), byref(reserve))
         self._call("cudnnGetRNNTempSpaceSizes", handle, rnn, mode, x, *sizes)
@@ -210,7 +210,7 @@ class Cudnn:
     def getRNNWeightParams(
         self, *arguments: int, matrix_tensor: int, bias_tensor: int
     ) -> tuple[int, int]:
-        """Return where matrix and bias are; ``arguments`` are those from handle to linLayerID."""
+        """Return the addresses of matrix and bias; ``arguments`` are from handle to linLayerID."""
         matrix, bias = c_void_p(), c_void_p()
         where = (matrix_tensor, byref(matrix), bias_tensor, byref(bias))
         self._call("cudnnGetRNNWeightParams", *arguments, *where)
@@ -225,12 +225,12 @@ def _int_array(values: Sequence[int]) -> Any:
 
 
 def load() -> Cudnn:
-    """Return the library, the same at each call.
+    """Return the library, the same one at each call.
 
     Raises
     ------
     CudnnError
-        There is none, or it is too old; `missing` says the same without raising.
+        There is none, or it is too old: the text that `missing` returns.
     """
     found = _found()
     if isinstance(found, str):
@@ -249,10 +249,10 @@ def _found() -> Cudnn | str:
     for name, mode in _places():
         try:
             return Cudnn(ctypes.CDLL(name, mode=mode))
-        except OSError as error:  # not there, or without something that it needs
+        except OSError as error:  # there is none, or something that it needs is missing
             if name == os.environ.get("FASTGRU_CUDNN"):
                 return f"FASTGRU_CUDNN={name} cannot be loaded: {error}"
-        except CudnnError as error:  # a second copy in one process would be asking for trouble
+        except CudnnError as error:  # no search for another one: two copies may crash a process
             return f"{name}: {error}; {_WHERE}"
     return f"cuDNN was not found; {_WHERE}"
 
@@ -263,26 +263,26 @@ def _places() -> Iterator[tuple[str, int]]:
     if forced:
         yield forced, ctypes.DEFAULT_MODE
         return
-    if hasattr(os, "RTLD_NOLOAD"):  # the copy that another package of this process has loaded
+    if hasattr(os, "RTLD_NOLOAD"):  # a copy that another package of this process has loaded
         yield from ((name, os.RTLD_NOLOAD | os.RTLD_NOW) for name in _SONAMES)
     path = _path_of_pathfinder()
     if path:
         yield path, ctypes.DEFAULT_MODE
     nvidia = importlib.util.find_spec("nvidia")
     folders = nvidia.submodule_search_locations if nvidia else None
-    for folder in folders or ():  # pip's wheels of cuDNN, those of CUDA 12 and of 13 being one
+    for folder in folders or ():  # pip's wheels of cuDNN for CUDA 12 and 13 use the same folder
         yield from ((f"{folder}/cudnn/lib/{name}", ctypes.DEFAULT_MODE) for name in _SONAMES)
     yield from ((name, ctypes.DEFAULT_MODE) for name in _SONAMES)
 
 
 def _path_of_pathfinder() -> str | None:
-    """Return what NVIDIA's own search finds; CuPy 14 brings it along."""
+    """Return what NVIDIA's own search finds; CuPy 14 depends on its package."""
     try:
         from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
     except ImportError:
         return None
     try:
         path: str | None = load_nvidia_dynamic_lib("cudnn").abs_path
-    except DynamicLibNotFoundError:  # of cuDNN, or of something that it needs
+    except DynamicLibNotFoundError:  # cuDNN, or something that it needs
         return None
     return path

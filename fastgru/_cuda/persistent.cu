@@ -1,14 +1,15 @@
-/* What the persistent kernels share: they make many steps in one launch, forward or back. U stays
- * in shared memory, what blocks exchange goes through global memory.
+/* What persistent_forward.cu and persistent_back.cu have in common. A persistent kernel makes many
+ * steps in one launch: U stays in shared memory, and the blocks exchange states or gradients
+ * through global memory.
  *
- * Every block owns the units u0 .. u0 + own of all rows, with the columns of U that make them, or
- * on the way back the rows. A step: what all blocks made is read, `tile` rows of the batch at a
- * time; warps make the sums, their lanes share the products of one; threads make gates and the new
- * state as in gru_kernels.cu; then all blocks wait for each other. With reset_after=False they do
- * all that twice.
+ * Every block owns the units u0 .. u0 + own of all rows of the batch, and has their columns of U,
+ * or in the walk back their rows. In a step a block reads what all blocks made, `tile` rows of the
+ * batch at a time. The lanes of a warp divide the products of a sum among them. Threads then make
+ * gates and the new state as in gru_kernels.cu, and all blocks wait for each other. With
+ * reset_after=False each step has two such rounds.
  *
- * All blocks have to be resident at once: the launch is cooperative. An element (b, u) is always
- * the same thread's, which reads back what it wrote in the step before.
+ * All blocks have to be resident at once, so that the launch is cooperative. The same thread makes
+ * an element (b, u) in every step, and reads what it wrote in the step before.
  */
 
 #ifndef EMULATED
@@ -18,7 +19,7 @@
 __device__ inline unsigned counted(const unsigned *at) { return *(const volatile unsigned *)at; }
 #endif
 
-/* Wait for all blocks, for the round-th time. arrived is 0 before the launch; it may wrap round.
+/* Wait for all blocks, for the round-th time. arrived is 0 before the launch and may overflow.
  *
  * That a block sees what others wrote before the barrier follows from PTX's memory model (chapter
  * "Memory Consistency Model"). A thread's writes come before its block's first __syncthreads, and
@@ -31,7 +32,7 @@ __device__ inline unsigned counted(const unsigned *at) { return *(const volatile
  * multiprocessor's first-level cache.
  *
  * In the same way reads before the barrier are done before the others' writes after it: buffers
- * that alternate need no second one. */
+ * that alternate need no second barrier. */
 __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -44,13 +45,13 @@ __device__ inline void grid_barrier(unsigned *arrived, unsigned round) {
     __syncthreads();
 }
 
-#define ROWS 4 /* of a tile, that a warp multiplies at a time: U is read once for all of them */
-#define LOADS 8 /* of a thread under way: the compiler does not move a volatile one past a store */
+#define ROWS 4 /* rows of a tile that a warp multiplies at a time, for one read of U */
+#define LOADS 8 /* of a thread at a time: the compiler moves no volatile load past a store */
 #define ALL_LANES 0xffffffffu
 
-/* What another block wrote before the last barrier. A volatile load (on sm_90 LDG.STRONG.SYS) goes
- * past the first-level cache, so that the numbers do not rest on the fence alone; nothing of this
- * is read twice. */
+/* Read what another block wrote before the last barrier. A volatile load (on sm_90 LDG.STRONG.SYS)
+ * bypasses the first-level cache, so that the numbers do not depend on the fence alone. A block
+ * reads nothing twice. */
 __device__ inline MATH fresh(const STORE *at) {
 #if FLOAT_BITS == 16
     const STORE value = {*(const volatile unsigned short *)&at->bits};
@@ -61,17 +62,18 @@ __device__ inline MATH fresh(const STORE *at) {
 }
 
 /* A block's units, and its shared memory:
- *   us (own, 3, H)   what of U multiplies, for each of its units
- *   hs (planes, tile, H)   what it is multiplied with   sums (tile, 3, own) */
+ *   us (own, 3, H)         the columns or rows of U of its units
+ *   hs (planes, tile, H)   what they are multiplied with
+ *   sums (tile, 3, own) */
 struct Share {
     int u0, own, tile, H;
-    unsigned long long per_row; /* i / H is i * per_row >> 32 where i * H < 2^32, as in any hs */
+    unsigned long long per_row; /* i / H is i * per_row >> 32 if i * H < 2^32, as in all hs */
     MATH *us, *hs, *sums;
 };
 
-/* u (H, 3, H): columns are taken, or with BACK rows. */
+/* Fill us from u (H, 3, H): with the columns of the block's units, or with BACK their rows. */
 template <bool BACK>
-__device__ inline Share share_of_block(const Call &c, long long units, long long tile,
+__device__ inline Share share_of_block(const Common &c, long long units, long long tile,
                                        const STORE *u, MATH *memory) {
     Share my;
     my.H = c.H;
@@ -93,15 +95,16 @@ __device__ inline Share share_of_block(const Call &c, long long units, long long
     return my;
 }
 
-/* What U is multiplied with: rows of H elements of each row of the batch and of each gate; with a
- * step of 0 from gate to gate all gates have the same. */
+/* What U is multiplied with: H elements for each row of the batch and each gate; with gate_step 0
+ * all gates have the same. */
 struct Factors {
     const STORE *from;
     long long row_step, gate_step;
 };
 
-/* sums of the gates FIRST .. END for rows row0 .. row0 + rows; from: of gate FIRST. With ONE_ROW
- * all gates multiply the same, with ONE_SUM their sums are added up, and are gate FIRST's. */
+/* Make my.sums of the gates FIRST .. END for rows row0 .. row0 + rows; factors: of gate FIRST. With
+ * ONE_ROW all gates multiply the same elements. With ONE_SUM their sums are added up, in the place
+ * of gate FIRST. */
 template <int FIRST, int END, bool ONE_ROW, bool ONE_SUM>
 __device__ inline void multiply(const Share &my, const Factors &factors, long long row0, int rows) {
     constexpr int GATES = END - FIRST, SUMS = ONE_SUM ? 1 : GATES;
@@ -128,7 +131,7 @@ __device__ inline void multiply(const Share &my, const Factors &factors, long lo
         MATH sums[ROWS][SUMS] = {};
         for (int k = lane; k < H; k += 32)
             for (int r = 0; r < ROWS; r++) {
-                /* a row too many is multiplied again and not kept */
+                /* past the tile, the last row is multiplied again and its sum is not kept */
                 const int row = first + r < rows ? first + r : rows - 1;
                 for (int g = 0; g < GATES; g++)
                     sums[r][ONE_SUM ? 0 : g] +=
@@ -146,10 +149,11 @@ __device__ inline void multiply(const Share &my, const Factors &factors, long lo
     __syncthreads();
 }
 
-/* product(row0, rows) and then element(b, u, q) for all elements of the block, tile by tile; q: the
- * element's sums, my.own apart. Threads come from the first part to the second together. */
+/* Tile by tile, call product(row0, rows) and then element(b, u, q) for all elements of the block; q
+ * points to the element's sums, my.own apart. product ends with a __syncthreads. */
 template <class Product, class Element>
-__device__ inline void each_tile(const Call &c, const Share &my, Product product, Element element) {
+__device__ inline void each_tile(const Common &c, const Share &my, Product product,
+                                 Element element) {
     for (long long row0 = 0; row0 < c.B; row0 += my.tile) {
         const int rows = c.B - row0 < my.tile ? c.B - row0 : my.tile;
         product(row0, rows);

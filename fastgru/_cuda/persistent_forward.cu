@@ -1,17 +1,17 @@
 /* Forward: a chunk of n steps from s0 on, with the columns of U in shared memory.
  *
- *   units, tile         of a block, of a tile; blocks = ceil(H / units), whole warps
+ *   units, tile         units of a block, rows of a tile; blocks = ceil(H / units), whole warps
  *   p (n, B, 3, H)      x.W of these steps   u (H, 3, H)   bias (4, H)
- *   h (2, B, H), k (2, 3, B, H) or NULL: step s reads buffer s % 2 and writes the other, so that
- *                       blocks need not wait for each other between reading and writing
+ *   h (2, B, H), k (2, 3, B, H) or NULL: step s reads buffer s % 2 and writes the other one, so
+ *                       that blocks do not have to wait between reading and writing
  *   arrived             one 0
  *   z (B, H), rk (B, H) scratch
  */
 
 /* k.U of the gates 0 .. END of step s; k (3, B, H), or h (B, H) where k is NULL. */
 template <int END>
-__device__ inline void state_product(const Call &c, const Share &my, const STORE *h, const STORE *k,
-                                     long long row0, int rows) {
+__device__ inline void state_product(const Common &c, const Share &my, const STORE *h,
+                                     const STORE *k, long long row0, int rows) {
     if (c.recurrent_dropout)
         multiply<0, END, false, false>(my, {k, c.H, c.B * c.H}, row0, rows);
     else
@@ -19,9 +19,9 @@ __device__ inline void state_product(const Call &c, const Share &my, const STORE
 }
 
 /* reset_after=True. */
-KERNEL steps_after(Call c, Results out, long long s0, long long n, long long units, long long tile,
-                   const MATH *p, const STORE *u, const MATH *bias, STORE *h, STORE *k,
-                   unsigned *arrived) {
+KERNEL steps_after(Common c, Results out, long long s0, long long n, long long units,
+                   long long tile, const MATH *p, const STORE *u, const MATH *bias, STORE *h,
+                   STORE *k, unsigned *arrived) {
     SHARED(MATH, memory);
     const Share my = share_of_block<false>(c, units, tile, u, memory);
     const long long size = c.B * c.H;
@@ -44,9 +44,9 @@ KERNEL steps_after(Call c, Results out, long long s0, long long n, long long uni
 }
 
 /* reset_after=False. */
-KERNEL steps_before(Call c, Results out, long long s0, long long n, long long units, long long tile,
-                    const MATH *p, const STORE *u, const MATH *bias, STORE *h, STORE *k,
-                    unsigned *arrived, MATH *z, STORE *rk) {
+KERNEL steps_before(Common c, Results out, long long s0, long long n, long long units,
+                    long long tile, const MATH *p, const STORE *u, const MATH *bias, STORE *h,
+                    STORE *k, unsigned *arrived, MATH *z, STORE *rk) {
     SHARED(MATH, memory);
     const Share my = share_of_block<false>(c, units, tile, u, memory);
     const long long size = c.B * c.H;

@@ -1,7 +1,6 @@
-"""The text of the kernels, what it is compiled with, and the structs it takes.
+"""The text of the kernels, the options it is compiled with, and the structs that kernels take.
 
-Nothing here needs a GPU or CuPy; who compiles is an engine: `fastgru._cuda.engine`, or the tests'
-emulator.
+Nothing here needs a GPU or CuPy. Engines compile it: `fastgru._cuda.engine`, the tests' emulator.
 """
 
 from __future__ import annotations
@@ -12,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-# As the kernels see them: every member has 8 bytes.
-CALL = np.dtype(
+# The structs of gru_step.cu, with the same members in the same order: every member has 8 bytes.
+COMMON = np.dtype(
     [(name, np.int64) for name in ("B", "T", "I", "H")]
     + [(name, np.int64) for name in ("reset_after", "reverse", "sequences", "zero_masked")]
     + [(name, np.uint64) for name in ("steps", "lengths", "resets", "recurrent_dropout", "h0")]
@@ -27,14 +26,14 @@ _KEEPS_VALUE = frozenset({"linear", "tanh", "sigmoid"})
 _PARAMETERS = 3  # ACT_A, ACT_B, ACT_C
 
 
-# The programs, each compiled when one of its kernels is first launched: what they consist of after
-# activations.cu and gru_step.cu.
+# The programs: which files each consists of, after activations.cu and gru_step.cu. A program is
+# compiled when one of its kernels is first launched.
 PROGRAMS = {
     "steps": ("gru_kernels.cu", "cudnn.cu"),
     "forward": ("persistent.cu", "persistent_forward.cu"),
     "back": ("persistent.cu", "persistent_back.cu"),
 }
-# The kernels whose blocks wait for each other; all others are in "steps".
+# The kernels whose blocks wait for each other, and their programs; all others are in "steps".
 RESIDENT = {
     "steps_after": "forward",
     "steps_before": "forward",
@@ -61,8 +60,21 @@ def struct(dtype: np.dtype, **members: int) -> np.ndarray:
     return value
 
 
+def common_struct(problem: Any, **addresses: int) -> np.ndarray:
+    """Return the struct `COMMON` of a GRUProblem whose arrays have these addresses."""
+    return struct(
+        COMMON,
+        **dict(zip("BTIH", (*problem.x.shape, problem.spec.units), strict=True)),
+        reset_after=problem.spec.reset_after,
+        reverse=problem.reverse,
+        sequences=problem.return_sequences,
+        zero_masked=problem.zero_output_for_mask,
+        **addresses,
+    )
+
+
 def sum_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the dtype of sums and gate arithmetic over arrays of ``dtype``: MATH of the text."""
+    """Return the dtype of sums and gate arithmetic for arrays of ``dtype``, MATH in the kernels."""
     return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
@@ -74,7 +86,7 @@ def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tupl
     dtype : numpy.dtype
         float16, float32, float64, or the bfloat16 of ml_dtypes, known by its name.
     activation, recurrent_activation : fastgru.activations.Activation
-        Both elementwise: activations.cu has the formulas of those.
+        Both elementwise: activations.cu has only their formulas.
     """
     return (
         f"-DFLOAT_BITS={8 * dtype.itemsize}",
@@ -91,7 +103,7 @@ def _defines(macro: str, activation: Any, sums: np.dtype) -> list[str]:
     elif name == "relu" and params[1] is None:
         name, params[1] = "relu_open", 0.0
     params += [0.0] * (_PARAMETERS - len(params))
-    exact = [_literal(float(sums.type(value))) for value in params]  # what the kernel rounds it to
+    exact = [_literal(float(sums.type(value))) for value in params]  # rounded as in the kernel
     return [
         f"-D{macro}={name}",
         *(f"-D{macro}_{letter}={value}" for letter, value in zip("ABC", exact, strict=True)),

@@ -2,6 +2,7 @@
 # and give back, and says nothing of the dtype. Who cimports this calls import_array().
 
 cimport numpy as cnp
+from libc.stdint cimport uintptr_t
 
 
 cdef inline int float_type(Py_ssize_t size) noexcept:
@@ -21,6 +22,32 @@ cdef inline bint is_native(array, int type, int ndim) noexcept:
 cdef inline bint is_plain(array, int type, int ndim) noexcept:
     # ... and C-contiguous and aligned; it may be read-only.
     return is_native(array, type, ndim) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
+
+
+cdef inline bint is_walkable(array, Py_ssize_t size) noexcept:
+    # Whether the kernels can walk it: last axis contiguous, everything aligned.
+    cdef cnp.npy_intp *shape = shape_of(array)
+    cdef cnp.npy_intp *strides = strides_of(array)
+    cdef int i, last = cnp.PyArray_NDIM(<cnp.ndarray> array) - 1
+    if <uintptr_t> bytes_of(array) % size or (shape[last] > 1 and strides[last] != size):
+        return False
+    for i in range(last):
+        if shape[i] > 1 and strides[i] % size:
+            return False
+    return True
+
+
+cdef inline object walkable(array, Py_ssize_t size):
+    # The array itself, or a copy.
+    return array if is_walkable(array, size) else cnp.PyArray_NewCopy(array, cnp.NPY_CORDER)
+
+
+cdef inline char *plain_bytes(array, list kept) except NULL:
+    # Of the array if it is C-contiguous and aligned, else of a copy, which goes to `kept`.
+    if not cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array):
+        array = cnp.PyArray_NewCopy(array, cnp.NPY_CORDER)
+        kept.append(array)
+    return bytes_of(array)
 
 
 cdef inline object empty(int ndim, cnp.npy_intp *shape, int type):

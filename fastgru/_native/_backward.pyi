@@ -2,11 +2,11 @@ from typing import Any
 
 import numpy as np
 
-from fastgru._native._fused import Fused
+from fastgru._native._weights import PackedWeights
 from fastgru.problem import GRUProblem
 
 def backward(
-    packed: Fused,
+    packed: PackedWeights,
     problem: GRUProblem,
     workspace: Any,
     states: np.ndarray,

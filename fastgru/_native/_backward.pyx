@@ -1,44 +1,31 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""GRU backward: the walk back through time, then the gradients of the weights (loop.h says how)."""
+"""GRU backward: the walk back through time, then the gradients of the weights (kernels/job.h)."""
 
-from cpython.buffer cimport PyBUF_STRIDES
-from cython.parallel cimport parallel
 from libc.string cimport memset
 
-from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded, _strided, _Views
-from fastgru._native._cut cimport Cut, Work, _cut, _part, _parts
-from fastgru._native._fused cimport Fused, _set_masks
+from fastgru._native._arrays cimport bytes_of, cnp, plain_bytes, strides_of, walkable
+from fastgru._native._headers cimport allocate_aligned, free_aligned, gru_back_job, interrupt_poll
+from fastgru._native._headers cimport team_barrier
+from fastgru._native._job cimport padded, set_problem
+from fastgru._native._kernels cimport Kernels, kernels_of
+from fastgru._native._partition cimport Part, Partition, Work, divide, next_part
 from fastgru._native._threads cimport (
-    _enter_brief,
-    _give_back,
-    _is_long,
-    _lease,
-    _leave_brief,
-    _raise_if_stopped,
-    _team_limit,
-    _thread_counts,
-    _watch,
+    counts_of_process,
+    is_long,
+    is_stopped,
+    run_team,
+    start_poll,
+    team_limit,
+    without_gil,
 )
-from fastgru._native.gates cimport (
-    PTRDIFF_MAX,
-    allocate_aligned,
-    back_type,
-    call_watch,
-    denormals_off,
-    denormals_restore,
-    free_aligned,
-    gru_back_job,
-    products_type,
-    team_barrier,
-    team_rank,
-    team_size,
-    watch_join,
-)
+from fastgru._native._weights cimport PackedWeights
 
 import numpy as np
 
-from fastgru._native._packing import aligned
+from fastgru._native._weights import aligned
+
+cnp.import_array()
 
 cdef object _empty = np.empty
 
@@ -47,64 +34,89 @@ cdef enum:
     INPUT_ROWS = 32           # of d that W^T is read for at once, if there are so many
 
 
-cdef void _run_products(
-    gru_back_job *job, products_type products, int threads,
-) noexcept nogil:
-    threads = _lease(threads)
-    job.granted = threads
-    if threads == 1:
-        _products_worker(job, products, 0, 1)
-    else:
-        with parallel(num_threads=threads):
-            _products_worker(job, products, team_rank(), team_size())
-    _give_back(threads)
+# The walk and then the products, on one scratch: the products overwrite the walk's.
+cdef struct Backward:
+    gru_back_job *job
+    Kernels kernels
+    Partition partition
+    Py_ssize_t panels, size
+    int product_threads
+    char *scratch             # of the walk, each thread's
+    Py_ssize_t thread_bytes
 
 
-cdef void _products_worker(
-    const gru_back_job *job, products_type products, int rank, int team,
-) noexcept nogil:
-    cdef unsigned long long old = denormals_off()
-    products(job, rank, team)
-    denormals_restore(old)
-    if job.watch != NULL:
-        watch_join(job.watch, rank, team)
+cdef void _run(void *backward) noexcept nogil:
+    cdef Backward *b = <Backward *> backward
+    run_team(_walk, backward, b.partition.threads, &b.job.granted, b.job.poll)
+    if not is_stopped(b.job.poll):
+        if b.job.poll != NULL:
+            b.job.poll.together, b.job.poll.finished = False, 0
+        run_team(_multiply, backward, b.product_threads, &b.job.granted, b.job.poll)
 
 
-cdef void _back_worker(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
-                       char *scratch, Py_ssize_t scratch_bytes, int rank,
-                       int team) noexcept nogil:
-    cdef Py_ssize_t b0, n, panel0, panel1
-    cdef int part = rank, parts = _parts(cut, team)
-    cdef unsigned long long old = denormals_off()
-    while part < parts:
-        _part(cut, job.B, panels, part, parts, &b0, &n, &panel0, &panel1)
-        if n > 0:
-            back(job, b0, n, panel0, panel1, team if cut.shared else 1,
-                 scratch + rank * scratch_bytes)
-        part += team
-    denormals_restore(old)
-    if job.watch != NULL:
-        watch_join(job.watch, rank, team)
+cdef void _walk(void *backward, int rank, int team) noexcept nogil:
+    cdef Backward *b = <Backward *> backward
+    cdef char *scratch = b.scratch + rank * b.thread_bytes
+    cdef Part part
+    part.number = rank
+    while next_part(&b.partition, b.job.B, b.panels, team, &part):
+        b.kernels.back(b.job, part.b0, part.n, part.panel0, part.panel1, part.team, scratch)
 
 
-cdef void _run_back(gru_back_job *job, const Cut *cut, Py_ssize_t panels, back_type back,
-                    char *scratch, Py_ssize_t scratch_bytes) noexcept nogil:
-    cdef int threads = _lease(cut.threads)
-    job.counts, job.granted = _thread_counts(), threads
-    if threads == 1:
-        _back_worker(job, cut, panels, back, scratch, scratch_bytes, 0, 1)
-    else:
-        with parallel(num_threads=threads):
-            _back_worker(job, cut, panels, back, scratch, scratch_bytes, team_rank(), team_size())
-    _give_back(threads)
+cdef void _multiply(void *backward, int rank, int team) noexcept nogil:
+    cdef Backward *b = <Backward *> backward
+    b.kernels.products(b.job, rank, team)
 
 
-def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
+cdef Py_ssize_t _carve(Backward *b, char *memory) noexcept:
+    # Divides the scratch; returns its bytes. NULL: only that.
+    cdef gru_back_job *job = b.job
+    cdef Py_ssize_t used = padded(job.d_steps * job.B * 4 * job.H * b.size)
+    b.thread_bytes = padded(b.kernels.back_scratch(job, b.partition.rows))
+    if memory != NULL:
+        job.d = job.factors = memory
+        b.scratch = memory + used
+    used += b.partition.threads * b.thread_bytes
+    return max(used, b.kernels.product_scratch(job))
+
+
+cdef int _execute(gru_back_job *job, PackedWeights packed, int threads) except -1:
+    # As `execute` of _execute.pyx, for a walk that is never brief.
+    cdef Backward backward
+    cdef Work work
+    cdef interrupt_poll poll
+    cdef team_barrier barrier
+    cdef Py_ssize_t lanes = 2 * packed.lanes, total
+    cdef char *memory
+    memset(&barrier, 0, sizeof(barrier))
+    job.barrier, job.counts = &barrier, counts_of_process()
+    work.B, work.T, work.inputs, work.H = job.B, job.T, job.inputs, job.H
+    work.panels, work.lanes, work.size = (job.H + lanes - 1) // lanes, lanes, packed.size
+    work.products, work.meetings = job.T, 1 if job.reset_after else 2
+    backward.job, backward.size, backward.panels = job, packed.size, work.panels
+    backward.kernels = kernels_of(packed.size)
+    backward.partition = divide(threads, &work, True)
+    backward.product_threads = team_limit(threads, 6.0 * job.rows * job.H * (job.H + job.inputs))
+    job.input_steps = max(min(INPUT_ROWS // backward.partition.rows, job.T), <Py_ssize_t> 1)
+    job.d_steps = job.input_steps + backward.partition.shared
+    total = _carve(&backward, NULL)
+    memory = <char *> allocate_aligned(total)
+    if memory == NULL:
+        raise MemoryError(f"scratch of {total} bytes")
+    _carve(&backward, memory)
+    if is_long(2.0 * job.rows, job.inputs, job.H) and start_poll(&poll, backward.partition.shared):
+        job.poll = &poll
+    without_gil(_run, &backward, False)
+    free_aligned(memory)
+    return -1 if is_stopped(job.poll) else 0
+
+
+def backward(PackedWeights packed, problem, workspace, states, dy, dstate, int threads):
     """Return (dx, dh0, dkernel, drecurrent_kernel, dbias as (2, 3H) or (3H,)).
 
     Parameters
     ----------
-    packed : Fused
+    packed : PackedWeights
     problem : GRUProblem
     workspace, states
         What `forward(..., save=True)` of the same problem gave; the workspace is used up.
@@ -113,112 +125,40 @@ def backward(Fused packed, problem, workspace, states, dy, dstate, int threads):
     threads : int
     """
     cdef gru_back_job job
-    cdef Work work
-    cdef Cut cut
-    cdef call_watch watch
-    cdef team_barrier barrier
-    cdef Py_buffer *view
-    cdef _Views views = _Views.__new__(_Views)
-    cdef Py_ssize_t size = packed.size, H, B, T, I, panels, scratch_bytes, d_bytes
-    cdef Py_ssize_t product_bytes, total
-    cdef back_type back
-    cdef products_type products
-    cdef char *scratch
+    cdef list kept = []
+    cdef Py_ssize_t B, T, I, H = packed.units
     memset(&job, 0, sizeof(job))
-    memset(&barrier, 0, sizeof(barrier))
-    spec = packed.spec
-    dtype = spec.dtype
-    H = spec.units
-
-    view = views.take(problem.x, PyBUF_STRIDES)
-    if not _strided(view, size):
-        view = views.take(np.array(problem.x, order="C"), PyBUF_STRIDES)
-    B, T, I = view.shape[0], view.shape[1], view.shape[2]
-    job.x, job.x_b, job.x_t = <const char *> view.buf, view.strides[0], view.strides[1]
-    job.B, job.T, job.inputs, job.H = B, T, I, H
+    set_problem(&job, problem, packed.size, kept)
+    B, T, I = job.B, job.T, job.inputs
+    job.H, job.reset_after, job.functions = H, packed.reset_after, packed.functions
     job.rows = workspace.rows
-    job.reset_after = spec.reset_after
-    job.reverse = problem.reverse
-    job.sequences = problem.return_sequences
-    job.zero_masked = problem.zero_output_for_mask
-    job.barrier = &barrier
-    job.functions = packed.functions
-    job.gates = views.packed(workspace.gates, size)
+    job.gates = bytes_of(workspace.gates)
     if workspace.reset_state is not None:
-        job.reset_state = views.packed(workspace.reset_state, size)
-    job.states = views.packed(states, size)
-    value = problem.h0
-    if value is not None:
-        job.h0 = views.packed(value, size)
-    if dy is not None:
-        view = views.take(dy, PyBUF_STRIDES)
-        if not _strided(view, size):
-            view = views.take(np.array(dy, order="C"), PyBUF_STRIDES)
-        job.dy = <const char *> view.buf
-        job.dy_b = view.strides[0]
-        job.dy_s = view.strides[1] if job.sequences else 0
-    _set_masks(views, problem, &job.lengths, &job.steps, &job.resets)
+        job.reset_state = bytes_of(workspace.reset_state)
     if workspace.slots is not None:
-        job.slots = <const Py_ssize_t *> views.packed(workspace.slots, sizeof(Py_ssize_t))
-        job.taken = <const Py_ssize_t *> views.packed(workspace.taken, sizeof(Py_ssize_t))
-    value = problem.recurrent_dropout
-    if value is not None:
-        job.recurrent_dropout = views.packed(value, size)
-    value = problem.dropout
-    if value is not None:
-        job.dropout = views.packed(value, size)
-        job.dropout_gates = 3 if value.ndim == 3 else 1
+        job.slots = <const Py_ssize_t *> bytes_of(workspace.slots)
+        job.taken = <const Py_ssize_t *> bytes_of(workspace.taken)
+    job.states = plain_bytes(states, kept)
+    if dy is not None:
+        dy = walkable(dy, packed.size)
+        job.dy, job.dy_b = bytes_of(dy), strides_of(dy)[0]
+        job.dy_s = strides_of(dy)[1] if job.sequences else 0
     ut, wt = packed.backward_panels(threads)
-    job.ut, job.wt = views.packed(ut, size), views.packed(wt, size)
+    job.ut, job.wt = bytes_of(ut), bytes_of(wt)
 
+    dtype = packed.spec.dtype
     carry = np.zeros((B, H), dtype) if dstate is None else np.array(dstate, dtype, order="C")
-    job.carry = views.packed(carry, size)
     dx = (_empty if job.taken == NULL else np.zeros)((B, T, I), dtype)
-    biases = 2 if spec.reset_after else 1
+    biases = 2 if packed.reset_after else 1
     dw = aligned((I + biases + H, 3 * H), dtype)
     if job.rows == 0:
         dx[...] = 0
         dw[...] = 0
     if B > 0 and T > 0:
         pending = _empty((B, H), dtype)
-        job.dx = views.packed(dx, size)
-        job.dw = views.packed(dw, size)
-        job.pending = views.packed(pending, size)
-        panels = (H + 2 * packed.lanes - 1) // (2 * packed.lanes)
-        work.B, work.T, work.inputs, work.H = B, T, I, H
-        work.panels, work.lanes, work.size = panels, 2 * packed.lanes, size
-        work.products, work.meetings = T, 1 if spec.reset_after else 2
-        cut = _cut(threads, &work, True)
-        job.input_steps = max(min(INPUT_ROWS // cut.rows, T), <Py_ssize_t> 1)
-        job.d_steps = job.input_steps + cut.shared
-        d_bytes = _padded(job.d_steps * B * 4 * H * size)
-        if size == 4:
-            back, products = _kernels_f32().back, _kernels_f32().products
-            scratch_bytes = _padded(_kernels_f32().back_scratch(&job, cut.rows))
-            product_bytes = _kernels_f32().product_scratch(&job)
-        else:
-            back, products = _kernels_f64().back, _kernels_f64().products
-            scratch_bytes = _padded(_kernels_f64().back_scratch(&job, cut.rows))
-            product_bytes = _kernels_f64().product_scratch(&job)
-        threads = _team_limit(threads, 6.0 * job.rows * H * (H + I))
-        # The walk's scratch and the products' are one after the other in the same memory.
-        total = max(d_bytes + cut.threads * scratch_bytes, product_bytes)
-        scratch = <char *> allocate_aligned(total)
-        if scratch == NULL:
-            raise MemoryError(f"scratch of {total} bytes")
-        job.d = job.factors = scratch
-        if _is_long(2.0 * job.rows, I, H) and _watch(&watch, cut.shared):
-            job.watch = &watch
-        with nogil:
-            _run_back(&job, &cut, panels, back, scratch + d_bytes, scratch_bytes)
-            if job.watch == NULL or watch.end == PTRDIFF_MAX:
-                watch.together, watch.finished = False, 0
-                _run_products(&job, products, threads)
-            _enter_brief()
-        _leave_brief()
-        free_aligned(scratch)
-        if job.watch != NULL:
-            _raise_if_stopped(job.watch)
+        job.carry, job.pending = bytes_of(carry), bytes_of(pending)
+        job.dx, job.dw = bytes_of(dx), bytes_of(dw)
+        _execute(&job, packed, threads)
     workspace.release()
-    dbias = dw[I : I + 2] if spec.reset_after else dw[I]
+    dbias = dw[I : I + 2] if packed.reset_after else dw[I]
     return dx, carry, dw[:I], dw[I + biases :], dbias

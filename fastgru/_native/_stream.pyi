@@ -1,20 +1,17 @@
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
 
-from fastgru._native._fused import Fused
+from fastgru._native._weights import PackedWeights
+from fastgru.backends.base import StreamParts
 from fastgru.problem import GRUSpec, GRUWeights
 
 class Stepper:
     def __init__(
         self,
-        cells: list[Any],
-        states: list[np.ndarray],
-        outputs: list[np.ndarray],
-        forced: ContextVar[str | None],
-        pack: Callable[[GRUSpec, GRUWeights], Fused | None],
+        parts: StreamParts,
+        pack: Callable[[GRUSpec, GRUWeights], PackedWeights | None],
         get_num_threads: Callable[[], int],
     ) -> None: ...
     def step(self, x: Any, rows: Any = None) -> np.ndarray | None: ...

@@ -7,106 +7,72 @@ can be is settled before: buffers are taken once, weights stay bound until they 
 step that has nothing special to it is one call into this file.
 """
 
-from cpython.contextvars cimport get_value
 from libc.stdlib cimport calloc, free
 
 from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, shape_of
-from fastgru._native._cpu cimport _kernels_f32, _kernels_f64, _padded
-from fastgru._native._cut cimport Cut
-from fastgru._native._fused cimport (
-    Fused,
-    _cut_job,
-    _run_forward,
-    _set_weights,
-    _threads_for,
-)
-from fastgru._native._threads cimport _enter_brief, _leave_brief
-from fastgru._native.gates cimport (
-    allocate_aligned,
-    free_aligned,
-    gru_job,
-    run_scratch_type,
-    run_type,
-    team_barrier,
-)
+from fastgru._native._execute cimport Execution, allocate, begin, carve, run_with_rules, threads_for
+from fastgru._native._headers cimport free_aligned, gru_job
+from fastgru._native._job cimport set_step, set_weights
+from fastgru._native._kernels cimport isa_in_use
+from fastgru._native._partition cimport Partition, divide_job, is_same
+from fastgru._native._weights cimport PackedWeights
 
 cnp.import_array()
 
 cdef enum:
-    GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
     BLOCK = 1024              # rows at a time: scratch is for these, however many rows there are
 
 
 cdef class _Cell:
     # One cell's part in the step: its rows of state and output, and the job that is run on them.
-    cdef object cell, spec, weights, state, output
-    cdef Fused packed
-    cdef Py_ssize_t inputs
+    cdef object spec, source, weights, state, output
+    cdef PackedWeights packed
     cdef gru_job job
-    cdef team_barrier barrier
-    cdef Cut cut
-    cdef const void *kernels
-    cdef run_type run
-    cdef run_scratch_type run_scratch
-    cdef char *scratch
+    cdef Execution execution      # its scratch is kept from step to step
     cdef char *states
     cdef char *y
-    cdef Py_ssize_t capacity, per_thread
+    cdef Py_ssize_t inputs, row   # row: bytes of one of the state
+    cdef Py_ssize_t prepared      # rows that the scratch is carved for
 
-    def __cinit__(self, cell, state, output):
-        self.cell, self.spec, self.state, self.output = cell, cell.spec, state, output
-        self.inputs = self.spec.input_dim
-        self.job.T, self.job.H = 1, shape_of(state)[1]
-        self.states = self.job.h0 = self.job.state = bytes_of(state)
-        self.y, self.job.y_b = bytes_of(output), self.job.H * output.itemsize
-        self.job.sequences = True
-        self.job.barrier = &self.barrier
+    def __cinit__(self, spec, source, state, output):
+        self.spec, self.source, self.state, self.output = spec, source, state, output
+        self.inputs = spec.input_dim
+        self.row = shape_of(state)[1] * state.itemsize
+        self.states, self.y = bytes_of(state), bytes_of(output)
+        set_step(&self.job, 0, self.inputs, shape_of(state)[1], state.itemsize)
+        self.job.h0 = self.job.state = self.states
 
     def __dealloc__(self):
-        free_aligned(self.scratch)
+        free_aligned(self.execution.memory)
 
-    cdef bint bind(self, weights, const void *kernels, pack) except -1:
+    cdef bint take(self, weights, pack) except -1:
         # Takes over weights that were written since the last step; False: not ours to run.
-        cdef Fused packed
-        if self.cell.spec != self.spec:  # built anew, for another number of features
-            return False
-        if weights is None:  # after unpickling
-            weights = self.cell.snapshot()
+        cdef PackedWeights packed
+        if weights is None or shape_of(weights.kernel)[0] != self.inputs:
+            return False  # not built, or built anew for another number of features
         packed = pack(self.spec, weights)
         if packed is None:
             return False
-        _set_weights(&self.job, packed)
-        if packed.size == 4:
-            self.run, self.run_scratch = _kernels_f32().run, _kernels_f32().run_scratch
-        else:
-            self.run, self.run_scratch = _kernels_f64().run, _kernels_f64().run_scratch
-        self.job.inputs, self.job.x_b = self.inputs, self.inputs * packed.size
-        self.packed, self.weights, self.kernels = packed, weights, kernels
+        set_weights(&self.job, packed)
+        begin(&self.execution, &self.job, packed)
+        self.packed, self.weights, self.prepared = packed, weights, -1
         return True
 
     cdef bint prepare(self, weights, Py_ssize_t m, pack, get_num_threads) except -1:
         # All that may fail before a step of at most m rows; False: another backend must serve it.
-        cdef Py_ssize_t H = self.job.H, size = self.job.y_b // H, need
-        cdef const void *kernels = _kernels_f32() if size == 4 else <const void *> _kernels_f64()
-        cdef double flops = 6.0 * m * H * (H + self.inputs)
-        if weights is None or weights is not self.weights or kernels != self.kernels:
-            if not self.bind(weights, kernels, pack):
+        cdef Partition partition
+        if weights is None or weights is not self.weights or self.packed.isa != isa_in_use():
+            if not self.take(weights, pack):
                 return False
         self.job.B = m
-        self.cut = _cut_job(&self.job, self.packed, _threads_for(get_num_threads, flops))
-        self.job.chunk_rows = max(self.cut.rows, 1)
-        self.per_thread = _padded(self.run_scratch(&self.job, self.cut.rows, self.packed.panels))
-        need = self.cut.threads * self.per_thread
-        if not self.job.reset_after:
-            need += m * self.job.y_b
-        if need > self.capacity:
-            free_aligned(self.scratch)
-            self.capacity = 0
-            self.scratch = <char *> allocate_aligned(need)
-            if self.scratch == NULL:
-                raise MemoryError(f"scratch of {need} bytes")
-            self.capacity = need
-        self.job.reset_state = self.scratch + self.cut.threads * self.per_thread
+        partition = divide_job(&self.job, self.packed, threads_for(get_num_threads, &self.job))
+        if m == self.prepared and is_same(&partition, &self.execution.partition):
+            return True
+        self.execution.partition = partition
+        self.job.reset_state = NULL
+        if not allocate(&self.execution):
+            raise MemoryError(f"scratch of {carve(&self.execution, NULL)} bytes")
+        self.prepared = m
         return True
 
     cdef const char *step(
@@ -114,29 +80,16 @@ cdef class _Cell:
     ) noexcept:
         # Rows b0..b0+m of x, or of those named, no more than were prepared; returns their outputs.
         # Without names they are the stream's own, whose states begin there.
-        cdef Py_ssize_t row = self.job.H * self.packed.size
-        self.job.B, self.job.x = m, x
-        self.job.y = self.y + b0 * row
+        cdef Py_ssize_t first = b0 * self.row
+        self.job.B, self.job.x, self.job.y = m, x, self.y + first
         self.job.rows = NULL
-        self.job.state = self.states + b0 * row
-        if rows != NULL:
-            self.job.rows = rows + b0
-            self.job.state = self.states
-        self.job.h0 = self.job.state
-        if self.cut.threads == 1 and 6.0 * self.job.B * self.job.H * (
-            self.job.H + self.inputs
-        ) < GIL_FLOPS:
-            _run_forward(
-                &self.job, &self.cut, self.packed.panels, self.run, self.scratch, self.per_thread
-            )
+        self.job.state = self.states
+        if rows == NULL:
+            self.job.state += first
         else:
-            with nogil:
-                _enter_brief()
-                _run_forward(
-                    &self.job, &self.cut, self.packed.panels, self.run, self.scratch,
-                    self.per_thread,
-                )
-            _leave_brief()
+            self.job.rows = rows + b0
+        self.job.h0 = self.job.state
+        run_with_rules(&self.execution)
         return self.job.y
 
 
@@ -145,38 +98,31 @@ cdef class Stepper:
 
     Parameters
     ----------
-    cells : list of GRUCell
-        Built; the first reads x, each other one what the one before it gave.
-    states, outputs : list of ndarray, each of shape (n, H)
-        C-contiguous and writeable: read and written by every step.
-    forced : contextvars.ContextVar
-        Of the backend's name that every call must be served by, or of None.
+    parts : StreamParts
+        Of the cells: the first reads x, each other one what the one before it gave.
     pack : callable
-        ``pack(spec, weights)`` returns their `Fused`, or None where the kernels cannot serve them.
+        ``pack(spec, weights)`` returns their `PackedWeights`; None: the kernels cannot serve them.
     get_num_threads : callable
         Asked only where the work is enough for two.
     """
 
     cdef list cells
-    cdef object forced, pack, get_num_threads, served
-    cdef Py_ssize_t rows, inputs, itemsize, out_bytes
+    cdef object weights_of, forced, pack, get_num_threads, served
+    cdef Py_ssize_t rows, inputs, itemsize
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
 
-    def __cinit__(self, cells, states, outputs, forced, pack, get_num_threads):
-        cdef _Cell last
+    def __cinit__(self, parts, pack, get_num_threads):
+        specs, sources, states, outputs, self.weights_of, self.forced = parts
         self.cells = [
-            _Cell(cell, state, output)
-            for cell, state, output in zip(cells, states, outputs, strict=True)
+            _Cell(*cell) for cell in zip(specs, sources, states, outputs, strict=True)
         ]
-        self.forced, self.pack, self.get_num_threads = forced, pack, get_num_threads
+        self.pack, self.get_num_threads = pack, get_num_threads
         self.rows = shape_of(states[0])[0]
-        self.inputs = cells[0].spec.input_dim
+        self.inputs = specs[0].input_dim
         self.itemsize = states[0].itemsize
         self.type = float_type(self.itemsize)
-        last = self.cells[len(self.cells) - 1]
-        self.out_bytes = self.rows * last.job.y_b
-        self.served = last.output[:]  # a view, whose memory nobody can resize
+        self.served = outputs[len(outputs) - 1][:]  # a view, whose memory nobody can resize
         self.seen = <char *> calloc(self.rows, 1)
         if self.seen == NULL:
             raise MemoryError(f"{self.rows} rows")
@@ -197,9 +143,9 @@ cdef class Stepper:
         """
         cdef _Cell cell
         cdef const Py_ssize_t *numbers = NULL
-        cdef Py_ssize_t m, b0
+        cdef Py_ssize_t m, b0 = 0, block
         cdef const char *data
-        forced = get_value(self.forced)
+        forced = self.forced()
         if forced is not None and forced != "cpu":
             return None
         if not is_plain(x, self.type, 2) or shape_of(x)[1] != self.inputs:
@@ -214,20 +160,20 @@ cdef class Stepper:
             numbers = <const Py_ssize_t *> bytes_of(rows)
             if not self.distinct(numbers, m):
                 return None
-        if not self.prepare(min(m, <Py_ssize_t> BLOCK)):
+        block = min(m, <Py_ssize_t> BLOCK)
+        if not self.prepare(block):
             return None
+        cell = self.cells[len(self.cells) - 1]
         data = bytes_of(x)
         # What a step gave is the next one's x where a model feeds on itself, and one thread would
         # write there what another has yet to read.
-        cell = self.cells[len(self.cells) - 1]
-        if cell.y <= data < cell.y + self.out_bytes:
+        if cell.y <= data < cell.y + self.rows * cell.row:
             x = x.copy()
-        b0 = 0
         while b0 < m:
             data = bytes_of(x) + b0 * self.inputs * self.itemsize
             for cell in self.cells:
-                data = cell.step(data, numbers, b0, min(m - b0, <Py_ssize_t> BLOCK))
-            b0 += BLOCK
+                data = cell.step(data, numbers, b0, min(m - b0, block))
+            b0 += block
         # The same array as the last time, unless its owner has given it another shape since.
         if (
             not is_plain(self.served, self.type, 2)
@@ -244,9 +190,11 @@ cdef class Stepper:
         cdef list weights
         if len(self.cells) == 1:
             cell = self.cells[0]
-            return cell.prepare(cell.cell._weights, m, self.pack, self.get_num_threads)
+            return cell.prepare(
+                self.weights_of(cell.source), m, self.pack, self.get_num_threads
+            )
         # As they are written together, so they are read: no other thread runs meanwhile.
-        weights = [cell.cell._weights for cell in self.cells]
+        weights = [self.weights_of(cell.source) for cell in self.cells]
         for i in range(len(weights)):
             cell = self.cells[i]
             if not cell.prepare(weights[i], m, self.pack, self.get_num_threads):

@@ -1,23 +1,28 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
 # cython: initializedcheck=False, embedsignature=True
-"""The threads of all calls of the process: how many there are, what a fork does to them, signals.
+"""The threads of all calls of the process: how many there are, what a fork does to them, the GIL.
 
-Leases of OpenMP's threads, the threads of BLAS, and the watch by which a long call is interrupted.
+Leases of OpenMP's threads, the count of brief calls, and the poll that interrupts a long call.
 """
 
-from libc.stdint cimport uintptr_t
+from cython.parallel cimport parallel
 
-from fastgru._native.gates cimport (
+from fastgru._native._headers cimport (
     FASTGRU_OPENMP,
     PTRDIFF_MAX,
-    add_to,
-    call_watch,
-    crowded,
+    atomic_add,
+    denormals_off,
+    denormals_restore,
     end_idle_threads,
     give_back,
+    interrupt_poll,
     lease,
-    leased,
+    leased_threads,
     microseconds,
+    oversubscribed,
+    poll_join,
+    team_rank,
+    team_size,
     thread_counts,
 )
 
@@ -41,18 +46,18 @@ cdef int _limit = 1           # threads that may run calls, but for callers' own
 # Interrupts: Python's signal handlers wait until its main thread asks for them, which one that
 # computes without the GIL does not. So the calls of that thread that may take long ask (runtime.h).
 
-cdef bint _is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept:
+cdef bint is_long(double rows, Py_ssize_t inputs, Py_ssize_t H) noexcept:
     # Whether a call may take so long, its rows counted at every step. 16: of few units, the rest of
     # a step counts.
     return 6.0 * rows * (H + 16.0) * (H + inputs + 16.0) > LONG_FLOPS
 
 
-cdef bint _watch(call_watch *watch, bint together) except -1:
-    # Prepares a watch; False: this thread runs no handlers.
+cdef bint start_poll(interrupt_poll *poll, bint together) except -1:
+    # Prepares a poll; False: this thread runs no handlers.
     if threading.get_ident() != threading.main_thread().ident:
         return False
-    watch.ask, watch.asked, watch.end = _ask, microseconds(), PTRDIFF_MAX
-    watch.together, watch.finished = together, 0
+    poll.ask, poll.asked, poll.end = _ask, microseconds(), PTRDIFF_MAX
+    poll.together, poll.finished = together, 0
     return True
 
 
@@ -61,9 +66,9 @@ cdef int _ask() noexcept nogil:
         return run_signal_handlers() != 0
 
 
-cdef int _raise_if_stopped(const call_watch *watch) except -1:
-    # The exception is a handler's, and set already.
-    return 0 if watch.end == PTRDIFF_MAX else -1
+cdef bint is_stopped(const interrupt_poll *poll) noexcept nogil:
+    # The exception is a handler's, and set already. NULL: the call was not long.
+    return poll != NULL and poll.end != PTRDIFF_MAX
 
 
 # Leases: each caller brings a thread of its own; the others are shared by all callers of the
@@ -75,33 +80,56 @@ cdef int _lease(int wanted) noexcept nogil:
     return lease(&_counts, wanted, max(_limit, wanted))
 
 
-cdef void _give_back(int granted) noexcept nogil:
-    give_back(&_counts, granted)
+cdef int available_threads(int threads) noexcept nogil:
+    # How many of so many a lease would give now: by this a call is divided.
+    return max(min(threads, max(_limit, threads) - leased_threads(&_counts)), 1)
 
 
-cdef int _available(int threads) noexcept nogil:
-    # How many of so many a lease would give now: by this a call is cut.
-    return max(min(threads, max(_limit, threads) - leased(&_counts)), 1)
-
-
-cdef const thread_counts *_thread_counts() noexcept nogil:
-    # Of the process, for `end_turn`.
+cdef const thread_counts *counts_of_process() noexcept nogil:
+    # For `yield_if_due`.
     return &_counts
 
 
-cdef void _enter_brief() noexcept nogil:
-    # The caller will ask for the GIL soon: its call is short, or done. Long ones give way.
-    add_to(&_counts.brief, 1)
+cdef void run_team(
+    part_type part, void *context, int threads, int *granted, interrupt_poll *poll,
+) noexcept nogil:
+    # Runs `part` on so many threads, or fewer; OUT granted: how many. The poll may be NULL.
+    threads = _lease(threads)
+    granted[0] = threads
+    if threads == 1:
+        _run_part(part, context, poll, 0, 1)
+    else:
+        with parallel(num_threads=threads):
+            _run_part(part, context, poll, team_rank(), team_size())
+    give_back(&_counts, threads)
 
 
-cdef void _leave_brief() noexcept:
-    # It has the GIL.
-    add_to(&_counts.brief, -1)
+cdef void _run_part(
+    part_type part, void *context, interrupt_poll *poll, int rank, int team,
+) noexcept nogil:
+    # Rank and team are told: without a region of ours they may be those of a caller's.
+    cdef unsigned long long old = denormals_off()
+    part(context, rank, team)
+    denormals_restore(old)
+    if poll != NULL:
+        poll_join(poll, rank, team)
 
 
-cdef bint _crowded() noexcept nogil:
+cdef void without_gil(work_type work, void *context, bint brief) noexcept:
+    # Runs it so. Long calls yield to the callers that will ask for the GIL soon: those whose work
+    # is brief, and those that are done with theirs.
+    with nogil:
+        if brief:
+            atomic_add(&_counts.brief_calls, 1)
+        work(context)
+        if not brief:
+            atomic_add(&_counts.brief_calls, 1)
+    atomic_add(&_counts.brief_calls, -1)
+
+
+cdef bint processors_taken() noexcept nogil:
     # Whether a team would share its processors with other calls now: so it was of late.
-    return crowded(&_counts)
+    return oversubscribed(&_counts)
 
 
 def set_thread_limit(int limit):
@@ -122,18 +150,18 @@ def lease_threads(int wanted):
 
 def give_back_threads(int granted):
     """End a `lease_threads`."""
-    _give_back(granted)
+    give_back(&_counts, granted)
 
 
 def add_brief(int change):
     """Count that many more calls that want the GIL back soon; return how many there are now."""
-    add_to(&_counts.brief, change)
-    return _counts.brief
+    atomic_add(&_counts.brief_calls, change)
+    return _counts.brief_calls
 
 
 def threads_in_use():
     """Return how many threads run calls now, the callers' own among them."""
-    return leased(&_counts)
+    return leased_threads(&_counts)
 
 
 # The child of a fork has the forking thread and none of those that libgomp keeps for it, be they
@@ -152,7 +180,7 @@ def _before_fork():
 def _after_fork():
     # In the child no call runs.
     global _pool_lost
-    _counts.used = _counts.brief = 0
+    _counts.leased = _counts.brief_calls = 0
     _pool_lost = _pool_kept
 
 
@@ -160,48 +188,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
 
 
-cdef bint _may_start_threads() noexcept:
+cdef bint may_start_threads() noexcept:
     return FASTGRU_OPENMP and not _pool_lost
 
 
-cdef int _team_limit(int threads, double flops) noexcept:
+cdef int team_limit(int threads, double flops) noexcept:
     # How many threads a call of so much work may start.
-    if threads == 1 or flops < REGION_FLOPS or not _may_start_threads():
+    if threads == 1 or flops < REGION_FLOPS or not may_start_threads():
         return 1
-    return _available(threads)
-
-
-# BLAS threads: ours are around the calls, its own would fight them (OpenBLAS#3187: 10 times
-# slower). The setting is global in OpenBLAS, so callers are counted: the first lowers it, the last
-# restores it. Both hold the GIL.
-
-ctypedef int (*get_threads_type)() noexcept nogil
-ctypedef void (*set_threads_type)(int) noexcept nogil
-cdef get_threads_type _blas_get = NULL
-cdef set_threads_type _blas_set = NULL
-cdef int _blas_callers = 0, _blas_saved = 0
-
-
-def set_blas_functions(uintptr_t get_threads, uintptr_t set_threads):
-    """Take the addresses of ``int get()`` and ``void set(int)`` of the BLAS in use."""
-    global _blas_get, _blas_set
-    _blas_get = <get_threads_type> get_threads
-    _blas_set = <set_threads_type> set_threads
-
-
-cdef void _blas_enter() noexcept:
-    global _blas_callers, _blas_saved
-    if _blas_set != NULL:
-        if _blas_callers == 0:
-            _blas_saved = _blas_get()
-            if _blas_saved != 1:
-                _blas_set(1)
-        _blas_callers += 1
-
-
-cdef void _blas_exit() noexcept:
-    global _blas_callers
-    if _blas_set != NULL:
-        _blas_callers -= 1
-        if _blas_callers == 0 and _blas_saved != 1:
-            _blas_set(_blas_saved)
+    return available_threads(threads)

@@ -1,19 +1,21 @@
-"""The CPU backend: the compiled loops of `fastgru._native`.
+"""The CPU backend: the compiled kernels of `fastgru._native`.
 
-Float32 and float64, every built-in elementwise activation, every mask. The extension is imported
-by the first call, since it brings scipy.linalg with it.
+Float32 and float64, every built-in elementwise activation, every mask. The first call imports the
+extensions. The fused kernels serve it, unless the compiler had no vector types or
+FASTGRU_KERNEL=blas asks for the other kernel: that one brings scipy.linalg with it, which takes
+longer to import than the rest.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from fastgru import locks
 from fastgru.activations import Activation
+from fastgru.backends.base import FastPath, StreamParts
 from fastgru.problem import (
     BackendError,
     GRUGrads,
@@ -22,22 +24,10 @@ from fastgru.problem import (
     GRUSpec,
     GRUWeights,
 )
-from fastgru.threads import follow, get_num_threads, processors
+from fastgru.threads import call_on_change, get_num_threads, processors
 
 if TYPE_CHECKING:
     import numpy as np
-
-# Cores for which OpenBLAS has kernels that multiply small matrices where they lie; Zen 4 and 5
-# count as Cooperlake there. The panels of _native/_blas.pxd are for these.
-_SMALL_GEMM_CORES = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
-
-# SciPy's own wheels, any other OpenBLAS, MKL, BLIS: (get, set) as `int get(void)`, `void set(int)`.
-_THREAD_FUNCTIONS = (
-    ("scipy_openblas_get_num_threads", "scipy_openblas_set_num_threads"),
-    ("openblas_get_num_threads", "openblas_set_num_threads"),
-    ("MKL_Get_Max_Threads", "MKL_Set_Num_Threads"),
-    ("bli_thread_get_num_threads", "bli_thread_set_num_threads"),
-)
 
 # OpenMP's threads spin after a call, to be there for the next one: gcc's use 10 ms of CPU time each
 # time, clang's 200. Ours sleep after 3,000 pauses, mostly 0.1 to 2 ms of CPU time (clang's runtime:
@@ -46,40 +36,43 @@ _THREAD_FUNCTIONS = (
 _SPINNING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
 
 ON_DEVICE = "the arrays are on a device"
-_native: Any = None  # the extensions, once they are imported
-_fused: Any = None
-_products: Any = None
-_cut: Any = None
-_quick: Any = None
+_native: Any = None  # the package of the extensions, once they are imported
 _forced_kernel: str | None = None
 _missing: str | None = None  # why there is no extension
-_blas = {"name": "unknown", "core": "", "threads": "its own setting"}
 
 
 def _load() -> Any:
-    """Import the extension and set it up, once; None when it is not there."""
-    global _native, _fused, _products, _cut, _quick, _missing, _forced_kernel
+    """Import the extensions and set them up, once; None when they are not there."""
+    global _native, _missing, _forced_kernel
     if _native is None and _missing is None:
         try:
             with _spinning():
-                from fastgru._native import _backward, _cpu, _crowd, _threads
-                from fastgru._native import _cut as cut
-                from fastgru._native import _fused as fused
-                from fastgru._native import _quick as quick
+                from fastgru import _native as native
+                from fastgru._native import (  # noqa: F401
+                    _backward,
+                    _coalescing,
+                    _fast_path,
+                    _forward,
+                    _kernels,
+                    _partition,
+                    _threads,
+                    _weights,
+                )
+            if os.environ.get("FASTGRU_KERNEL") == "blas" or not _kernels.lanes(4):
+                from fastgru._native import _blas  # noqa: F401
         except ImportError as error:
-            _missing = f"the extension fastgru._native._cpu could not be imported: {error}"
+            _missing = f"the extensions of fastgru._native could not be imported: {error}"
             return None
-        _cpu.set_isa(os.environ.get("FASTGRU_ISA") or _cpu.supported_isas()[-1])
-        _find_blas(_threads)
+        _kernels.set_isa(os.environ.get("FASTGRU_ISA") or _kernels.supported_isas()[-1])
         _forced_kernel = os.environ.get("FASTGRU_KERNEL") or None
         if _forced_kernel not in (None, "fused", "blas"):
             raise ValueError(f"FASTGRU_KERNEL: expected 'fused' or 'blas', got {_forced_kernel!r}")
-        if _forced_kernel == "fused" and not fused.lanes(4):
+        if _forced_kernel == "fused" and not _kernels.lanes(4):
             raise ValueError("FASTGRU_KERNEL: 'fused' was not built by this compiler; use 'blas'")
-        follow(_threads.set_thread_limit)
-        _crowd.set_processors(processors())
+        call_on_change(_threads.set_thread_limit)
+        _coalescing.set_processors(processors())
         _threads.set_processors(processors())
-        _fused, _products, _cut, _quick, _native = fused, _backward, cut, quick, _cpu
+        _native = native
     return _native
 
 
@@ -97,33 +90,8 @@ def _spinning() -> Iterator[None]:
             del os.environ[name]
 
 
-def _find_blas(threads: Any) -> None:
-    """Find the thread setting of the BLAS that scipy.linalg.cython_blas is linked to.
-
-    A look-up through the handle of that module searches the libraries it depends on. A BLAS that
-    has no such setting (the reference BLAS, Accelerate) keeps its own.
-    """
-    import ctypes
-
-    from scipy.linalg import cython_blas
-
-    library = ctypes.CDLL(cython_blas.__file__)
-    for get_name, set_name in _THREAD_FUNCTIONS:
-        get, set_ = getattr(library, get_name, None), getattr(library, set_name, None)
-        if get is None or set_ is None:
-            continue
-        addresses = [ctypes.cast(function, ctypes.c_void_p).value for function in (get, set_)]
-        threads.set_blas_functions(*addresses)
-        _blas.update(name=get_name.rpartition("_get")[0], threads="1 inside our calls")
-        core = getattr(library, get_name.replace("get_num_threads", "get_corename"), None)
-        if core is not None:
-            core.restype = ctypes.c_char_p
-            _blas["core"] = core().decode()
-        return
-
-
-class CPUBackend:
-    """Forward on the CPU through BLAS and vectorised gates."""
+class CPUBackend(FastPath):
+    """Forward and backward on the CPU; see the module."""
 
     name = "cpu"
 
@@ -156,11 +124,9 @@ class CPUBackend:
         if _native is None and _load() is None:
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
-        if _kernel(problem.spec) == "fused":
-            packed = _packed_panels(problem.spec, weights, threads)
-            return GRUOutput(*_fused.forward(packed, problem, threads, save, keep_gates))
-        packed = _packed_matrices(problem.spec, weights)
-        return GRUOutput(*_native.forward(packed, problem, threads, save))
+        packed = _packed(problem.spec, weights, threads)
+        keep_gates = keep_gates and _kernel(problem.spec) == "fused"
+        return GRUOutput(*_native._forward.forward(packed, problem, threads, save, keep_gates))
 
     def backward(
         self,
@@ -175,13 +141,12 @@ class CPUBackend:
         if _native is None and _load() is None:
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
-        packed = _packed_panels(problem.spec, weights, threads)
+        packed = _packed(problem.spec, weights, threads)
         if workspace is None:
             if problem.out is not None:  # the caller's, who may have written there since
-                problem = copy.copy(problem)
-                problem.out = None
-            workspace = _fused.forward(packed, problem, threads, True, True)[3]
-        dx, dh0, dkernel, drecurrent, dbias = _products.backward(
+                problem = problem._replace(out=None)
+            workspace = _native._forward.forward(packed, problem, threads, True, True)[3]
+        dx, dh0, dkernel, drecurrent, dbias = _native._backward.backward(
             packed, problem, workspace, states, dy, dstate, threads
         )
         return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)
@@ -194,9 +159,9 @@ class CPUBackend:
         limit = problem.num_threads or get_num_threads()
         if _kernel(spec) == "blas":
             why = "FASTGRU_KERNEL asks for it" if _forced_kernel else "this compiler made no other"
-            return f"cpu kernel: blas {_native.get_isa()} ({why}), at most {limit} threads"
-        threads, shared, *times = _cut.plan(
-            spec, _fused.lanes(spec.dtype.itemsize), (batch, steps), problem.h0 is not None, limit
+            return f"cpu kernel: blas {_native._kernels.get_isa()} ({why}), at most {limit} threads"
+        threads, shared, *times = _native._partition.plan(
+            spec, _lanes(spec), (batch, steps), problem.h0 is not None, limit
         )
         how = "1 thread"
         if threads > 1:
@@ -205,13 +170,13 @@ class CPUBackend:
         model = [f"{n} {us:.1f} us" for n, us in zip(labels, times, strict=True) if us]
         if limit == 1:
             why = "no more may be used"
-        elif not _native.OPENMP:
+        elif not _native._kernels.OPENMP:
             why = "built without OpenMP"
         else:
             why = f"model: {', '.join(model)}" if model else "too little work to share"
-        return f"cpu kernel: fused {_native.get_isa()}, {how} ({why})"
+        return f"cpu kernel: fused {_native._kernels.get_isa()}, {how} ({why})"
 
-    def quick(
+    def fast_call(
         self,
         weights: GRUWeights,
         spec: GRUSpec,
@@ -225,35 +190,32 @@ class CPUBackend:
         None where x is not plain enough, and unless the weights are packed, which says that
         `forward` has served this spec before.
         """
-        packed = weights.packed.get("cpu-fused")
+        packed = weights.packed.get("fused")
         if packed is None or packed.spec is not spec or _forced_kernel == "blas":
             return None
-        return _quick.quick(packed, x, sequences, with_state, reverse, get_num_threads)
+        return _native._fast_path.call(packed, x, sequences, with_state, reverse, get_num_threads)
 
-    def quick_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
-        """Return the state one step after h0; None as for `quick`."""
-        packed = weights.packed.get("cpu-fused")
+    def fast_step(self, weights: GRUWeights, spec: GRUSpec, x: Any, h0: Any) -> np.ndarray | None:
+        """Return the state one step after h0; None as for `fast_call`."""
+        packed = weights.packed.get("fused")
         if packed is None or packed.spec is not spec or _forced_kernel == "blas":
             return None
-        return _quick.step(packed, x, h0, get_num_threads)
+        return _native._fast_path.step(packed, x, h0, get_num_threads)
 
-    def pack_alike(self, old: GRUWeights, new: GRUWeights) -> None:
+    def pack_like(self, old: GRUWeights, new: GRUWeights) -> None:
         """Pack new weights for the specs that old ones are packed for."""
-        if "cpu-fused" in old.packed:
-            _packed_panels(old.packed["cpu-fused"].spec, new, get_num_threads())
-        if "cpu" in old.packed:
-            _packed_matrices(old.packed["cpu"].spec, new)
+        for kernel in ("fused", "blas"):
+            if kernel in old.packed:
+                _packed(old.packed[kernel].spec, new, get_num_threads(), kernel)
 
-    def stepper(
-        self, cells: list[Any], states: list[np.ndarray], outputs: list[np.ndarray], forced: Any
-    ) -> Any:
+    def open_stepper(self, parts: StreamParts) -> Callable[..., np.ndarray | None] | None:
         """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
-        halves = states[0].itemsize < 4
-        if _load() is None or _forced_kernel == "blas" or halves or not _fused.lanes(4):
+        spec = parts.specs[0]
+        if _load() is None or spec.dtype.itemsize < 4 or _kernel(spec) == "blas":
             return None
         from fastgru._native._stream import Stepper
 
-        return Stepper(cells, states, outputs, forced, _panels_if_served, get_num_threads).step
+        return Stepper(parts, _packed_if_served, get_num_threads).step
 
 
 def _reason(spec: GRUSpec) -> str | None:
@@ -263,50 +225,50 @@ def _reason(spec: GRUSpec) -> str | None:
     for act in (spec.activation, spec.recurrent_activation):
         if type(act) is not Activation:
             return f"activation {getattr(act, '__name__', act)!r} is custom Python code"
-        if act.name not in _native.ACTIVATIONS:
+        if act.name not in _native._kernels.ACTIVATIONS:
             return f"activation {act.name!r} is not elementwise"
     return None
 
 
+def _lanes(spec: GRUSpec) -> int:
+    lanes: int = _native._kernels.lanes(spec.dtype.itemsize)
+    return lanes
+
+
 def _kernel(spec: GRUSpec) -> str:
     """Return which of the two kernels runs: "fused", or "blas" where the first is not there."""
-    if _forced_kernel is not None:
-        return _forced_kernel
-    return "fused" if _fused.lanes(spec.dtype.itemsize) else "blas"
+    return _forced_kernel or ("fused" if _lanes(spec) else "blas")
 
 
-def _packed_matrices(spec: GRUSpec, weights: GRUWeights) -> Any:
-    panels = _blas["core"] in _SMALL_GEMM_CORES
-    return _packed("cpu", spec, weights, None, lambda: _native.Packed(spec, weights, panels))
-
-
-def _packed_panels(spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
-    lanes = _fused.lanes(spec.dtype.itemsize)
-    return _packed("cpu-fused", spec, weights, lanes, lambda: _fused.Fused(spec, weights, threads))
-
-
-def _packed(
-    name: str, spec: GRUSpec, weights: GRUWeights, lanes: int | None, pack: Callable[[], Any]
-) -> Any:
-    """Return the copy of that name, made now if there is none; of many callers, one makes it."""
-    packed = _kept(name, spec, weights, lanes)
+def _packed(spec: GRUSpec, weights: GRUWeights, threads: int, kernel: str | None = None) -> Any:
+    """Return the packed copy for a kernel, made now if there is none; of many callers, one does."""
+    kernel = kernel or _kernel(spec)
+    packed = _kept(kernel, spec, weights)
     if packed is None:
         with locks.packing:
-            packed = _kept(name, spec, weights, lanes)
+            packed = _kept(kernel, spec, weights)
             if packed is None:
-                packed = weights.packed[name] = pack()
+                packed = weights.packed[kernel] = _pack(kernel, spec, weights, threads)
     return packed
 
 
-def _kept(name: str, spec: GRUSpec, weights: GRUWeights, lanes: int | None) -> Any:
-    packed = weights.packed.get(name)
+def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
+    if kernel == "fused":
+        return _native._weights.PackedWeights(spec, weights, threads)
+    from fastgru._native._blas import BLASWeights
+
+    return BLASWeights(spec, weights, threads)
+
+
+def _kept(kernel: str, spec: GRUSpec, weights: GRUWeights) -> Any:
+    packed = weights.packed.get(kernel)
     if packed is None or (packed.spec is not spec and packed.spec != spec):
         return None
-    return packed if lanes is None or packed.lanes == lanes else None
+    return packed if packed.is_current() else None
 
 
-def _panels_if_served(spec: GRUSpec, weights: GRUWeights) -> Any:
-    return None if _reason(spec) is not None else _packed_panels(spec, weights, 1)
+def _packed_if_served(spec: GRUSpec, weights: GRUWeights) -> Any:
+    return None if _reason(spec) is not None else _packed(spec, weights, 1, "fused")
 
 
 def build_info() -> dict[str, Any]:
@@ -314,14 +276,16 @@ def build_info() -> dict[str, Any]:
     native = _load()
     if native is None:
         return {"extension": _missing}
-    blas = " ".join(word for word in (_blas["name"], _blas["core"]) if word)
+    from fastgru._native import _blas
+
+    kernels = native._kernels
     return {
         "extension": "built",
-        "openmp": native.OPENMP,
-        "isa": native.get_isa(),
-        "kernel": _forced_kernel or ("fused" if _fused.lanes(4) else "blas"),
-        "isa_supported": native.supported_isas(),
-        "blas": blas,
-        "blas_threads": _blas["threads"],
+        "openmp": kernels.OPENMP,
+        "isa": kernels.get_isa(),
+        "kernel": _forced_kernel or ("fused" if kernels.lanes(4) else "blas"),
+        "isa_supported": kernels.supported_isas(),
+        "blas": f"{_blas.NAME} {_blas.CORE}".strip(),
+        "blas_threads": _blas.THREADS,
         "num_threads": get_num_threads(),
     }

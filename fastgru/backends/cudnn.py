@@ -1,11 +1,11 @@
-"""The cuDNN backend: NVIDIA's GRU, for what it can do, forward and backward.
+"""The cuDNN backend: NVIDIA's GRU where it can serve a call, forward and backward.
 
-It has one formula, Keras' default (tanh, sigmoid, reset_after), and rows that end early; `REASONS`
-is what it refuses. What it does serve has fastgru's semantics to the letter, which is the work of
-`fastgru/backends/cudnn_call.py` and the kernels of `fastgru/_cuda/cudnn.cu`.
+cuDNN has one formula, Keras' default (tanh, sigmoid, reset_after), and rows that end early;
+`REASONS` lists what it cannot serve. `fastgru/backends/cudnn_call.py` and the kernels of
+`fastgru/_cuda/cudnn.cu` give the calls that it serves exactly fastgru's semantics.
 
-The engine (`fastgru._cuda.engine`) has arrays, launches and the stream, `fastgru._cuda.libcudnn`
-the library; the tests replace both.
+`fastgru._cuda.engine` has arrays, launches and the stream, `fastgru._cuda.libcudnn` the library;
+the tests replace them.
 """
 
 from __future__ import annotations
@@ -20,38 +20,30 @@ from fastgru._cuda import engine as engines
 from fastgru._cuda import libcudnn
 from fastgru._cuda.libcudnn import CudnnError
 from fastgru.backends import cudnn_call
-from fastgru.backends.cudnn_call import TYPES, Call, Net, Session
+from fastgru.backends.base import FastPath
+from fastgru.backends.cudnn_call import TYPES, CudnnCall, Net, Session
 from fastgru.problem import BackendError, GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-# Which algorithm is the fastest depends on the device and all sizes, so it is measured when a shape
-# is first met, and then kept: the same call gives the same numbers as long as the process lives.
-# PERSIST_DYNAMIC is left out: it compiles for seconds, and again for every batch size.
+# Which algorithm is the fastest depends on the device and all sizes: the first call of a shape
+# measures it. The choice is kept, so that the same call gives the same numbers as long as the
+# process lives. PERSIST_DYNAMIC is left out: it compiles for seconds, and for every batch size.
 STANDARD = libcudnn.RNN_ALGO_STANDARD
 STATIC = libcudnn.RNN_ALGO_PERSIST_STATIC
 SMALL = libcudnn.RNN_ALGO_PERSIST_STATIC_SMALL_H
-SMALL_UNITS = 192  # the most that PyTorch gives it
-TRIAL_STEPS = 64  # all algorithms take time in proportion to the steps from there on
+SMALL_UNITS = 192  # PyTorch's bound for it
+TRIAL_STEPS = 64  # with more steps the time of all algorithms grows in proportion
 TRIALS = 3  # the shortest counts
-TRIAL_GAIN = 0.9  # what another than STANDARD must at least be: below is noise
-MOST_CHOICES = 1024  # a process that meets more shapes stays with STANDARD for the rest
+TRIAL_GAIN = 0.9  # another algorithm is taken below this part of the time: more may be noise
+MOST_CHOICES = 1024  # if a process meets more shapes, the rest use STANDARD
 
 HOST = "the arrays are in host memory; cuDNN works on CuPy arrays"
 
 
-class _Case(NamedTuple):
-    """What the reasons are about."""
-
-    problem: GRUProblem
-    spec: GRUSpec
-    host: bool
-    missing: str | None
-
-
 class _Trial(NamedTuple):
-    """What a choice of algorithm holds for."""
+    """The calls that a choice of algorithm is for."""
 
     engine: engines.Engine
     spec: GRUSpec
@@ -61,35 +53,33 @@ class _Trial(NamedTuple):
     training: bool
 
 
-# What cuDNN does not serve: all of it is served elsewhere.
-REASONS: tuple[tuple[str, Callable[[_Case], bool]], ...] = (
-    ("{case.missing}", lambda c: c.missing is not None),
-    (HOST, lambda c: c.host),
-    ("activation is not tanh", lambda c: not _is(c.spec.activation, activations.tanh)),
+# What cuDNN does not serve, beside calls on the host; the other backends serve all of it.
+REASONS: tuple[tuple[str, Callable[[GRUProblem], bool]], ...] = (
+    ("activation is not tanh", lambda p: not _is(p.spec.activation, activations.tanh)),
     (
         "recurrent_activation is not sigmoid",
-        lambda c: not _is(c.spec.recurrent_activation, activations.sigmoid),
+        lambda p: not _is(p.spec.recurrent_activation, activations.sigmoid),
     ),
-    ("reset_after is False", lambda c: not c.spec.reset_after),
+    ("reset_after is False", lambda p: not p.spec.reset_after),
     (
-        "dtype {case.spec.dtype.name} is not one of " + ", ".join(TYPES),
-        lambda c: c.spec.dtype.name not in TYPES,
+        "dtype {spec.dtype.name} is not one of " + ", ".join(TYPES),
+        lambda p: p.spec.dtype.name not in TYPES,
     ),
     (
-        "precision {case.spec.precision!r} is neither None nor 'tf32'",
-        lambda c: c.spec.precision not in (None, "tf32"),
+        "precision {spec.precision!r} is neither None nor 'tf32'",
+        lambda p: p.spec.precision not in (None, "tf32"),
     ),
-    ("recurrent_dropout is in use", lambda c: c.problem.recurrent_dropout is not None),
+    ("recurrent_dropout is in use", lambda p: p.recurrent_dropout is not None),
     (
         "each gate has its own dropout mask (implementation=1)",
-        lambda c: c.problem.dropout is not None and c.problem.dropout.ndim == 3,
+        lambda p: p.dropout is not None and p.dropout.ndim == 3,
     ),
-    ("unroll is True", lambda c: c.problem.unroll),
-    ("use_cudnn is False", lambda c: c.problem.use_cudnn is False),
-    ("the mask is not right-padded", lambda c: c.problem.mask.steps is not None),
-    ("no row has a valid step", lambda c: _all_masked(c.problem)),
-    ("reset_mask resets rows between steps", lambda c: c.problem.resets is not None),
-    ("the input has an empty axis", lambda c: 0 in c.problem.x.shape),
+    ("unroll is True", lambda p: p.unroll),
+    ("use_cudnn is False", lambda p: p.use_cudnn is False),
+    ("the mask is not right-padded", lambda p: p.mask.steps is not None),
+    ("no row has a valid step", lambda p: _all_masked(p)),
+    ("reset_mask resets rows between steps", lambda p: p.resets is not None),
+    ("the input has an empty axis", lambda p: 0 in p.x.shape),
 )
 
 
@@ -102,7 +92,7 @@ def _all_masked(problem: GRUProblem) -> bool:
     return lengths is not None and not lengths.any()
 
 
-class CudnnBackend:
+class CudnnBackend(FastPath):
     """Forward and backward by cuDNN.
 
     Parameters
@@ -119,7 +109,7 @@ class CudnnBackend:
         self, engine: engines.Engine | None = None, library: libcudnn.Cudnn | None = None
     ) -> None:
         self._engine, self._library = engine, library
-        # A handle serves one call at a time; here are, for each device, those that serve none.
+        # A handle serves one call at a time. These are idle, for each device.
         self._handles: dict[engines.Engine, list[int]] = {}
         self._choices: dict[_Trial, int] = {}
 
@@ -129,22 +119,27 @@ class CudnnBackend:
 
     def reasons(self, problem: GRUProblem) -> list[str]:
         """Return each reason why cuDNN cannot serve the problem."""
-        host = not (problem.on_device or self._engine)  # who brings an engine brings its arrays
-        case = _Case(problem, problem.spec, host, self.missing())
-        return [reason.format(case=case) for reason, applies in REASONS if applies(case)]
+        host = not (problem.on_device or self._engine)  # an engine handed in has its own arrays
+        reasons = [self.missing(), HOST if host else None]
+        reasons += [text.format(spec=problem.spec) for text, applies in REASONS if applies(problem)]
+        return [reason for reason in reasons if reason is not None]
 
     def supports(self, problem: GRUProblem) -> str | None:
         """Return None when `forward` can serve the problem, else the reasons it cannot."""
         if not (problem.on_device or self._engine):
-            return HOST  # no CuPy is imported to find out more
+            return HOST  # more reasons would need CuPy's import
         return "; ".join(self.reasons(problem)) or None
 
     def supports_backward(self, problem: GRUProblem) -> str | None:
         """Return None when `backward` can serve the problem, else the reasons it cannot."""
         return self.supports(problem)
 
-    def supports_both(self, problems: Sequence[GRUProblem]) -> str | None:
-        """Return None when `forward_both` can serve the halves of a bidirectional layer."""
+    def direction_pair(self, problems: Sequence[GRUProblem]) -> CudnnBackend | None:
+        """Return itself when one call of cuDNN can serve both halves, see `FastPath`."""
+        return self if self.supports_pair(problems) is None else None
+
+    def supports_pair(self, problems: Sequence[GRUProblem]) -> str | None:
+        """Return None when `forward_pair` can serve the halves of a bidirectional layer."""
         one, other = problems
         for half in problems:
             reason = self.supports(half)
@@ -162,14 +157,10 @@ class CudnnBackend:
         return None
 
     def forward(
-        self,
-        problem: GRUProblem,
-        weights: GRUWeights,
-        save: bool = False,
-        keep_gates: bool = True,
+        self, problem: GRUProblem, weights: GRUWeights, save: bool = False, keep_gates: bool = True
     ) -> GRUOutput:
         """Run the layer; with ``save`` also return what `backward` needs."""
-        return self.forward_both((problem,), (weights,), save, keep_gates)[0]
+        return self.forward_pair((problem,), (weights,), save, keep_gates)[0]
 
     def backward(
         self,
@@ -181,27 +172,27 @@ class CudnnBackend:
         workspace: Any = None,
     ) -> GRUGrads:
         """Return the gradient of <y, dy> + <state, dstate>; without a workspace, forward again."""
-        return self.backward_both((problem,), (weights,), (dy,), (dstate,), workspace)[0]
+        return self.backward_pair((problem,), (weights,), (dy,), (dstate,), workspace)[0]
 
-    def forward_both(
+    def forward_pair(
         self,
         problems: Sequence[GRUProblem],
         weights: Sequence[GRUWeights],
         save: bool = False,
         keep_gates: bool = True,
     ) -> list[GRUOutput]:
-        """Run both halves of a bidirectional layer in one call of cuDNN.
+        """Run a direction pair, both halves of a bidirectional layer, in one call of cuDNN.
 
-        The results are those of `forward` of each half: the second one's are in its processing
-        order, backwards in time. The workspace is in the first. One problem is served as well.
+        The results are those of `forward` of each half: the second's are in its processing order,
+        backwards in time. The workspace is in the first. A single problem is served as well.
         """
         with self._session() as session:
-            call = Call(session, problems)
+            call = CudnnCall(session, problems)
             training = save and keep_gates
             run = call.run(self._net(call, training), weights, training)
             return call.outputs(run, save, run if training else None)
 
-    def backward_both(
+    def backward_pair(
         self,
         problems: Sequence[GRUProblem],
         weights: Sequence[GRUWeights],
@@ -209,12 +200,12 @@ class CudnnBackend:
         dstates: Sequence[Any],
         workspace: Any = None,
     ) -> list[GRUGrads]:
-        """Return the gradients of both halves; that of x, which they share, stands in the first.
+        """Return the gradients of each half; the first has that of x, which the halves share.
 
-        In the second, ``x`` is None. What is needed of the states is in the workspace.
+        In the second, ``x`` is None. The workspace has what is needed of the states.
         """
         with self._session() as session:
-            call = Call(session, problems)
+            call = CudnnCall(session, problems)
             if workspace is None:
                 workspace = call.run(self._net(call, True), weights, True)
             net = Net(session, call.spec, call.D, workspace.algorithm)
@@ -240,27 +231,27 @@ class CudnnBackend:
         except CudnnError as error:
             raise BackendError(str(error)) from error
 
-    def _net(self, call: Call, training: bool) -> Net:
+    def _net(self, call: CudnnCall, training: bool) -> Net:
         """Return the layer by the algorithm that is the fastest for its sizes."""
         session, spec = call.session, call.spec
-        rivals = [] if call.ragged or spec.dtype == np.float64 else [STATIC]
-        if rivals and spec.units <= SMALL_UNITS:
-            rivals.append(SMALL)
+        others = [] if call.ragged or spec.dtype == np.float64 else [STATIC]
+        if others and spec.units <= SMALL_UNITS:
+            others.append(SMALL)
         chosen = STANDARD
-        if rivals:
+        if others:
             steps = min(TRIAL_STEPS, 1 << (call.steps - 1).bit_length())
             case = _Trial(session.engine, spec, call.D, call.B, steps, training)
             if case not in self._choices and len(self._choices) < MOST_CHOICES:
-                # Another thread may have been first: its choice stands.
-                self._choices.setdefault(case, _fastest(session, case, rivals))
+                # If another thread was first, its choice is kept.
+                self._choices.setdefault(case, _fastest(session, case, others))
             chosen = self._choices.get(case, STANDARD)
         return Net(session, spec, call.D, chosen)
 
 
-def _fastest(session: Session, case: _Trial, rivals: list[int]) -> int:
-    """Measure STANDARD and its rivals; who is refused is out."""
+def _fastest(session: Session, case: _Trial, others: list[int]) -> int:
+    """Measure STANDARD and the others, without those that cuDNN refuses, and return the fastest."""
     fastest, least = STANDARD, _seconds(session, case, STANDARD)
-    for algorithm in rivals:
+    for algorithm in others:
         try:
             time = _seconds(session, case, algorithm)
         except CudnnError as error:
@@ -273,10 +264,10 @@ def _fastest(session: Session, case: _Trial, rivals: list[int]) -> int:
 
 
 def _seconds(session: Session, case: _Trial, algorithm: int) -> float:
-    """Return the time of a forward run over zeros, in training with the way back."""
+    """Return the time of a forward run over zeros, for training with its backward."""
     _, spec, directions, batch, steps, training = case
     net = Net(session, spec, directions, algorithm)
-    ends = net.sequences(steps, [steps] * batch, steps_first=True)
+    desc = net.descriptors(steps, [steps] * batch, steps_first=True)
 
     def zeros(count: int, *shape: int) -> list[Any]:
         return [session.engine.zeros(shape, spec.dtype) for _ in range(count)]
@@ -287,9 +278,9 @@ def _seconds(session: Session, case: _Trial, algorithm: int) -> float:
     space, dspace = net.space(), net.space()
 
     def work() -> None:
-        reserve = net.forward(training, ends, x, hx, y, hy, space)
+        reserve = net.forward(training, desc, x, hx, y, hy, space)
         if training:
-            net.backward(ends, x, hx, y, dy, hy, dx, dhx, space, dspace, reserve)
+            net.backward(desc, x, hx, y, dy, hy, dx, dhx, space, dspace, reserve)
 
     work()
     return min(session.engine.seconds(work) for _ in range(TRIALS))

@@ -1,15 +1,17 @@
-"""How a problem is handed to cuDNN, and what comes back turned into ours.
+"""How a problem is handed to cuDNN, and its results are turned into fastgru's.
 
-`Session` is the handle that a call has for itself, `Net` a layer as one of cuDNN's algorithms has
-it, `Call` the arrays of one problem, or of the two halves of a bidirectional layer, around them.
+A `Session` lends one call a handle. A `Net` is a layer as one of cuDNN's algorithms computes it. A
+`CudnnCall` has the arrays of one problem, or of a direction pair: both halves of a bidirectional
+layer.
 
-- x goes as it is where it has no gaps, rows or steps first; else a copy goes, steps first.
-- It ends with the longest row. If all rows are equally long then, cuDNN is told of no lengths.
-- A row without a valid step is never shown: cuDNN gets one step of zeros there, and what comes of
-  it is replaced by the state that the row had. What it does with lengths of 0 is written nowhere.
-- More steps than cuDNN takes at a time go in pieces, each from the state of the one before.
+- cuDNN gets x itself if it has no gaps, rows or steps first; else a copy, steps first.
+- x ends with the longest row. The persistent algorithms need all rows to be as long then.
+- For a row without a valid step cuDNN gets one step of zeros, since its reference does not say what
+  a length of 0 does. The row's result is replaced by the state that it had.
+- If there are more steps than cuDNN takes, they go in pieces of time, each from the state of the
+  one before.
 
-Buffers are in cuDNN's order, (steps, B, n) or (B, steps, n), and have the halves side by side in n.
+Buffers are in cuDNN's order, (steps, B, n) or (B, steps, n), with the halves side by side in n.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import numpy as np
 from fastgru import activations
 from fastgru._cuda import engine as engines
 from fastgru._cuda import libcudnn, source
+from fastgru._cuda.engine import Launch
 from fastgru.gates import KERAS_GATES, LAYOUTS
 from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUSpec, GRUWeights
 
@@ -28,24 +31,24 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
-# cuDNN refuses more than 65535 steps. A multiple of 16, so that every piece begins aligned.
+# cuDNN refuses more than 65535 steps. This is a multiple of 16, so that all pieces are aligned.
 STEPS = 65520
-ALIGNMENT = 16  # bytes: cuDNN reads vectors, and does not check
+ALIGNMENT = 16  # bytes: cuDNN reads vectors and does not check their alignment
 
-# dtype -> type of data, of sums, and what products may use. Halves are summed in float32; float32
-# is not rounded to TF32, which DEFAULT_MATH would do, unless the layer asks for it.
+# dtype -> the type of data and of sums, and what products may use. 16-bit numbers are summed in
+# float32. DEFAULT_MATH would round float32 to TF32, which only a layer's precision may ask for.
 TYPES = {
     "float16": (libcudnn.DATA_HALF, libcudnn.DATA_FLOAT, libcudnn.TENSOR_OP_MATH),
     "bfloat16": (libcudnn.DATA_BFLOAT16, libcudnn.DATA_FLOAT, libcudnn.TENSOR_OP_MATH),
     "float32": (libcudnn.DATA_FLOAT, libcudnn.DATA_FLOAT, libcudnn.FMA_MATH),
     "float64": (libcudnn.DATA_DOUBLE, libcudnn.DATA_DOUBLE, libcudnn.DEFAULT_MATH),
 }
-# cuDNN's number of the input matrix of z, r and h; the recurrent ones are three further.
+# cuDNN's numbers of the input matrices of z, r and h; the recurrent ones are larger by 3.
 _LINEAR_LAYERS = [LAYOUTS["cudnn"].gates.index(gate) for gate in KERAS_GATES]
 
 
 class Session(NamedTuple):
-    """What one call has for itself: nobody else uses the handle, and descriptors end with it."""
+    """What one call has alone: a handle, and descriptors that are destroyed at its end."""
 
     engine: engines.Engine
     library: libcudnn.Cudnn
@@ -53,22 +56,22 @@ class Session(NamedTuple):
     opened: ExitStack
 
     def new(self, kind: str) -> int:
-        """Return a new descriptor; kind is RNN, RNNData or Tensor."""
+        """Return a new descriptor; ``kind`` is RNN, RNNData or Tensor."""
         descriptor: int = getattr(self.library, f"create{kind}Descriptor")()
         self.opened.callback(getattr(self.library, f"destroy{kind}Descriptor"), descriptor)
         return descriptor
 
 
-class Sequences(NamedTuple):
-    """Descriptors of x, of y and of the states, for one piece of time."""
+class Descriptors(NamedTuple):
+    """cuDNN's descriptors of x, of y and of the states, for one piece of time."""
 
     x: int
     y: int
     h: int
 
 
-class Packed(NamedTuple):
-    """Weights as cuDNN has them, of these versions; places[d] (4, 3) is what cudnn.cu calls at."""
+class WeightSpace(NamedTuple):
+    """Weights in cuDNN's layout, of these versions; places[d] (4, 3) is `at` in cudnn.cu."""
 
     versions: list[int]
     space: Any
@@ -76,7 +79,7 @@ class Packed(NamedTuple):
 
 
 class Net:
-    """A layer by one algorithm, in one direction or in both."""
+    """A layer by one algorithm: one direction, or a direction pair."""
 
     def __init__(self, session: Session, spec: GRUSpec, directions: int, algorithm: int) -> None:
         self.session, self.spec, self.directions = session, spec, directions
@@ -95,36 +98,36 @@ class Net:
         )
         self._space_bytes = session.library.getRNNWeightSpaceSize(*self._ids)
 
-    def sequences(self, steps: int, lengths: Sequence[int], steps_first: bool) -> Sequences:
-        """Describe rows of these lengths in buffers of so many steps."""
+    def descriptors(self, steps: int, lengths: Sequence[int], steps_first: bool) -> Descriptors:
+        """Describe rows of these lengths, in buffers of ``steps`` steps."""
         new, library, units = self.session.new, self.session.library, self.spec.units
         layout = (
             libcudnn.RNN_DATA_LAYOUT_SEQ_MAJOR_UNPACKED
             if steps_first
             else libcudnn.RNN_DATA_LAYOUT_BATCH_MAJOR_UNPACKED
         )
-        made = Sequences(new("RNNData"), new("RNNData"), new("Tensor"))
+        made = Descriptors(new("RNNData"), new("RNNData"), new("Tensor"))
         for descriptor, size in ((made.x, self.spec.input_dim), (made.y, self.directions * units)):
             library.setRNNDataDescriptor(descriptor, self._data, layout, steps, size, lengths)
         library.setTensorNdDescriptor(made.h, self._data, (self.directions, len(lengths), units))
         return made
 
     def forward(
-        self, training: bool, ends: Sequences, x: Any, hx: Any, y: Any, hy: Any, space: Any
+        self, training: bool, desc: Descriptors, x: Any, hx: Any, y: Any, hy: Any, space: Any
     ) -> Any:
-        """Write y and hy, and return what `backward` wants to have back."""
+        """Write y and hy, and return the reserve space, which `backward` takes."""
         mode = libcudnn.FWD_MODE_TRAINING if training else libcudnn.FWD_MODE_INFERENCE
         at = self.session.engine.address
-        work, reserve = self._scratch(mode, ends)
+        work, reserve = self._scratch(mode, desc)
         self.session.library.rnnForward(
-            *(*self._ids, mode, 0, ends.x, at(x), ends.y, at(y), ends.h, at(hx), at(hy), 0, 0, 0),
+            *(*self._ids, mode, 0, desc.x, at(x), desc.y, at(y), desc.h, at(hx), at(hy), 0, 0, 0),
             *(self._space_bytes, at(space), *self._sized(work), *self._sized(reserve)),
         )
         return reserve
 
     def backward(
         self,
-        ends: Sequences,
+        desc: Descriptors,
         x: Any,
         hx: Any,
         y: Any,
@@ -136,21 +139,21 @@ class Net:
         dspace: Any,
         reserve: Any,
     ) -> None:
-        """Write dx and dhx, and add to dspace; the order of the two calls is cuDNN's."""
+        """Write dx and dhx, and add to dspace; cuDNN requires this order of its two calls."""
         at, library = self.session.engine.address, self.session.library
-        work = self._sized(self._scratch(libcudnn.FWD_MODE_TRAINING, ends)[0])
+        work = self._sized(self._scratch(libcudnn.FWD_MODE_TRAINING, desc)[0])
         library.rnnBackwardData_v8(
-            *(*self._ids, 0, ends.y, at(y), at(dy), ends.x, at(dx)),
-            *(ends.h, at(hx), at(dhy), at(dhx), 0, 0, 0, 0),
+            *(*self._ids, 0, desc.y, at(y), at(dy), desc.x, at(dx)),
+            *(desc.h, at(hx), at(dhy), at(dhx), 0, 0, 0, 0),
             *(self._space_bytes, at(space), *work, *self._sized(reserve)),
         )
         library.rnnBackwardWeights_v8(
-            *(*self._ids, libcudnn.WGRAD_MODE_ADD, 0, ends.x, at(x), ends.h, at(hx)),
-            *(ends.y, at(y), self._space_bytes, at(dspace), *work, *self._sized(reserve)),
+            *(*self._ids, libcudnn.WGRAD_MODE_ADD, 0, desc.x, at(x), desc.h, at(hx)),
+            *(desc.y, at(y), self._space_bytes, at(dspace), *work, *self._sized(reserve)),
         )
 
-    def _scratch(self, mode: int, ends: Sequences) -> list[Any]:
-        sizes = self.session.library.getRNNTempSpaceSizes(*self._ids, mode, ends.x)
+    def _scratch(self, mode: int, desc: Descriptors) -> list[Any]:
+        sizes = self.session.library.getRNNTempSpaceSizes(*self._ids, mode, desc.x)
         item = self.spec.dtype.itemsize
         return [self.session.engine.empty((-(-n // item),), self.spec.dtype) for n in sizes]
 
@@ -160,21 +163,21 @@ class Net:
     # ---- weights -------------------------------------------------------------------------------
 
     def space(self) -> Any:
-        """Return zeros in the size of the weights."""
+        """Return zeros of the size of cuDNN's weights."""
         item = self.spec.dtype.itemsize
         return self.session.engine.zeros((-(-self._space_bytes // item),), self.spec.dtype)
 
-    def packed(self, weights: Sequence[GRUWeights]) -> Packed:
-        """Return the weights of each direction as cuDNN has them: made once for their versions."""
+    def packed(self, weights: Sequence[GRUWeights]) -> WeightSpace:
+        """Return the weights of each direction in cuDNN's layout, made once for their versions."""
         engine, spec = self.session.engine, self.spec
         kept = weights[0].packed.setdefault("cudnn", {})
         key = (engine, spec, self.algorithm, self.directions)
         versions = [w.version for w in weights]
-        packed: Packed | None = kept.get(key)
+        packed: WeightSpace | None = kept.get(key)
         if packed is not None and packed.versions == versions:
             return packed
         space = self.space()
-        packed = Packed(versions, space, [self._places(space, d) for d in range(len(weights))])
+        packed = WeightSpace(versions, space, [self._places(space, d) for d in range(len(weights))])
         for w, at in zip(weights, packed.places, strict=True):
             arrays = (w.kernel, w.recurrent_kernel, w.bias)
             moved = [None if array is None else engine.array(array) for array in arrays]
@@ -184,7 +187,7 @@ class Net:
         return packed
 
     def gradients(self, dspace: Any, at: Any) -> tuple[Any, Any, Any]:
-        """Return the kernels and the bias out of what cuDNN has of one direction."""
+        """Return one direction's gradients of the kernels and the bias, from cuDNN's layout."""
         I, H = self.spec.input_dim, self.spec.units
         everything = self.session.engine.empty((I + H + 2, 3 * H), self.spec.dtype)
         self._launch("unpack_weights", at, dspace, everything)
@@ -193,29 +196,29 @@ class Net:
 
     def _launch(self, name: str, *arguments: Any) -> None:
         I, H = self.spec.input_dim, self.spec.units
-        size = (I + H + 2) * 3 * H
-        self.session.engine.launch(name, kernel_options(self.spec), size, (I, H, *arguments))
+        options, size = kernel_options(self.spec), (I + H + 2) * 3 * H
+        self.session.engine.repeat(1, [Launch(name, options, size, (I, H, *arguments))])
 
     def _places(self, space: Any, direction: int) -> Any:
-        """Ask where the matrices and biases of z, r and h are, in elements from the beginning."""
+        """Return at which element the matrices and biases of z, r and h begin."""
         engine, library = self.session.engine, self.session.library
         start, item = engine.address(space), self.spec.dtype.itemsize
         tensors = {kind: self.session.new("Tensor") for kind in ("matrix_tensor", "bias_tensor")}
         offsets = np.empty((2, 2, 3), np.int64)  # matrix or bias, input or recurrent, gate
-        for half in (0, 1):
+        for side in (0, 1):
             for gate, layer in enumerate(_LINEAR_LAYERS):
-                offsets[:, half, gate] = library.getRNNWeightParams(
-                    *(*self._ids, direction, self._space_bytes, start, layer + 3 * half), **tensors
+                offsets[:, side, gate] = library.getRNNWeightParams(
+                    *(*self._ids, direction, self._space_bytes, start, layer + 3 * side), **tensors
                 )
         offsets -= start
         return engine.array(offsets.reshape(4, 3) // item)
 
 
 class Run(NamedTuple):
-    """What cuDNN made, and what it wants to have back to go back.
+    """What a forward run made, and what its backward needs.
 
-    y is a buffer, ``last`` has the last states (D, B, H); ``starts`` and ``reserves`` have, for
-    each piece of time, the states that it began with and what cuDNN kept.
+    ``y`` is a buffer, ``last`` (D, B, H) the last states. ``starts`` and ``reserves`` have, for
+    each piece of time, the states that it began with and cuDNN's reserve space.
     """
 
     algorithm: int
@@ -225,8 +228,8 @@ class Run(NamedTuple):
     reserves: list[Any]
 
 
-class Call:
-    """One problem, or the two halves of a bidirectional layer, forwards first."""
+class CudnnCall:
+    """One problem, or the two of a direction pair, of which the first goes forwards."""
 
     def __init__(self, session: Session, problems: Sequence[GRUProblem]) -> None:
         problem = problems[0]
@@ -242,22 +245,15 @@ class Call:
         self.pieces = [(k, min(STEPS, self.steps - k)) for k in range(0, self.steps, STEPS)]
         self.x = engines.whole_strides(self.engine, problem.x)
         self.gathered, self.steps_first = self._order(self.x)
-        self._whole = self.D == 1 and not self.masked  # cuDNN's y is y, and the states
+        self._whole = self.D == 1 and not self.masked  # cuDNN's y is the layer's y and its states
 
         self._options = kernel_options(self.spec)
         self.h0 = self._together([p.h0 for p in problems])
         self._lengths = self.engine.array(self.lengths.astype(np.int64)) if self.masked else None
         self._dropout = None if problem.dropout is None else self.engine.array(problem.dropout)
+        lengths_at = self.engine.address(self._lengths)
         self._structs = [
-            source.struct(
-                source.CALL,
-                **{name: getattr(self, name) for name in "BTIH"},
-                reverse=p.reverse,
-                sequences=p.return_sequences,
-                zero_masked=p.zero_output_for_mask,
-                lengths=self.engine.address(self._lengths),
-                h0=self._of_half(self.h0, d),
-            )
+            source.common_struct(p, lengths=lengths_at, h0=self._of_half(self.h0, d))
             for d, p in enumerate(problems)
         ]
 
@@ -275,7 +271,8 @@ class Call:
         return array.flags.c_contiguous and not self.engine.address(array) % ALIGNMENT
 
     def _launch(self, name: str, half: int, size: int, *arguments: Any) -> None:
-        self.engine.launch(name, self._options, size, (self._structs[half], *arguments))
+        launch = Launch(name, self._options, size, (self._structs[half], *arguments))
+        self.engine.repeat(1, [launch])
 
     # ---- buffers -------------------------------------------------------------------------------
 
@@ -297,7 +294,7 @@ class Call:
 
     def _outputs_of(self, buffer: Any, half: int) -> tuple[int, int, int]:
         """Return where a half begins in outputs (..., D * H), and the strides of rows and steps."""
-        rows, steps = (stride // buffer.itemsize for stride in self._rows_first(buffer).strides[:2])
+        rows, steps, _ = engines.element_strides(self._rows_first(buffer))
         return self.engine.address(buffer) + half * self.H * buffer.itemsize, rows, steps
 
     def _together(self, states: Sequence[Any]) -> Any:
@@ -314,47 +311,47 @@ class Call:
         if not self.gathered:
             return self.x.transpose(1, 0, 2) if self.steps_first else self.x
         x = self._buffer(self.I, self.engine.empty)
-        strides = [stride // self.x.itemsize for stride in self.x.strides]
-        arguments = (self.steps, self.engine.address(self.x), *strides, self._dropout, x)
+        at, strides = self.engine.address(self.x), engines.element_strides(self.x)
+        arguments = (self.steps, at, *strides, self._dropout, x)
         self._launch("gather_x", 0, self.steps * self.B * self.I, *arguments)
         return x
 
-    def _sequences(self, net: Net, first: int, steps: int) -> Sequences:
+    def _descriptors(self, net: Net, first: int, steps: int) -> Descriptors:
         lengths = np.clip(self.lengths - first, 1, steps)
-        return net.sequences(steps, lengths.tolist(), self.steps_first)
+        return net.descriptors(steps, lengths.tolist(), self.steps_first)
 
     def _keep_ended(self, first: int, before: Any, after: Any) -> None:
-        """Give rows that have no step from ``first`` on what they had, or zeros for None."""
+        """Give rows that have no step from ``first`` on the state before, or zeros for None."""
         if self.ragged:
             for d in range(self.D):
-                ends = (self._of_half(before, d), self._of_half(after, d))
-                self._launch("keep_ended", d, self.B * self.H, first, *ends)
+                states = (self._of_half(before, d), self._of_half(after, d))
+                self._launch("keep_ended", d, self.B * self.H, first, *states)
 
     # ---- forward -------------------------------------------------------------------------------
 
     def run(self, net: Net, weights: Sequence[GRUWeights], training: bool) -> Run:
-        """Let cuDNN run over the whole sequence."""
+        """Let cuDNN run over all pieces of time."""
         space = net.packed(weights).space
         x, y, h = self._inputs(), self._buffer(self.D * self.H, self.engine.empty), self.h0
         starts, reserves = [], []
         for first, steps in self.pieces:
             starts.append(h)
             h = self.engine.empty((self.D, self.B, self.H), self.spec.dtype)
-            ends = self._sequences(net, first, steps)
+            desc = self._descriptors(net, first, steps)
             pieces = (self._piece(x, first, steps), starts[-1], self._piece(y, first, steps), h)
-            reserves.append(net.forward(training, ends, *pieces, space))
+            reserves.append(net.forward(training, desc, *pieces, space))
             self._keep_ended(first, starts[-1], h)
         return Run(net.algorithm, y, h, starts, reserves)
 
     def outputs(self, run: Run, save: bool, workspace: Run | None) -> list[GRUOutput]:
-        """Return what the problems' y and states are."""
+        """Return y and the states of each problem."""
         y: Any
         results = []
         for d, problem in enumerate(self.problems):
             y = states = self._rows_first(run.y) if self._whole else None
             if save and not self._whole:
                 states = self._spread(run, d, outputs=False)
-            # What is saved is not what the user gets, who may write there.
+            # The saved states are never the user's y: the user may write there.
             as_it_is = self._whole and problem.return_sequences and not (self.gathered or save)
             if not as_it_is or problem.out is not None:
                 y = self._spread(run, d, outputs=True)
@@ -363,7 +360,7 @@ class Call:
         return results
 
     def _spread(self, run: Run, half: int, outputs: bool) -> Any:
-        """Return new states, or y, in `out` if there is one."""
+        """Return new states, or with ``outputs`` y, in the problem's `out` if there is one."""
         problem = self.problems[half]
         sequences = problem.return_sequences or not outputs
         out = problem.out if outputs else None
@@ -371,7 +368,7 @@ class Call:
         if y is None or engines.whole_strides(self.engine, y) is not y:
             shape = (self.B, self.T, self.H) if sequences else (self.B, self.H)
             y = self.engine.empty(shape, self.spec.dtype)
-        strides = [stride // y.itemsize for stride in y.strides]
+        strides = engines.element_strides(y)
         if not sequences:
             strides.insert(1, 0)
         size = self.B * self.H * (self.T if sequences else 1)
@@ -403,14 +400,14 @@ class Call:
                 given = dh.copy()
                 self._keep_ended(first, None, given)
             dh = self.engine.empty((self.D, self.B, self.H), self.spec.dtype)
-            ends = self._sequences(net, first, steps)
-            net.backward(ends, x_, start, y_, dy_, given, dx_, dh, space.space, dspace, reserve)
+            desc = self._descriptors(net, first, steps)
+            net.backward(desc, x_, start, y_, dy_, given, dx_, dh, space.space, dspace, reserve)
             self._keep_ended(first, after, dh)
-        grads = []
-        dx_of: list[Any] = [self._input_gradient(dx), None]  # one x, one gradient
-        for d in range(self.D):
-            grads.append(GRUGrads(dx_of[d], dh[d], *net.gradients(dspace, space.places[d])))
-        return grads
+        dx_of: list[Any] = [self._input_gradient(dx), None]  # a pair has one x and one gradient
+        return [
+            GRUGrads(dx_of[d], dh[d], *net.gradients(dspace, at))
+            for d, at in enumerate(space.places)
+        ]
 
     def _output_gradients(self, dys: Sequence[Any]) -> Any:
         """Return the gradient of cuDNN's y."""
@@ -435,5 +432,5 @@ class Call:
 
 
 def kernel_options(spec: GRUSpec) -> tuple[str, ...]:
-    """Return what the kernels are compiled with."""
+    """Return the options that the kernels are compiled with."""
     return source.options(spec.dtype, activations.tanh, activations.sigmoid)

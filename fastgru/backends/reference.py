@@ -1,9 +1,10 @@
-"""The reference backend: the equations, in NumPy, as plainly as they can be written.
+"""The reference backend: the equations, written in NumPy as plainly as possible.
 
-It is the oracle that every other backend is held against, and it serves what they cannot:
-custom and non-elementwise activations. It is not fast and does not try to be.
+The tests compare every other backend with it. It also serves the calls that no other backend can:
+those with custom and non-elementwise activations. It is not made for speed.
 
-With x' = x * dropout, k = h * recurrent_dropout (both per gate), per step (docs/semantics.md 1)::
+With x' = x * dropout and k = h * recurrent_dropout (both per gate), a step computes
+(docs/semantics.md 1)::
 
     z  = act_r(x' Wz + bz + k Uz + cz)
     r  = act_r(x' Wr + br + k Ur + cr)
@@ -25,15 +26,15 @@ from fastgru.problem import HOST_FLOATS, GRUGrads, GRUOutput, GRUProblem, GRUWei
 
 
 class ReferenceBackend:
-    """Forward and backward from the equations, any activation, wherever the arrays are."""
+    """Forward and backward from the equations, for any activation, on host and device."""
 
     name = "reference"
 
     def missing(self) -> None:
-        """Return None: NumPy is there."""
+        """Return None, since nothing beyond NumPy is needed."""
 
     def supports(self, problem: GRUProblem) -> str | None:
-        """Return None, or that the host has no arithmetic in halves."""
+        """Return None, or the reason: 16-bit floats are computed on a device only."""
         name = problem.spec.dtype.name
         if problem.on_device or name in HOST_FLOATS:
             return None
@@ -50,7 +51,7 @@ class ReferenceBackend:
         save: bool = False,
         keep_gates: bool = True,
     ) -> GRUOutput:
-        """Run the layer, a step at a time."""
+        """Compute the layer's outputs, step by step."""
         p = problem
         x, valid, resets = _in_processing_order(p)
         steps, batch, _ = x.shape
@@ -91,97 +92,53 @@ class ReferenceBackend:
         dstate: np.ndarray | None,
         workspace: Any = None,
     ) -> GRUGrads:
-        """Return the gradients; the gates are computed again from the saved states.
+        """Return the gradients, with the gates computed again from the saved states.
 
-        With dh the gradient of h' at a step, a_g the argument of gate g's activation and
-        q = k Uh + ch::
+        With dh the gradient of h' at a step, a_g the argument of gate g's activation,
+        q = k Uh + ch and dq the gradients of the recurrent products::
 
             dn = dh (1 - z)    dz = dh (h - n)    da_g = dg * act'(a_g)
-            reset_after:      dr = da_n q        dq = [da_z, da_r, da_n r]
-            reset before:     dr = (da_n Uh^T) k  (and k_h also gets (da_n Uh^T) r)
-            carry = dh z + sum_g recurrent_dropout_g * (dq_g U_g^T)
+            reset_after=True:   dr = da_n q            dq = [da_z, da_r, da_n r]
+            reset_after=False:  dr = (da_n Uh^T) k_h   dq = [da_z, da_r, da_n]
+            dk_g = dq_g U_g^T, and with reset_after=False dk_h is multiplied by r
+            the gradient of h = dh z + sum_g recurrent_dropout_g dk_g
         """
         p = problem
         x, valid, resets = _in_processing_order(p)
-        steps, batch, inputs = x.shape
-        units, dtype = p.spec.units, p.spec.dtype
+        steps, batch, _ = x.shape
+        units, zero = p.spec.units, p.spec.dtype.type(0)
         step = _Step(p, weights)
-
-        h_prev = _zeros(x, steps, batch, units)
-        if steps:
-            if p.h0 is not None:
-                h_prev[0] = p.h0
-            h_prev[1:] = states.transpose(1, 0, 2)[:-1]
-            if resets is not None:
-                h_prev[resets] = 0
-        z, r, n, a_z, a_r, a_n, q = step.gates(step.input_part(x), h_prev)
+        h_before = _states_before(p, states, resets, _zeros(x, steps, batch, units))
+        gates = step.gates(step.input_part(x), h_before)
         dout = _output_gradient_per_step(p, dy, valid, steps, batch)
 
-        carry = _zeros(x, batch, units) if dstate is None else dstate.astype(dtype)
-        da = _zeros(x, steps, batch, 3, units)  # gradient of the arguments, z r h
-        dq = da if not p.spec.reset_after else np.zeros_like(da)
+        dh = _zeros(x, batch, units) if dstate is None else dstate.astype(p.spec.dtype)
+        da = _zeros(x, steps, batch, 3, units)  # gates in the order z r h
+        dq = np.zeros_like(da) if p.spec.reset_after else da
         for s in range(steps - 1, -1, -1):
-            dh = carry + dout[s]
-            da_n = vjp(p.spec.activation, a_n[s], n[s], dh * (1 - z[s]))
-            da_z = vjp(p.spec.recurrent_activation, a_z[s], z[s], dh * (h_prev[s] - n[s]))
-            if p.spec.reset_after:
-                dr, through_reset = da_n * q[s], None
-            else:
-                through_reset = da_n @ step.u[2].T
-                dr = through_reset * step.recurrent_input(h_prev[s], 2)
-            da_r = vjp(p.spec.recurrent_activation, a_r[s], r[s], dr)
-            dq_n = da_n * r[s]
-            before = dh * z[s]
-            before += step.recurrent_input(da_z @ step.u[0].T, 0)
-            before += step.recurrent_input(da_r @ step.u[1].T, 1)
-            if through_reset is None:
-                before += step.recurrent_input(dq_n @ step.u[2].T, 2)
-            else:
-                before += step.recurrent_input(through_reset * r[s], 2)
+            at_step = [values[s] for values in gates]
+            da_step, dq_step, dh_before = step.backward(h_before[s], at_step, dh + dout[s])
             if valid is not None:
                 used = valid[s, :, None]
-                before = np.where(used, before, carry)
-                da_z, da_r, da_n, dq_n = (
-                    np.where(used, d, dtype.type(0)) for d in (da_z, da_r, da_n, dq_n)
-                )
-            carry = before
-            da[s, :, 0], da[s, :, 1], da[s, :, 2] = da_z, da_r, da_n
-            if p.spec.reset_after:
-                dq[s, :, 0], dq[s, :, 1], dq[s, :, 2] = da_z, da_r, dq_n
-            if resets is not None:
-                carry = np.where(resets[s, :, None], dtype.type(0), carry)
+                dh_before = np.where(used, dh_before, dh)
+                da_step = [np.where(used, d, zero) for d in da_step]
+                dq_step = [np.where(used, d, zero) for d in dq_step]
+            for g in range(3):
+                da[s, :, g], dq[s, :, g] = da_step[g], dq_step[g]
+            dh = dh_before if resets is None else np.where(resets[s, :, None], zero, dh_before)
 
-        dx = np.zeros_like(x)
-        dkernel = _zeros(x, inputs, 3, units)
-        drecurrent = _zeros(x, units, 3, units)
-        for g in range(3):
-            dx += step.gate_input(da[:, :, g] @ step.w[g].T, g)
-            dkernel[:, g] = np.einsum(
-                "tbi,tbh->ih", step.gate_input(x, g), da[:, :, g], optimize=True
-            )
-            k = step.recurrent_input(h_prev, g)
-            if g == 2 and not p.spec.reset_after:
-                k = k * r
-            drecurrent[:, g] = np.einsum("tbk,tbh->kh", k, dq[:, :, g], optimize=True)
+        dx, dkernel, drecurrent = step.products_backward(x, h_before, gates[1], da, dq)
         dbias = None
         if weights.bias is not None:
-            rows = [da.sum((0, 1)).reshape(-1)]
-            if p.spec.reset_after:
-                rows.append(dq.sum((0, 1)).reshape(-1))
+            rows = [d.sum((0, 1)).reshape(-1) for d in ((da, dq) if p.spec.reset_after else (da,))]
             dbias = np.stack(rows).reshape(weights.bias.shape)
         if p.reverse:
             dx = dx[::-1]
-        return GRUGrads(
-            dx.transpose(1, 0, 2),
-            carry,
-            dkernel.reshape(inputs, 3 * units),
-            drecurrent.reshape(units, 3 * units),
-            dbias,
-        )
+        return GRUGrads(dx.transpose(1, 0, 2), dh, dkernel, drecurrent, dbias)
 
 
 class _Step:
-    """The arithmetic of one step, for arrays with any leading axes."""
+    """The weights by gate, and the arithmetic of a step and its gradients."""
 
     def __init__(self, problem: GRUProblem, weights: GRUWeights) -> None:
         spec, units = problem.spec, problem.spec.units
@@ -220,7 +177,7 @@ class _Step:
     def gates(self, x_part: np.ndarray, h: np.ndarray) -> tuple[np.ndarray, ...]:
         """Return z, r, n, their activations' arguments, and q = k Uh + ch.
 
-        x_part is (..., 3, B, H) and h (..., B, H); q is meaningful with reset_after only.
+        x_part is (..., 3, B, H) and h (..., B, H). Only reset_after=True uses q.
         """
         spec = self.spec
         k = [self.recurrent_input(h, g) for g in range(3)]
@@ -241,13 +198,71 @@ class _Step:
         """Return the new state."""
         return z * h + (1 - z) * n
 
+    def backward(
+        self, h: np.ndarray, gates: list[np.ndarray], dh: np.ndarray
+    ) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """Return da and dq of the three gates, and the gradient of h, (B, H) each.
+
+        gates are what `gates` returned for the step, and dh is the gradient of its new state.
+        """
+        spec, u = self.spec, self.u
+        z, r, n, a_z, a_r, a_n, q = gates
+        da_n = vjp(spec.activation, a_n, n, dh * (1 - z))
+        da_z = vjp(spec.recurrent_activation, a_z, z, dh * (h - n))
+        if spec.reset_after:
+            dr, dq_n = da_n * q, da_n * r
+            dk_n = dq_n @ u[2].T
+        else:
+            drk = da_n @ u[2].T  # the gradient of r * k
+            dr, dq_n, dk_n = drk * self.recurrent_input(h, 2), da_n, drk * r
+        da_r = vjp(spec.recurrent_activation, a_r, r, dr)
+        dh_before = dh * z
+        for gate, dk in enumerate((da_z @ u[0].T, da_r @ u[1].T, dk_n)):
+            dh_before += self.recurrent_input(dk, gate)
+        return [da_z, da_r, da_n], [da_z, da_r, dq_n], dh_before
+
+    def products_backward(
+        self, x: np.ndarray, h: np.ndarray, r: np.ndarray, da: np.ndarray, dq: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the gradients of x (T, B, I), the kernel (I, 3H) and the recurrent one (H, 3H).
+
+        h and r are (T, B, H): the states before each step, and the reset gates. da and dq are
+        (T, B, 3, H).
+        """
+        inputs, units = x.shape[-1], h.shape[-1]
+        dx = np.zeros_like(x)
+        dkernel = _zeros(x, inputs, 3, units)
+        drecurrent = _zeros(x, units, 3, units)
+        for g in range(3):
+            dx += self.gate_input(da[:, :, g] @ self.w[g].T, g)
+            x_g = self.gate_input(x, g)
+            dkernel[:, g] = np.einsum("tbi,tbh->ih", x_g, da[:, :, g], optimize=True)
+            k = self.recurrent_input(h, g)
+            if g == 2 and not self.spec.reset_after:
+                k = k * r
+            drecurrent[:, g] = np.einsum("tbk,tbh->kh", k, dq[:, :, g], optimize=True)
+        return dx, dkernel.reshape(inputs, 3 * units), drecurrent.reshape(units, 3 * units)
+
 
 def _zeros(like: Any, *shape: int) -> Any:
     return np.zeros_like(like, order="C", shape=shape)
 
 
+def _states_before(
+    p: GRUProblem, states: np.ndarray, resets: np.ndarray | None, h: np.ndarray
+) -> np.ndarray:
+    """Fill h (T, B, H), which is zeros, with the state before each step, and return it."""
+    if len(h):
+        if p.h0 is not None:
+            h[0] = p.h0
+        h[1:] = states.transpose(1, 0, 2)[:-1]
+        if resets is not None:
+            h[resets] = 0
+    return h
+
+
 def activate(activation: Any, x: np.ndarray) -> np.ndarray:
-    """Return act(x); a custom function may neither widen the dtype nor change the shape."""
+    """Return act(x) in x's dtype; ValueError if a custom function changes the shape."""
     y = np.asarray(activation(x), like=x)
     if y.shape != x.shape:
         raise ValueError(
@@ -270,7 +285,7 @@ def _in_processing_order(
     valid = p.mask.valid(p.x.shape[1], p.x)
     x = p.x
     if valid is not None:
-        x = np.where(valid[:, :, None], x, p.spec.dtype.type(0))  # NaN there must not spread
+        x = np.where(valid[:, :, None], x, p.spec.dtype.type(0))  # NaN there must change nothing
     time = slice(None, None, -1) if p.reverse else slice(None)
 
     def order(matrix: np.ndarray | None) -> np.ndarray | None:
@@ -286,10 +301,10 @@ def _output_gradient_per_step(
     steps: int,
     batch: int,
 ) -> np.ndarray:
-    """Fold dy into the steps that made the outputs: (T, B, H).
+    """Return the gradient of each step's new output (T, B, H).
 
-    A masked output repeats the last valid one, so its gradient belongs to that step; before the
-    first valid step, and with zero_output_for_mask, it belongs to nobody.
+    A masked output repeats the last valid one, so its gradient is added to that step's. Outputs
+    before the first valid step, and masked ones with zero_output_for_mask, are constant zeros.
     """
     dout = _zeros(p.x, steps, batch, p.spec.units)
     if dy is None or not steps:

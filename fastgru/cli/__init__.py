@@ -1,7 +1,7 @@
 """The command line: ``fastgru info | inspect | convert | run | bench``.
 
-Exit codes are for scripts: 0 done, 1 the work failed (memory, disk, a device), 2 wrong usage or
-input, 130 interrupted, 143 terminated. An error is one sentence on stderr.
+Exit codes: 0 done, 1 the work failed (memory, disk, a device), 2 wrong usage or input, 130
+interrupted, 143 terminated. An error is one line on stderr.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : list of str, optional
-        By default those of the process.
+        By default those of the process, ``sys.argv[1:]``.
 
     Returns
     -------
@@ -33,31 +33,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     options = _parser().parse_args(arguments)
-    # As Ctrl-C: unfinished output is removed on the way out.
-    before = signal.signal(signal.SIGTERM, _terminated)
+    # SystemExit, like KeyboardInterrupt, unwinds the stack, so that unfinished output is removed.
+    before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
         options.command(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _said(options, "interrupted", 130)
-    except BrokenPipeError:  # whoever reads stdout has seen enough; flushing at exit would raise
+        return _report(options, "interrupted", 130)
+    except BrokenPipeError:  # the reader has closed stdout, and the flush at exit would raise again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, TypeError) as error:
-        return _said(options, error, 2)
+        return _report(options, error, 2)
     except (OSError, MemoryError, ImportError, BackendError) as error:
-        return _said(options, str(error) or type(error).__name__, 1)
+        return _report(options, str(error) or type(error).__name__, 1)
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
 
 
-def _said(options: argparse.Namespace, error: object, code: int) -> int:
+def _report(options: argparse.Namespace, error: object, code: int) -> int:
     print(f"fastgru {options.name_of_command}: {' '.join(str(error).split())}", file=sys.stderr)
     return code
 
 
-def _terminated(*_: object) -> NoReturn:
+def _exit_on_sigterm(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
 
@@ -106,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    # Keras has names, PyTorch prefixes of a state dict, ONNX nodes: here one thing.
+    # One option with three names: Keras has layer names, PyTorch prefixes, ONNX nodes.
     parser.add_argument(
         "--name",
         "--prefix",

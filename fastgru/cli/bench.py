@@ -1,6 +1,6 @@
-"""``fastgru bench``: how fast inference is on this machine, in a few seconds.
+"""``fastgru bench``: measures the speed of inference on this machine, in a few seconds.
 
-What this is not: a comparison with other libraries, for which see benchmarks/ in the repository.
+It does not compare with other libraries; benchmarks/ in the repository does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ UNITS = (64, 256)  # I = H
 
 
 class Result(NamedTuple):
-    """One measurement: sequences (B, T, H), the median of so many calls."""
+    """One measurement with sequences (B, T, H): ``seconds`` is the median of ``calls`` calls."""
 
     batch: int
     units: int
@@ -34,7 +34,7 @@ class Result(NamedTuple):
 
     @property
     def rate(self) -> float:
-        """Multiplications and additions of the products, in 1e9 a second."""
+        """Multiplications and additions of the matrix products, in 1e9 per second."""
         return 2 * self.batch * T * 3 * self.units * 2 * self.units / self.seconds / 1e9
 
 
@@ -60,26 +60,17 @@ def measure(seconds: float, threads: int | None = None) -> list[Result]:
 
 def table(results: Sequence[Result]) -> str:
     """Return the results as text."""
-    rows = [("B", "T", "I", "H", "threads", "ms", "sequences/s", "GFLOP/s", "calls")]
-    rows += [
-        (
-            str(r.batch),
-            str(T),
-            str(r.units),
-            str(r.units),
-            str(r.threads),
-            f"{r.seconds * 1e3:.3f}",
-            f"{r.batch / r.seconds:,.0f}",
-            f"{r.rate:.1f}",
-            str(r.calls),
-        )
-        for r in results
-    ]
+    heading = ("B", "T", "I", "H", "threads", "ms", "sequences/s", "GFLOP/s", "calls")
+    rows: list[tuple[str, ...]] = [heading]
+    for r in results:
+        sizes = map(str, (r.batch, T, r.units, r.units, r.threads))
+        speeds = f"{r.seconds * 1e3:.3f}", f"{r.batch / r.seconds:,.0f}", f"{r.rate:.1f}"
+        rows.append((*sizes, *speeds, str(r.calls)))
     return columns(rows)
 
 
 def plot(results: Sequence[Result], path: str) -> bool:
-    """Draw GFLOP/s over the batch size; False where matplotlib is not installed."""
+    """Draw GFLOP/s over the batch size; return False if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,4 +1,4 @@
-"""Which reader a model is for, and what is in it."""
+"""Choice of the reader of a model file, choice of a layer in it, and the table of `inspect`."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastgru import Bidirectional, Sequential
-from fastgru.io.found import Found
+from fastgru.io.imported_layer import ImportedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-# Suffix of the file -> module of fastgru.io, imported when it is needed; "" is a folder.
+# Suffix of the file -> module of fastgru.io, imported when it is needed. "" stands for a folder.
 READERS = {
     "": "keras",
     ".keras": "keras",
@@ -20,18 +20,18 @@ READERS = {
     ".hdf5": "keras",
     ".pt": "torch",
     ".pth": "torch",
-    ".safetensors": "torch",  # or fastgru's own, see _own
+    ".safetensors": "torch",  # or a file of `fastgru.save`, see _own
     ".onnx": "onnx",
 }
 
 
-def find(path: Path) -> list[Found]:
+def find(path: Path) -> list[ImportedLayer]:
     """Return the GRU layers of a model.
 
     Raises
     ------
     ValueError
-        There is no such file, or none of its kind is read, or its reader says so.
+        There is no such file, no reader reads files of this kind, or the reader refuses the file.
     ImportError
         The package that reads files of this kind is not installed.
     """
@@ -43,27 +43,28 @@ def find(path: Path) -> list[Found]:
         raise ValueError(f"{path}: expected a SavedModel folder or one of {kinds}, got {kind!r}")
     if kind == ".safetensors" and (own := _own(path)) is not None:
         return own
-    found: list[Found] = importlib.import_module(f"fastgru.io.{READERS[kind]}").find(path)
+    found: list[ImportedLayer] = importlib.import_module(f"fastgru.io.{READERS[kind]}").find(path)
     return found
 
 
-def _own(path: Path) -> list[Found] | None:
+def _own(path: Path) -> list[ImportedLayer] | None:
     """Return the layer of a file that `fastgru.save` wrote; None for other .safetensors files."""
     reader: Any = importlib.import_module("fastgru.io.safetensors")
     metadata, _ = reader.read_tensors(path)
     if "fastgru" not in metadata:
         return None
     layer = reader.load(path)
-    return [Found(layer.name, layer, "fastgru's own", "metadata: fastgru")]
+    return [ImportedLayer(layer.name, layer, "fastgru's own", "metadata: fastgru")]
 
 
-def choose(path: Path, name: str | None) -> Found:
+def choose(path: Path, name: str | None) -> ImportedLayer:
     """Return the only GRU of a model, or the one called ``name``.
 
     Raises
     ------
     ValueError
-        There is none, or none of that name, or several and no name; with the names that there are.
+        There is no GRU, or none of that name, or several and no name is given. The message lists
+        the names.
     """
     found = find(path)
     if not found:
@@ -79,8 +80,8 @@ def choose(path: Path, name: str | None) -> Found:
     raise ValueError(f"{path}: expected --name to be one of {names}, got {name}")
 
 
-def describe(found: Sequence[Found]) -> str:
-    """Return a table of layers: name, class, shapes, parameters, convention, how recognised."""
+def describe(found: Sequence[ImportedLayer]) -> str:
+    """Return a table of layers: name, class, shapes, parameters, weights, convention, source."""
     if not found:
         return "no GRU in it"
     rows = [("name", "layer", "shapes", "parameters", "weights")]
@@ -89,7 +90,7 @@ def describe(found: Sequence[Found]) -> str:
         parameters = f"{one.layer.count_params():,}"
         rows.append((one.name, _kind(one.layer), _shapes(one.layer), parameters, weights))
     heading, *lines = columns(rows).splitlines()
-    # Sentences of their own: as columns they would be wider than any terminal.
+    # On lines of their own, since as columns they would be wider than a terminal.
     more = [f"    {one.convention}\n    known by {one.recognised}" for one in found]
     return "\n".join([heading, *(f"{a}\n{b}" for a, b in zip(lines, more, strict=True))])
 
@@ -110,7 +111,7 @@ def _flat(sizes: Any) -> Iterable[int]:
 
 
 def _shapes(layer: Any) -> str:
-    """Return what goes in and what comes out, as "(B, T, 4) -> (B, T, 6)"."""
+    """Return shapes of inputs and outputs, such as "(B, T, 4) -> (B, T, 6)"."""
     inputs = ("B", "T", layer.weights[0].shape[0])
     if layer.time_major:
         inputs = ("T", "B", inputs[2])

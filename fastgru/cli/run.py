@@ -1,4 +1,4 @@
-"""``fastgru run``: a .npy file through a layer, a batch at a time, so that neither has to fit."""
+"""``fastgru run``: a layer on a .npy file in batches, for files that are larger than memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-BATCH_BYTES = 16 << 20  # of a batch: its inputs and all layers' outputs
+BATCH_BYTES = 16 << 20  # of a batch's inputs and all layers' outputs of it
 
 
 def run_file(
@@ -31,33 +31,34 @@ def run_file(
     batch_size: int | None = None,
     num_threads: int | None = None,
 ) -> None:
-    """Write what a layer returns for the sequences of a file.
+    """Write a layer's outputs for the sequences of a file.
 
-    Both files are mapped, and pages of finished batches given back: memory holds one batch,
-    whatever the files' sizes. A row's result does not depend on the batch it is in.
+    Both files are mapped, and pages of finished batches are given back to the system. So memory
+    holds one batch, whatever the files' sizes. A row's result does not depend on its batch.
 
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
-        Built. It is made stateless: rows are sequences of their own. States are not written.
+        Built. This makes it stateless, since each row is a sequence of its own, and writes no
+        states.
     source, target : path
-        .npy files. The target appears when it is complete; until then it has another name.
+        .npy files. The target has another name until it is complete.
     lengths : path, optional
         .npy file of (B,) integers, the call's ``lengths``.
     batch_size : int, optional
-        By default as many rows as make 16 MB.
+        By default the rows that take 16 MB.
     num_threads : int, optional
 
     Raises
     ------
     ValueError, TypeError
-        The files are not what the layer takes; nothing has been written.
+        The layer does not take these files. Nothing is written.
     OSError
-        The disk is full, and so on; nothing is left behind.
+        The disk is full, for example. No part of the target is left.
     """
     layers = layer.layers if isinstance(layer, Sequential) else [layer]
     for one in layers:
-        for part in one.halves if isinstance(one, Bidirectional) else [one]:
+        for part in one.parts if isinstance(one, Bidirectional) else [one]:
             part.stateful = False
     last = layers[-1]
     if getattr(last, "merge_mode", "") is None:
@@ -80,7 +81,7 @@ def run_file(
         )
         return y[0] if isinstance(y, (tuple, list)) else y
 
-    # A call without rows checks features and dtype, and says what a row's output is.
+    # A call without rows checks features and dtype, and gives the shape and dtype of the output.
     like = call(slice(0, 0))
     y_axis = batch_axis if last.return_sequences else 0
     shape = tuple(rows if axis == y_axis else n for axis, n in enumerate(like.shape))
@@ -94,7 +95,7 @@ def run_file(
                 part = slice(start, min(start + size, rows))
                 call(part, y[:, part] if y_axis else y[part])
                 held += (part.stop - part.start) * row_bytes
-                if held >= BATCH_BYTES:  # not after each of many small batches: the disk is slow
+                if held >= BATCH_BYTES:  # not after each small batch, since the disk is slow
                     _release(x)
                     _release(y)
                     held = 0
@@ -103,7 +104,7 @@ def run_file(
 
 
 def _row_bytes(layer: Any, x: np.ndarray) -> int:
-    """Return the bytes of a sequence and of what every cell makes of it."""
+    """Return the bytes of a sequence and of all cells' outputs of it."""
     units = sum(v.shape[0] for v in layer.weights if v.name == "recurrent_kernel")
     steps = x.shape[0 if layer.time_major else 1]
     return int(steps * (x.shape[2] + units) * x.dtype.itemsize)
@@ -113,7 +114,7 @@ def _row_bytes(layer: Any, x: np.ndarray) -> int:
 
 
 def _opened(path: Path) -> np.ndarray:
-    """Return the array of a .npy file, mapped to be read."""
+    """Return the array of a .npy file, mapped for reading."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError) as error:
@@ -121,9 +122,10 @@ def _opened(path: Path) -> np.ndarray:
 
 
 def _created(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Return a new .npy file's array, mapped to be written, with its place on the disk reserved.
+    """Return the array of a new .npy file, mapped for writing, with its disk space reserved.
 
-    A full disk is an error here; when a page is written it would be a signal that kills.
+    If the disk is full this raises OSError. Without the reservation a signal would end the process
+    when the system writes a page.
     """
     y = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
@@ -137,7 +139,7 @@ def _created(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def _release(array: np.ndarray) -> None:
-    """Write changed pages to the file, and give all pages in memory back."""
+    """Write changed pages to the file, and give all pages back to the system."""
     mapping: Any = array.base  # an mmap.mmap
     if array.flags.writeable:
         mapping.flush()
@@ -147,7 +149,7 @@ def _release(array: np.ndarray) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a name to write to; it becomes ``path`` if all goes well, and is removed if not."""
+    """Give a temporary name; the file moves to ``path`` at the end, an error removes it."""
     path = path.resolve()
     if not path.parent.is_dir():
         raise ValueError(f"{path}: expected its folder to exist")
@@ -165,9 +167,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def progress(rows: int) -> AbstractContextManager[Callable[[int], object]]:
-    """Return a context of a function that is told of finished rows, and shows them on a terminal.
+    """Return a context that gives a function, to be called with each number of finished rows.
 
-    With tqdm as a bar, without as a line; where stderr is no terminal, nothing is shown.
+    It shows the progress on stderr if that is a terminal: as a bar with tqdm, else as a line.
     """
     if not sys.stderr.isatty():
         return contextlib.nullcontext(lambda _: None)

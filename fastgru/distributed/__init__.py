@@ -1,8 +1,8 @@
-"""Layers on many machines, by the engines that people scale with: Dask, Ray Data and Spark.
+"""Layers on many machines, with the engines Dask, Ray Data and Spark.
 
-Rows of a batch do not know of each other, so each engine cuts the batch, runs the layer on the
-pieces and puts the results together: `dask.apply`, `ray.Predictor`, `spark.predict_udf`. The
-engines do all scheduling, retrying and transport. They are extras, imported when they are used.
+The rows of a batch do not depend on each other. So each engine splits the batch, runs the layer on
+the parts and joins the results: `dask.apply`, `ray.Predictor`, `spark.predict_udf`. The engines do
+all scheduling, retrying and transport. They are extras, imported when they are used.
 """
 
 from fastgru.distributed import dask, ray, spark

@@ -1,4 +1,4 @@
-"""Layers on Dask arrays that are cut along the batch."""
+"""Layers on Dask arrays with chunks along the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.distributed.rows import check_rows_alone
-from fastgru.layers.call import flatten, map_nested
+from fastgru.layers.call import Arguments
+from fastgru.layers.nested import flatten, map_nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,34 +29,34 @@ def apply(
 ) -> Any:
     """Call a layer on a Dask array; nothing runs until Dask computes the result.
 
-    Each block of rows is a task on one thread. The layer is copied now, with the weights that it
-    has now, and is one constant of the graph, which Dask brings to each worker once.
+    Each block of rows is a task on one thread. This copies the layer with its weights. The copy is
+    one constant of the graph, which Dask sends to each worker once.
 
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
-        Not stateful and not time_major. One that has no weights yet gets them here.
+        Not stateful and not time_major. A layer that has no weights yet is built.
     x : dask.array.Array, shape (B, T, I)
-        Blocks of NumPy or CuPy. Any chunks along B, also of unknown sizes; T and I in one chunk.
+        Blocks of NumPy or CuPy. B may have any chunks, also of unknown sizes; T and I one each.
     initial_state : array (B, H), or lists of them as the layer takes them, optional
     mask : array_like (B, T), optional
     training : bool
         Must be False.
     lengths : array_like (B,), optional
     reset_mask : array_like (B, T), optional
-        As the layer takes them: each a Dask array, whatever its chunks, or an array in memory.
+        As the layer takes them. Each is a Dask array with any chunks, or an array in memory.
 
     Returns
     -------
     dask.array.Array, or a tuple of them
-        What the layer returns for the whole of x, cut along B like x. Compute the arrays of a
-        tuple together, ``dask.compute(y, state)``: they come out of the same tasks.
+        What the layer returns for the whole x, with x's chunks along B. Compute the arrays of a
+        tuple together, ``dask.compute(y, state)``, since the same tasks make them.
 
     Raises
     ------
     ValueError, TypeError
-        Layers, chunks, shapes and dtypes that cannot be; nothing has run. What only the numbers
-        tell, such as a length > T, is raised when it is computed.
+        The layer, chunks, shapes or dtypes are wrong; nothing has run. Wrong numbers, such as a
+        length > T, raise when the result is computed.
     ImportError
         Dask is not installed.
 
@@ -84,12 +85,12 @@ def apply(
             f"got chunks {x.chunks}; call x.rechunk({{1: -1, 2: -1}})"
         )
 
-    rows: list[Any] = []  # the arrays that are cut with x; the call is written with their numbers
+    rows: list[Any] = []  # the arrays with chunks like x; ``places`` has their indices
 
     def number(value: Any, what: str) -> int | None:
         if value is None:
             return None
-        rows.append(_cut_like(x, value, what, da))
+        rows.append(_chunked_like(x, value, what, da))
         return len(rows) - 1
 
     places = {
@@ -98,44 +99,43 @@ def apply(
         "lengths": number(lengths, "lengths"),
         "reset_mask": number(reset_mask, "reset_mask"),
     }
-    # A call on no rows validates and builds, and one on the copy shows what comes out: it must not
-    # touch what the user's layer has from its last call, such as activity losses.
+    # `prepare` on no rows validates, and `start` builds the layer. A call of the copy on no rows
+    # gives the outputs' shapes and dtypes, and leaves the layer's losses of its last call alone.
     none = [np.empty_like(a._meta, shape=(0, *a.shape[1:])) for a in (x, *rows)]
     given = _given(places, none[1:])
-    masks = given["initial_state"], given["mask"], False, given["lengths"], given["reset_mask"]
-    layer.start(layer.prepare(none[0], *masks, None, 1))
+    layer.start(layer.prepare(Arguments(none[0], num_threads=1, **given)))
     key = f"layer-{tokenize(layer)}"
     layer = copy.deepcopy(layer)
     result = _call(layer, places, *none)
 
-    axes = itertools.count(1)  # each but B is one of its own: the layer has compared their sizes
-    cut = [(array, (0, *itertools.islice(axes, array.ndim - 1))) for array in (x, *rows)]
+    axes = itertools.count(1)  # no two arrays share axes but B; the layer has compared their sizes
+    blocked = [(array, (0, *itertools.islice(axes, array.ndim - 1))) for array in (x, *rows)]
     blocks = da.blockwise(
         call_layer,
         (0,),
-        *itertools.chain(*cut),
+        *itertools.chain(*blocked),
         places=places,
         layer=delayed(layer, name=key, traverse=False),
         align_arrays=False,
         meta=np.empty(0, object),
     )
     numbers = itertools.count()
-    result = map_nested(lambda output: _taken(blocks, next(numbers), output, da), result)
+    result = map_nested(lambda output: _output(blocks, next(numbers), output, da), result)
     return tuple(result) if isinstance(result, list) else result
 
 
 def call_layer(*blocks: Any, layer: Any, places: dict[str, Any]) -> list[Any]:
-    """Run the task of one block of rows: the layer's outputs, one after another."""
+    """Run the task of one block of rows; return a flat list of the layer's outputs."""
     arrays = []
     for block in blocks:
-        while isinstance(block, list):  # of one, for each axis that is not cut
+        while isinstance(block, list):  # of one item, for each axis of one chunk
             (block,) = block
         arrays.append(block)
     return flatten(_call(layer, places, *arrays))
 
 
 def _given(places: dict[str, Any], rows: Sequence[Any]) -> dict[str, Any]:
-    """Return a call's arguments: the arrays whose numbers stand in ``places``."""
+    """Return a call's arguments: the arrays at the indices in ``places``."""
     return {
         what: map_nested(lambda i: None if i is None else rows[i], numbers)
         for what, numbers in places.items()
@@ -147,8 +147,8 @@ def _call(layer: Any, places: dict[str, Any], x: Any, *rows: Any) -> Any:
     return layer(x, **_given(places, rows), num_threads=1)
 
 
-def _taken(blocks: Any, number: int, output: Any, da: Any) -> Any:
-    """Return the Dask array of one output; ``output`` is what no rows give."""
+def _output(blocks: Any, number: int, output: Any, da: Any) -> Any:
+    """Return the Dask array of one output; ``output`` is that output of no rows."""
     sizes = dict(enumerate(output.shape[1:], 1))
     axes = (0, *sizes)
     return da.blockwise(
@@ -156,15 +156,15 @@ def _taken(blocks: Any, number: int, output: Any, da: Any) -> Any:
     )
 
 
-def _cut_like(x: Any, value: Any, what: str, da: Any) -> Any:
-    """Return an argument that has one entry per row as a Dask array with x's chunks along B."""
+def _chunked_like(x: Any, value: Any, what: str, da: Any) -> Any:
+    """Return an argument with one item per row as a Dask array with x's chunks along B."""
     if isinstance(value, (bool, int, float)):
         raise TypeError(f"{what}: expected arrays with one row for each of x, got {value!r}")
     if not hasattr(value, "shape"):
         value = np.asarray(value, like=x._meta)
     if np.isnan(x.shape[0]):
-        # Only Dask's own arrays can be cut alike without a look at the numbers; a block with too
-        # many rows or too few is an error of its task.
+        # Only a Dask array of as many blocks can be used without computing the sizes. If a block
+        # has another number of rows than x's, its task raises.
         if isinstance(value, da.Array) and value.numblocks[:1] == x.numblocks[:1]:
             return value.rechunk(dict.fromkeys(range(1, value.ndim), -1))
         raise ValueError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from fastgru.distributed.rows import check_built, check_rows_alone, load_layer
-from fastgru.layers.call import flatten, map_nested
+from fastgru.layers.nested import flatten, map_nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,34 +20,35 @@ class Predictor:
     Parameters
     ----------
     layer : path, or GRU, RNN, Bidirectional or Sequential
-        A file of `fastgru.save` that every node can open, or the layer itself, built, which
-        travels with each actor. Not stateful and not time_major.
+        A file of `fastgru.save` that every node can open, or a built layer, which Ray sends to
+        each actor. Not stateful and not time_major.
     sequences : str
-        The column that holds (T, I) for each row.
+        The column with (T, I) for each row.
     mask, lengths, reset_mask : str, optional
-        Columns of (T,), one integer and (T,) for each row.
+        Columns with (T,), one integer and (T,) for each row.
     initial_state : str, or lists of them as the layer takes states, optional
-        Columns of (H,).
+        Columns with (H,) for each row.
     outputs : sequence of str
-        Names for what the layer returns: one, and with return_state or merge_mode=None the others
-        in order.
+        Names for the arrays that the layer returns, in order. It returns several with return_state
+        or merge_mode=None.
     keep : sequence of str
-        Columns to pass on, such as the rows' numbers: Ray may reorder batches.
+        Columns of the input that the output also has, such as row numbers, since Ray may reorder
+        batches.
     on_device : bool
         True: compute on the actor's GPU, for ``map_batches(..., num_gpus=1)``. Batches are copied
-        into CuPy's arrays, results back.
+        to the GPU and results back.
     num_threads : int
-        Upper bound of each call; what ``num_cpus`` says, 1 by default in both.
+        Most threads of each call. Pass the same number as ``num_cpus``; both are 1 by default.
 
     Raises
     ------
     ValueError, TypeError
-        A layer that cannot be run on some rows at a time.
+        The layer cannot run on some rows at a time.
 
     Notes
     -----
-    A batch is a dict of NumPy arrays, ``batch_format="numpy"``, Ray's default; they may be
-    read-only. Rows of different lengths come padded, with a column of lengths.
+    A batch is a dict of NumPy arrays, ``batch_format="numpy"``, Ray's default. They may be
+    read-only. Pad rows of different lengths, and add a column of lengths.
 
     Examples
     --------
@@ -93,7 +94,7 @@ class Predictor:
         Parameters
         ----------
         batch : dict of str to ndarray
-            Its columns, each with one entry per row.
+            Its columns, each with one item per row.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""What the engines have in common: which layers may be run on some rows at a time."""
+"""Checks for all engines: which layers may run on some rows at a time."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 from typing import Any
 
 from fastgru.io.safetensors import load
-from fastgru.layers.base import SequenceLayer
+from fastgru.layers.sequence import SequenceLayer
 
 
 def check_rows_alone(layer: Any) -> None:
-    """Raise TypeError or ValueError unless the layer's rows may be computed anywhere, in any order.
+    """Raise TypeError or ValueError unless rows may be computed on any machine in any order.
 
-    Axis 0 is the batch, for the engines too.
+    The engines split axis 0, so it must be the batch.
     """
     if not isinstance(layer, SequenceLayer):
         raise TypeError(
@@ -33,7 +33,7 @@ def check_rows_alone(layer: Any) -> None:
 
 
 def check_built(layer: Any) -> None:
-    """Raise ValueError where every worker would draw first weights of its own."""
+    """Raise ValueError if the layer has no weights, since each worker would draw its own."""
     if not layer.built:
         raise ValueError(
             f"{layer.name}: it has no weights yet, and each worker would draw its own; call "
@@ -42,5 +42,5 @@ def check_built(layer: Any) -> None:
 
 
 def load_layer(source: Any) -> Any:
-    """Return the layer of a file of `fastgru.save`, or ``source`` itself if it is no path."""
+    """Return the layer of a file of `fastgru.save`; or ``source`` itself, if it is not a path."""
     return load(source) if isinstance(source, (str, os.PathLike)) else source

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.distributed.rows import check_rows_alone, load_layer
-from fastgru.layers.call import flatten, map_nested
+from fastgru.layers.nested import flatten, map_nested
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,39 +25,40 @@ def predict_udf(
     outputs: Sequence[str] = ("y",),
     batch_size: int = 256,
 ) -> Any:
-    """Return a function of Spark columns that runs a layer, by ``predict_batch_udf``.
+    """Return a function of Spark columns that runs a layer, made by ``predict_batch_udf``.
 
     Each Python worker of Spark loads the layer once and runs its batches on one thread. Spark's
-    columns hold flat arrays: sequences (T, I) come as T * I numbers, step after step, and outputs
-    (T, H) go as T * H.
+    columns have flat arrays: a sequence (T, I) is T * I numbers, step after step, and an output
+    (T, H) is T * H numbers.
 
     Parameters
     ----------
     path : path
         A file of `fastgru.save`, of a layer that is not stateful and not time_major. The driver
-        and every worker open it under this path.
+        and every worker open this path.
     timesteps : int
-        T. Shorter rows come padded, with their lengths.
+        T. Pad shorter rows, and pass their lengths.
     arguments : sequence of {"mask", "lengths", "reset_mask", "initial_state"}
-        What the function takes after the sequences, in this order: T bools, one integer, T bools,
-        and for initial_state a column of H numbers for each of the layer's states.
+        The function's arguments after the sequences, in this order. Columns of mask have T bools,
+        of lengths one integer, of reset_mask T bools. initial_state is a column of H numbers for
+        each of the layer's states.
     outputs : sequence of str
-        Names for what the layer returns: one, and with return_state or merge_mode=None the others
-        in order.
+        Names for the arrays that the layer returns, in order. It returns several with return_state
+        or merge_mode=None.
     batch_size : int
         Rows of a call.
 
     Returns
     -------
     function of columns
-        ``f("x", "n")``, a column of arrays of the layer's dtype; where the layer returns several,
-        a column of structs of them, with the names of ``outputs``.
+        ``f("x", "n")`` is a column of arrays of the layer's dtype; or, if the layer returns
+        several, a column of structs with the names of ``outputs``.
 
     Raises
     ------
     ValueError
-        The layer cannot be run on some rows at a time, or does not return as many arrays as
-        ``outputs`` names.
+        The layer cannot run on some rows at a time, or returns another number of arrays than
+        ``outputs`` has names.
     ImportError
         PySpark is not installed.
 
@@ -110,7 +111,7 @@ def predict_udf(
 def _load_predict(
     path: str, arguments: tuple[str, ...], outputs: tuple[str, ...], count: int
 ) -> Any:
-    """Return, in a worker, the function from ``count`` NumPy columns to the layer's outputs."""
+    """Return, in a worker, a function of ``count`` NumPy columns that gives the layer's outputs."""
     layer = load_layer(path)
 
     def predict(*columns: np.ndarray) -> Any:
@@ -124,7 +125,7 @@ def _load_predict(
         flat = [array.reshape(len(x), -1) for array in results]
         return flat[0] if len(flat) == 1 else dict(zip(outputs, flat, strict=True))
 
-    # Spark counts the parameters, and takes one column for each.
+    # Spark passes one column for each parameter of the signature.
     predict.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(f"column_{i}", inspect.Parameter.POSITIONAL_ONLY) for i in range(count)]
     )

@@ -1,7 +1,7 @@
 """Weights and whole layers from files, and back, without the framework that wrote them.
 
-A file is data: nothing in it is executed, its shapes are compared with its config before anything
-is allocated, and what is truncated, altered or hostile is a ValueError that names the place.
+A file is data. The readers execute nothing in it, and compare its shapes with its config before
+they allocate memory. A truncated, altered or forged file raises a ValueError that names the place.
 
 | source | reads | writes |
 |---|---|---|
@@ -10,22 +10,25 @@ is allocated, and what is truncated, altered or hostile is a ValueError that nam
 | ONNX | `from_onnx` | `to_onnx` |
 | fastgru's own | `load` | `save` |
 
-The packages that a format needs (safetensors, onnx; h5py to write) are extras, imported when they
-are needed.
+Some formats need a package (safetensors, onnx; h5py to write). These packages are extras, and the
+functions import them when they need them.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastgru.io.keras import from_keras
-    from fastgru.io.keras_weights import load_keras_weights, to_keras_weights
-    from fastgru.io.onnx import from_onnx
-    from fastgru.io.onnx_writer import to_onnx
-    from fastgru.io.safetensors import load, save
-    from fastgru.io.torch import from_torch, to_torch
+    from fastgru.io.keras import from_keras as from_keras
+    from fastgru.io.keras_weights import load_keras_weights as load_keras_weights
+    from fastgru.io.keras_weights import to_keras_weights as to_keras_weights
+    from fastgru.io.onnx import from_onnx as from_onnx
+    from fastgru.io.onnx_writer import to_onnx as to_onnx
+    from fastgru.io.safetensors import load as load
+    from fastgru.io.safetensors import save as save
+    from fastgru.io.torch import from_torch as from_torch
+    from fastgru.io.torch import to_torch as to_torch
 
-# Public function -> its module here, which is imported when the function is first used.
+# Public function -> its module in this package, imported when the function is first used.
 _PLACES = {
     "from_keras": "keras",
     "from_onnx": "onnx",
@@ -38,20 +41,9 @@ _PLACES = {
     "to_torch": "torch",
 }
 
-__all__ = [
-    "from_keras",
-    "from_onnx",
-    "from_torch",
-    "load",
-    "load_keras_weights",
-    "save",
-    "to_keras_weights",
-    "to_onnx",
-    "to_torch",
-]
+__all__ = sorted(_PLACES)
 
-
-if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept every misspelt name
 
     def __getattr__(name: str) -> Any:
         """Import the module of a public function when the function is first used."""

@@ -1,4 +1,4 @@
-"""Reading what may be hostile: archives, whose sizes are checked, and JSON, whose depth is."""
+"""Zip archives and JSON from files that may be hostile: sizes and depths have limits."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from os import PathLike
 
-# What a member may grow to: weights hardly compress, configs by a factor of twenty.
+# All members together may unpack to so many times the file's size. Weights hardly compress, configs
+# by a factor of twenty.
 MOST_GROWTH = 100
-FREE_BYTES = 16 << 20  # growth is not looked at below this
-_LOCAL_HEADER_BYTES = 30  # and the name
-# Brackets of JSON in each other: a cell in a cell takes three, a model in a model four.
+FREE_BYTES = 16 << 20  # members that unpack to less than this may grow by any factor
+_LOCAL_HEADER_BYTES = 30  # without the name
+# Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what JSON says of layers.
+    """Return the objects of a JSON text that describes layers.
 
-    How deep Python reads depends on its version, and what is made of it, layers in layers, needs
-    more of its stack. So depth has a limit here.
+    Python's limit on nesting depends on its version, and nested layers take more of its stack than
+    nested brackets do. So this function has a limit of its own.
 
     Raises
     ------
     ValueError
-        It is no JSON, or nested deeper than the config of any layer.
+        The text is not JSON, or is nested deeper than the config of any layer.
     """
     deep = f"nested deeper than any layer's config: expected at most {MOST_NESTED} brackets"
     try:
@@ -47,7 +48,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class Archive:
-    """A zip file whose members are read whole, each within its bounds.
+    """A zip file whose members are read whole, each of the size that its directory gives.
 
     Parameters
     ----------
@@ -56,8 +57,8 @@ class Archive:
     Raises
     ------
     ValueError
-        It is no zip file, its directory is damaged, it names a member twice or outside itself,
-        members overlap, or would grow beyond reason.
+        The file is not a zip file, its directory is damaged, two members have one name, a name
+        leads out of the archive, members overlap, or they unpack to much more than the file.
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
@@ -89,7 +90,7 @@ class Archive:
                 f"{self.path}: its members would unpack from {size} to {total} bytes; a file that "
                 "holds weights does not"
             )
-        # A few bytes that many members share would unpack to many times the file.
+        # Members that share bytes would unpack to many times the file.
         for member in sorted(self._members.values(), key=lambda member: member.header_offset):
             if member.header_offset < end:
                 raise ValueError(f"{self.path}: {member.filename!r} overlaps another member")
@@ -101,7 +102,7 @@ class Archive:
         return list(self._members)
 
     def compressed(self, name: str) -> bool:
-        """Say whether a member takes less room than its bytes."""
+        """Say whether a member is compressed."""
         return self._member(name).compress_type != zipfile.ZIP_STORED
 
     def _member(self, name: str) -> zipfile.ZipInfo:
@@ -111,7 +112,7 @@ class Archive:
         return self._members[name]
 
     def read(self, name: str) -> bytes:
-        """Return a member's bytes, at most as many as the directory says."""
+        """Return a member's bytes; ValueError unless they are as many as the directory says."""
         member = self._member(name)
         try:
             with self._zip.open(member) as file:

@@ -1,7 +1,7 @@
 """TensorFlow's checkpoint format, a tensor bundle: an index of named tensors, and shards of data.
 
-The index is a table as LevelDB writes them: blocks of sorted keys, each key stored as what differs
-from the one before. Whatever is read is compared with its checksum.
+The index is a table in LevelDB's format: blocks of sorted keys, where each key is stored as its
+difference from the one before. This reader compares every block and tensor with its checksum.
 
 Sources: ``tensorflow/core/protobuf/tensor_bundle.proto``, ``tensorflow/core/util/tensor_bundle``,
 LevelDB's ``doc/table_format.md``.
@@ -28,17 +28,17 @@ _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 19: np.d
 _STRING = 7
 
 _FOOTER, _MAGIC = 48, 0xDB4775248B80FB57
-_TRAILER = 5  # of a block: how it is compressed, and a checksum
+_TRAILER = 5  # bytes after a block: its compression, and a checksum
 MOST_INDEX = 16 << 20  # bytes; a tensor takes about 80
 MOST_KEY = 4096
-MOST_KEYS = 64 << 20  # all together, unpacked
+MOST_KEYS = 64 << 20  # bytes of all keys together, unpacked
 MOST_DIMENSIONS = 8
 MOST_SHARING = 4
-MOST_TEXT = 256 << 20  # the graph of objects is the only tensor of strings that is read
+MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
 
 
-class Entry(NamedTuple):
-    """Where a tensor lies. ``shape`` is as the file says it, checked against nothing."""
+class TensorLocation(NamedTuple):
+    """Where the bytes of a tensor are. The ``shape`` is the file's, and not checked."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -60,7 +60,7 @@ class Bundle:
     Raises
     ------
     ValueError
-        The index is not there, truncated or damaged.
+        There is no index, or it is truncated or damaged.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -74,7 +74,8 @@ class Bundle:
         if "" not in self.entries:
             raise ValueError(f"{self.path}: expected a header, got {len(self.entries)} tensors")
         header = Message(self.entries.pop(""), f"{self.path}: header")
-        # Layers may share weights; a small file may not have the same ones read without end.
+        # Layers may share weights, but a small file must not make this read one tensor again and
+        # again.
         sizes = [path.stat().st_size for path in folder.glob(f"{glob.escape(name)}.data-*")]
         self._left = FREE_BYTES + MOST_SHARING * sum(sizes)
         self._shards = header.number(1)
@@ -85,8 +86,8 @@ class Bundle:
 
     # -- tensors ---------------------------------------------------------------------------
 
-    def entry(self, key: str) -> Entry:
-        """Return where a tensor lies; ValueError if the index has none of this name."""
+    def locate(self, key: str) -> TensorLocation:
+        """Return where a tensor is; ValueError if the index has none of this name."""
         if key not in self.entries:
             raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
         message = Message(self.entries[key], f"{self.path}: {key}")
@@ -104,63 +105,64 @@ class Bundle:
         checksums = [int.from_bytes(value, "little") for value in message.bytes(6)]
         checksum = checksums[-1] if checksums else 0
         shard, offset, size = (message.number(field) for field in (3, 4, 5))
-        return Entry(message.number(1), shape, shard, offset, size, checksum)
+        return TensorLocation(message.number(1), shape, shard, offset, size, checksum)
 
     def floats(self, key: str) -> np.ndarray:
         """Return a tensor of float16, float32 or float64.
 
-        The caller has compared the entry's shape with what it should be.
+        The caller must have compared the location's shape with the expected one.
         """
-        entry = self.entry(key)
-        dtype = _DTYPES.get(entry.dtype)
+        location = self.locate(key)
+        dtype = _DTYPES.get(location.dtype)
         if dtype is None:
             raise ValueError(
                 f"{self.path}: {key}: expected float16, float32 or float64, got TensorFlow's "
-                f"dtype number {entry.dtype}"
+                f"dtype number {location.dtype}"
             )
-        if entry.size != math.prod(entry.shape) * dtype.itemsize:
+        expected = math.prod(location.shape) * dtype.itemsize
+        if location.size != expected:
             raise ValueError(
-                f"{self.path}: {key}: expected {math.prod(entry.shape) * dtype.itemsize} bytes for "
-                f"shape {entry.shape} of {dtype}, got {entry.size}"
+                f"{self.path}: {key}: expected {expected} bytes for shape {location.shape} of "
+                f"{dtype}, got {location.size}"
             )
-        data = self._data(key, entry)
+        data = self._data(key, location)
         self._left -= len(data)
         if self._left < 0:
             raise ValueError(
                 f"{self.path}: {key}: expected layers with weights of their own, got more weights "
                 f"than {MOST_SHARING} times the data"
             )
-        self._check(key, data, entry)
-        return np.frombuffer(data, dtype).reshape(entry.shape)
+        self._check(key, data, location)
+        return np.frombuffer(data, dtype).reshape(location.shape)
 
     def text(self, key: str) -> memoryview:
-        """Return a tensor that is one string: its length, a checksum of that, and its bytes."""
-        entry = self.entry(key)
-        if entry.dtype != _STRING or entry.shape or entry.size > MOST_TEXT:
+        """Return a tensor of one string; the file holds its length, a checksum of it, the bytes."""
+        location = self.locate(key)
+        if location.dtype != _STRING or location.shape or location.size > MOST_TEXT:
             raise ValueError(
                 f"{self.path}: {key}: expected one string of at most {MOST_TEXT} bytes, got "
-                f"dtype {entry.dtype}, shape {entry.shape}, {entry.size} bytes"
+                f"dtype {location.dtype}, shape {location.shape}, {location.size} bytes"
             )
-        data = memoryview(self._data(key, entry))
+        data = memoryview(self._data(key, location))
         size, at = varint(data, 0, f"{self.path}: {key}")
         if size != len(data) - at - 4:
             raise ValueError(f"{self.path}: {key}: expected {size} characters, got {len(data)}")
-        # The checksum is of the length as a fixed number, not as it is stored.
+        # The checksum covers the length as 4 or 8 bytes; the file stores the length as a varint.
         length = size.to_bytes(4 if size < 1 << 32 else 8, "little")
-        self._check(key, b"".join([length, data[at:]]), entry)
+        self._check(key, b"".join([length, data[at:]]), location)
         return data[at + 4 :]
 
-    def _data(self, key: str, entry: Entry) -> bytes:
-        if entry.shard >= self._shards:
+    def _data(self, key: str, location: TensorLocation) -> bytes:
+        if location.shard >= self._shards:
             raise ValueError(
-                f"{self.path}: {key}: expected a shard below {self._shards}, got {entry.shard}"
+                f"{self.path}: {key}: expected a shard below {self._shards}, got {location.shard}"
             )
-        # Made of two numbers, so that a file cannot name another file.
-        path = self.folder / f"{self.name}.data-{entry.shard:05d}-of-{self._shards:05d}"
-        return read_file(path, entry.size, entry.offset, exactly=True)
+        # The index gives two numbers and no name, so that it cannot lead to another file.
+        path = self.folder / f"{self.name}.data-{location.shard:05d}-of-{self._shards:05d}"
+        return read_file(path, location.size, location.offset, exactly=True)
 
-    def _check(self, key: str, data: bytes, entry: Entry) -> None:
-        if masked(crc32c(data)) != entry.checksum:
+    def _check(self, key: str, data: bytes, location: TensorLocation) -> None:
+        if masked(crc32c(data)) != location.checksum:
             raise ValueError(
                 f"{self.folder}: {key}: its checksum is not the one in {self.path.name}; the "
                 "files are damaged, or not of one checkpoint"
@@ -178,7 +180,7 @@ class Bundle:
         place = f"{self.path}: footer"
         footer = self._index[size - _FOOTER :]
         at = 0
-        for _ in range(2):  # the place of an index of metadata, which is empty
+        for _ in range(2):  # offset and size of the metadata's index, which is empty
             _, at = varint(footer, at, place)
         index_block = self._block(footer[at:], place)
         self._end, last, total = 0, None, 0
@@ -191,7 +193,7 @@ class Bundle:
                 last = key
 
     def _block(self, handle: memoryview, place: str) -> memoryview:
-        """Return the block that a handle, offset and size, points to; blocks come in order."""
+        """Return the block that a handle (offset, size) points to; ValueError unless in order."""
         offset, at = varint(handle, 0, place)
         size, _ = varint(handle, at, place)
         end = offset + size + _TRAILER
@@ -213,7 +215,7 @@ class Bundle:
         return block
 
     def _pairs(self, block: memoryview, last: bytes | None) -> Iterator[tuple[bytes, memoryview]]:
-        """Yield a block's keys and values; each key comes after the one before, and ``last``."""
+        """Yield a block's keys and values; ValueError unless they are sorted and after ``last``."""
         restarts = int.from_bytes(block[-4:], "little")
         end = len(block) - 4 - 4 * restarts
         if end < 0:
@@ -237,12 +239,12 @@ class Bundle:
 
 
 def read_file(path: Path, most: int, offset: int = 0, exactly: bool = False) -> bytes:
-    """Return a file's bytes from an offset on, at most or exactly so many.
+    """Return a file's bytes from an offset on: all of at most ``most``, or exactly ``most``.
 
     Raises
     ------
     ValueError
-        It is not there, not a plain file (reading a pipe would wait forever), or of another size.
+        There is no plain file (reading a pipe could wait forever), or it has another size.
     """
     if not path.is_file():
         raise ValueError(f"{path}: expected a file there, found none")
@@ -272,22 +274,22 @@ def _crc_table() -> np.ndarray:
     return table
 
 
-# Four bytes that take the register from zeros to ones, where a checksum starts.
+# A checksum starts from a register of ones; these four bytes turn one of zeros into that.
 _ONES = bytes.fromhex("54641f64")
 
 
 def crc32c(data: bytes | memoryview) -> int:
     """Return the CRC-32C of bytes.
 
-    Byte after byte Python takes a second for 10 MB. So the bytes are cut into as many rows as a row
-    is long, and all rows advance together, each from a register of zeros. What a register becomes
-    while the next row passes is linear in its bits: 32 more rows, of one bit each and no data, say
-    what becomes of each bit.
+    A loop over bytes in Python takes a second for 10 MB. So this arranges the bytes as a square
+    matrix and advances the registers of all rows together, each from zeros. The effect of a row on
+    the register before it is linear in the register's bits. 32 further registers, each of one bit
+    and without data, show that effect for every bit, and the last loop joins the rows with it.
     """
     size = len(_ONES) + len(data)
     width = math.isqrt(size)
     count = -(-size // width)
-    rows = np.zeros(count * width, np.uint8)  # zeros in front leave a register of zeros as it is
+    rows = np.zeros(count * width, np.uint8)  # zeros in front do not change a register of zeros
     rows[-size:] = np.frombuffer(b"".join([_ONES, data]), np.uint8)
     registers = np.zeros(count + 32, np.uint32)
     registers[count:] = np.uint32(1) << np.arange(32, dtype=np.uint32)
@@ -308,5 +310,5 @@ def crc32c(data: bytes | memoryview) -> int:
 
 
 def masked(checksum: int) -> int:
-    """Return a checksum as it is stored: turned round and moved, so that it can be checked too."""
+    """Return a checksum as it is stored, rotated and shifted by a constant (LevelDB's mask)."""
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -1,16 +1,17 @@
 """HDF5 as Keras writes it, read in Python: groups, attributes and whole arrays, nothing else.
 
-HDF5's own C library is not made for hostile files: an altered one can crash the process, and no
-check from outside sees what it will do short of reading the file itself. So this is a reader for
-what h5py writes by default and Keras never changed: superblock 0, groups as symbol tables, object
-headers of version 1, arrays in one piece. Compression, chunks, virtual and external arrays, soft
-and external links are ValueErrors that name the place; nothing outside the file is ever opened.
+HDF5's C library is not safe for hostile files: an altered one can crash the process, and a check
+that could exclude this would have to read the whole file itself. pyfive, in Python, trusts sizes in
+the file and checks by `assert`. So this module reads what h5py writes by default and all versions
+of Keras use: superblock 0, groups as symbol tables, object headers of version 1, arrays in one
+piece. Compressed, chunked, virtual and external arrays, soft and external links raise a ValueError
+that names the place. This module opens no other file.
 
-What a file can cost is bounded by its size. All bytes are fetched by `File.fetch`, which has a
-budget of a few times the file: neither loops nor a thousand links to one array are a way round it.
+The size of the file bounds time and memory. `File.fetch` reads all bytes and has a budget of a few
+times the file, which loops and many links to one array use up.
 
-Source: the HDF5 File Format Specification, version 3.0, The HDF Group. All numbers in it are little
-endian; addresses and lengths have 8 bytes here.
+Source: the HDF5 File Format Specification, version 3.0, The HDF Group. Numbers are little endian;
+addresses and lengths have 8 bytes here.
 """
 
 from __future__ import annotations
@@ -25,19 +26,20 @@ if TYPE_CHECKING:
     from typing import Any, BinaryIO, NoReturn
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_NOWHERE = 2**64 - 1  # the address of what is not there
+_NOWHERE = 2**64 - 1  # HDF5's "undefined address"
 
 # Messages of object headers.
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE = 0x01, 0x03, 0x07, 0x08, 0x0C
 _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
-_LINK_INFO, _LINK = 0x02, 0x06  # of groups with a name beyond ASCII, in place of the symbol table
+_LINK_INFO, _LINK = 0x02, 0x06  # for a symbol table, in groups where a name is not plain ASCII
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
-# Classes of types, and what an entry of a symbol table may be.
+# Classes of datatypes, and a kind of entry in a symbol table.
 _FLOAT, _STRING, _VARIABLE_LENGTH = 1, 3, 9
 _SOFT_LINK = 2
 
-# How floats are described, beyond their byte order: the bit of the sign and a zero; bytes; first
-# bit and number of bits, of exponent and of mantissa; the exponent's bias. IEEE 754 and no other.
+# Descriptions of the IEEE 754 floats without their byte order: the sign's bit and a zero; size in
+# bytes; bit offset and precision; first bit and number of bits of exponent and of mantissa; the
+# exponent's bias.
 _FLOATS = {
     bytes((15, 0, 2, 0, 0, 16, 0, 10, 5, 0, 10, 15, 0, 0, 0)): "f2",
     bytes((31, 0, 4, 0, 0, 32, 0, 23, 8, 0, 23, 127, 0, 0, 0)): "f4",
@@ -46,7 +48,7 @@ _FLOATS = {
 
 
 class Cursor:
-    """Bytes read from front to back; reading past their end is a ValueError with the place."""
+    """Bytes that are read from front to back; reading past the end raises ValueError."""
 
     def __init__(self, data: bytes, place: str) -> None:
         self.data, self.place, self.at = data, place, 0
@@ -63,20 +65,20 @@ class Cursor:
         return int.from_bytes(self.take(size), "little")
 
     def expect(self, value: bytes, what: str) -> None:
-        """Pass over ``value``, which must come next."""
+        """Read ``value``; ValueError if other bytes come next."""
         got = self.take(len(value))
         if got != value:
             self.wrong(f"{what} {value!r}", repr(got))
 
     def wrong(self, expected: str, got: str) -> NoReturn:
-        """Raise the ValueError that says what was expected here, and what was found."""
+        """Raise a ValueError with the place, what was expected and what is there."""
         raise ValueError(
             f"{self.place}: expected {expected}, got {got}; the file is damaged, or is not as "
             "Keras writes it: let Keras load it and save it again"
         )
 
 
-class Message(NamedTuple):
+class HeaderMessage(NamedTuple):
     """One message of an object header."""
 
     kind: int
@@ -90,9 +92,9 @@ class File:
     Parameters
     ----------
     file : binary file
-        Open for reading and seeking; stays the caller's to close.
+        Open for reading and seeking. The caller closes it.
     place : str
-        What errors call the file.
+        The file's name in errors.
 
     Attributes
     ----------
@@ -101,7 +103,7 @@ class File:
     Raises
     ------
     ValueError
-        It is no HDF5 file, is of a format that Keras does not write, or is cut short.
+        The file is not HDF5, is of a format that Keras does not write, or is truncated.
     """
 
     def __init__(self, file: BinaryIO, place: str) -> None:
@@ -141,15 +143,15 @@ class File:
         return Cursor(self._file.read(count), place)
 
     def open(self, address: int, path: str) -> Group | Array:
-        """Return the object whose header is at an address, the same one each time."""
+        """Return the object whose header is at an address, always the same object."""
         if address not in self._opened:
             messages = list(self._messages(address))
             cls = Group if any(m.kind in _GROUP for m in messages) else Array
             self._opened[address] = cls(self, messages, path)
         return self._opened[address]
 
-    def _messages(self, address: int) -> Iterator[Message]:
-        """Give the messages of an object header, which may go on elsewhere."""
+    def _messages(self, address: int) -> Iterator[HeaderMessage]:
+        """Yield the messages of an object header, which may continue at other addresses."""
         head = self.fetch(address, 16, "object header")
         if (version := head.number(1)) != 1:
             head.wrong("version 1", str(version))
@@ -168,10 +170,10 @@ class File:
                     more = Cursor(body, block.place)
                     blocks.append((more.number(8), more.number(8)))
                 else:
-                    yield Message(kind, flags, body)
+                    yield HeaderMessage(kind, flags, body)
 
     def string(self, length: int, address: int, index: int, what: str) -> bytes:
-        """Return a string of variable length, which lies among others in a global heap."""
+        """Return a string of variable length from a global heap."""
         if not length:
             return b""
         if address not in self._heaps:
@@ -183,7 +185,7 @@ class File:
         return held.take(length)
 
     def _heap(self, address: int) -> Iterator[tuple[int, Cursor]]:
-        """Give the objects of a global heap with their numbers."""
+        """Yield the objects of a global heap with their numbers."""
         head = self.fetch(address, 16, "global heap")
         head.expect(b"GCOL\1", "the signature")
         head.take(3)
@@ -193,16 +195,16 @@ class File:
             number = heap.number(2)
             heap.take(6)
             size = heap.number(8)
-            if number == 0:  # the free space, always the last
+            if number == 0:  # the free space, which is always last
                 return
             yield number, Cursor(heap.take(size), heap.place)
             heap.take(min(-size % 8, len(heap.data) - heap.at))
 
 
 class Node:
-    """What groups and arrays have in common: a header, and attributes in it."""
+    """The base of `Group` and `Array`: a header with attributes."""
 
-    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+    def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         self.file, self.path = file, path
         self.place = f"{file.place}: {path}"
         self._messages = {m.kind: m for m in messages}
@@ -211,7 +213,7 @@ class Node:
         )
 
     def cursor(self, kind: int) -> Cursor:
-        """Return the header's message of a kind."""
+        """Return the header's message of a kind; ValueError if there is none."""
         message = self._messages.get(kind)
         cursor = Cursor(message.body if message else b"", self.place)
         if message is None:
@@ -228,7 +230,7 @@ class Node:
             cursor.wrong("an attribute with its own type", f"version {version}, flags {flags}")
         sizes = [cursor.number(2) for _ in range(3)]
         cursor.take(1 if version == 3 else 0)
-        # Version 1 fills each part up to a multiple of 8.
+        # Version 1 pads each part to a multiple of 8.
         parts = [cursor.take(s + (-s % 8 if version == 1 else 0)) for s in sizes]
         name = parts[0].partition(b"\0")[0].decode("utf-8", "replace")
         parts.append(cursor.take(len(body) - cursor.at))
@@ -240,9 +242,9 @@ class Node:
         return set(self._attributes)
 
     def attribute(self, name: str) -> Any:
-        """Return an attribute: str, list of str, or array; None where there is none.
+        """Return an attribute: str, list of str, or array; None if there is none.
 
-        Strings are decoded from UTF-8, what is no UTF-8 being replaced.
+        Strings are decoded from UTF-8; invalid bytes are replaced.
         """
         if name not in self._attributes:
             return None
@@ -265,9 +267,9 @@ class Node:
 
 
 class Array(Node):
-    """An array of floats in a file; its shape and dtype are known before it is read."""
+    """An array of floats in a file. Its shape and dtype are known before `read`."""
 
-    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+    def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         super().__init__(file, messages, path)
         form = self.cursor(_DATATYPE)
         self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
@@ -295,9 +297,9 @@ class Array(Node):
 
 
 class Group(Node):
-    """A group: other groups and arrays by name."""
+    """A group: its groups and arrays by name."""
 
-    def __init__(self, file: File, messages: list[Message], path: str) -> None:
+    def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         super().__init__(file, messages, path)
         self._links: dict[str, int] = {}
         if _SYMBOL_TABLE in self._messages:
@@ -313,8 +315,8 @@ class Group(Node):
             at.wrong(f"{text} itself", "a link to another place")
         self._links[text] = address
 
-    def _read_links(self, info: Cursor, links: list[Message]) -> None:
-        """Collect the links of a group that has them in its header, up to eight."""
+    def _read_links(self, info: Cursor, links: list[HeaderMessage]) -> None:
+        """Collect the links, at most eight, of a group that has them in its header."""
         info.take(1)
         if info.number(1) & 1:
             info.take(8)
@@ -330,7 +332,7 @@ class Group(Node):
             self._add(name, link.number(8) if direct else 0, direct, link)
 
     def _read_symbol_table(self, table: Cursor) -> None:
-        """Collect the links of a group that has its names in a heap, in order by a B-tree."""
+        """Collect the links of a group that has a heap of names and a B-tree of symbol tables."""
         tree, heap = table.number(8), self.file.fetch(table.number(8), 32, "local heap")
         heap.expect(b"HEAP\0", "the signature")
         heap.take(3)
@@ -367,11 +369,11 @@ class Group(Node):
 
     @property
     def names(self) -> list[str]:
-        """Names of what is in the group, in alphabetical order."""
+        """Names of the group's members, in alphabetical order."""
         return list(self._links)
 
     def get(self, path: str) -> Group | Array | None:
-        """Return the group or array at a path below this group, or None."""
+        """Return the group or array at a path below this group; None if there is none."""
         node: Group | Array = self
         for name in path.split("/"):
             if not isinstance(node, Group) or name not in node._links:
@@ -380,12 +382,12 @@ class Group(Node):
         return node
 
     def group(self, path: str) -> Group | None:
-        """Return the group at a path below this one, or None where there is none."""
+        """Return the group at a path below this one; None if there is none."""
         found = self.get(path)
         return found if isinstance(found, Group) else None
 
     def array(self, path: str) -> np.ndarray:
-        """Read the array at a path below this group."""
+        """Return the array at a path below this group; ValueError if there is none."""
         found = self.get(path)
         if not isinstance(found, Array):
             raise ValueError(
@@ -398,7 +400,7 @@ class Group(Node):
 
 
 def _shape(space: Cursor) -> tuple[int, ...]:
-    """Return the shape that a dataspace message describes; () for one value."""
+    """Return the shape in a dataspace message; () for one value."""
     version, rank, _ = space.number(1), space.number(1), space.number(1)
     if version == 1:
         space.take(5)
@@ -414,7 +416,7 @@ def _dtype(form: Cursor) -> np.dtype:
     size = form.number(4)
     if kind == _STRING and size:
         return np.dtype(f"S{size}")
-    if kind == _FLOAT and order & ~1 == 0x20:  # mantissas begin with a hidden 1; bit 0: big endian
+    if kind == _FLOAT and order & ~1 == 0x20:  # mantissas with a hidden 1; bit 0 is the byte order
         name = (
             _FLOATS.get(rest + size.to_bytes(1, "little") + form.take(12)) if size < 256 else None
         )
@@ -424,7 +426,7 @@ def _dtype(form: Cursor) -> np.dtype:
 
 
 def _whole(shape: tuple[int, ...], itemsize: int, data: Cursor) -> int:
-    """Return the bytes of an array, which must be there; nothing of that size exists yet."""
+    """Return the size of an array in bytes; ValueError unless ``data`` has so many."""
     count = math.prod(shape) * itemsize
     if count > len(data.data) or any(n >= 2**31 for n in shape):
         data.wrong(f"the {count} bytes of shape {shape}", str(len(data.data)))

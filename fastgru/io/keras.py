@@ -7,7 +7,7 @@
 | SavedModel folder | see `fastgru.io.savedmodel` | |
 | live model or layer | get_config() | get_weights() |
 
-Weights without a config are `fastgru.io.keras_weights`' matter. HDF5 is read by `fastgru.io.hdf5`.
+`fastgru.io.keras_weights` reads weights without a config, and `fastgru.io.hdf5` reads HDF5.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fastgru.io import hdf5
 from fastgru.io.bounded import Archive, parse_json
-from fastgru.io.found import Found, by_name, verify_layer
+from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     cells_of,
+    errors_at,
     fill,
     keras3_arrays,
     legacy_arrays,
-    named,
-    shared_out,
+    split_by_cell,
 )
-from fastgru.io.keras_config import LAYERS, Entry, count_cells, ours, recurrent_layers
+from fastgru.io.keras_config import LAYERS, LayerConfig, count_cells, modern_form, recurrent_layers
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
@@ -39,22 +39,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-MOST_CONFIG = 4 << 20  # bytes of JSON; as Python objects they can be twenty times as many
-LEAST_CELL = 256  # bytes that HDF5 needs for a cell's arrays, however small
+MOST_CONFIG = 4 << 20  # bytes of JSON; Python's objects can take twenty times as many
+LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
 
-class Part(NamedTuple):
-    """A recurrent layer of a source, not made yet.
+class UnbuiltLayer(NamedTuple):
+    """A recurrent layer of a source before it is made.
 
     Attributes
     ----------
-    entry : Entry
-        What the config says of it.
+    config : LayerConfig
     arrays : callable
-        Takes the layer, without weights; returns a list of arrays for each of its cells.
+        Takes the layer without weights; returns a list of arrays for each of its cells.
     """
 
-    entry: Entry
+    config: LayerConfig
     arrays: Callable[[Any], list[list[np.ndarray]]]
 
 
@@ -71,24 +70,24 @@ def from_keras(
     ----------
     source : path, or a Keras model or layer
         A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, or a
-        live object. For weights alone, which say nothing of the layer, see `load_keras_weights`.
+        live object. `load_keras_weights` reads files of weights alone.
     name : str, optional
-        The one layer to return; inside nested models with their names, as ``"encoder/gru"``.
+        The one layer to return; in nested models with their names, as ``"encoder/gru"``.
     verify : (input, expected output), optional
-        Run through the layer and compared; with several layers, ``name`` says which.
+        This runs the input through the layer and compares; of several layers give the ``name``.
     custom_objects : dict, optional
-        Your own activations and so on, by the names that the model has them under.
+        Your own activations and other objects, by their names in the model.
 
     Returns
     -------
     dict of str to layer, or one layer
-        Every GRU, RNN of GRU cells, and Bidirectional of those. Other layers are passed over.
+        Every GRU, RNN of GRU cells, and Bidirectional of those. Other layers are left out.
 
     Raises
     ------
     ValueError
-        The source is damaged, has no GRU or none of that name, or one that cannot be read; or
-        the outputs are not those that ``verify`` expects.
+        The source is damaged, has no GRU or none of that name, or a GRU in it cannot be read; or
+        the output is not the one that ``verify`` expects.
 
     Examples
     --------
@@ -111,7 +110,7 @@ def from_keras(
 
 def find(
     source: Any, name: str | None = None, custom_objects: dict[str, Any] | None = None
-) -> list[Found]:
+) -> list[ImportedLayer]:
     """Return every GRU of a source, or only the one called ``name``; see `from_keras`."""
     if not isinstance(source, (str, os.PathLike)):
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
@@ -121,7 +120,7 @@ def find(
         if not (path / CONFIG).exists():
             from fastgru.io import savedmodel
 
-            found: list[Found] = savedmodel.find(path)
+            found: list[ImportedLayer] = savedmodel.find(path)
             return found
         config = (path / CONFIG).read_bytes()
         with (path / WEIGHTS).open("rb") as file:
@@ -143,10 +142,10 @@ def find(
 
 
 def _loaded(
-    parts: list[Part], place: str, name: str | None, custom_objects: dict[str, Any] | None
-) -> list[Found]:
-    """Make the layers of all parts, or of the one called ``name``."""
-    names = [part.entry.name for part in parts]
+    parts: list[UnbuiltLayer], place: str, name: str | None, custom_objects: dict[str, Any] | None
+) -> list[ImportedLayer]:
+    """Make all layers, or the one called ``name``."""
+    names = [part.config.name for part in parts]
     twice = [one for one, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"{place}: expected a name of its own for each layer, got twice: {twice}")
@@ -156,61 +155,62 @@ def _loaded(
             raise ValueError(f"{place}: {got}, got name={name!r}")
         parts = [parts[names.index(name)]]
     found = []
-    for entry, arrays in parts:
-        with named(f"{place}: {entry.name}"):
-            layer = deserialize_layer(entry.config, custom_objects)
+    for config, arrays in parts:
+        with errors_at(f"{place}: {config.name}"):
+            layer = deserialize_layer(config.form, custom_objects)
             convention = fill(layer, arrays(layer))
-        found.append(Found(entry.name, layer, convention, f"{place}: {entry.class_name}"))
+        found.append(ImportedLayer(config.name, layer, convention, f"{place}: {config.class_name}"))
     return found
 
 
 # ---- one source each -----------------------------------------------------------------------------
 
 
-def _entries(text: Any, place: str, size: int) -> list[Entry]:
-    """Return the recurrent layers of a model's config, from its JSON.
+def _configs(text: Any, place: str, size: int) -> list[LayerConfig]:
+    """Return the configs of a model's recurrent layers, from the model's JSON.
 
-    No more than a weights file of ``size`` bytes has arrays for: each costs time and memory.
+    ValueError if there are more than a weights file of ``size`` bytes has arrays for, since each
+    layer costs time and memory.
     """
     if not isinstance(text, (str, bytes)) or len(text) > MOST_CONFIG:
         got = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
         raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, got {got}")
-    entries, left = [], size // LEAST_CELL
-    with named(place):
-        for entry in recurrent_layers(parse_json(text)):
-            entries.append(entry)
-            left -= entry.cells
+    configs, left = [], size // LEAST_CELL
+    with errors_at(place):
+        for config in recurrent_layers(parse_json(text)):
+            configs.append(config)
+            left -= config.cells
             if left < 0:
                 raise ValueError(f"expected fewer GRUs than {size} bytes hold, got more")
-    return entries
+    return configs
 
 
-def _keras3_parts(config: bytes, weights: BinaryIO, path: Path) -> list[Part]:
+def _keras3_parts(text: bytes, weights: BinaryIO, path: Path) -> list[UnbuiltLayer]:
     root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
-    entries = _entries(config, f"{path}: {CONFIG}", root.file.size)
-    homes: dict[tuple[str, str], list[str]] = {}
-    for entry in entries:
-        if root.group(entry.group.rstrip("/")) is not None:
-            homes.setdefault(_identity(entry), []).append(entry.group)
+    configs = _configs(text, f"{path}: {CONFIG}", root.file.size)
+    groups: dict[tuple[str, str], list[str]] = {}
+    for config in configs:
+        if root.group(config.group.rstrip("/")) is not None:
+            groups.setdefault(_identity(config), []).append(config.group)
     parts = []
-    for entry in entries:
-        # What several models share is in the file once, for the first of them.
-        candidates = homes.get(_identity(entry), [])
-        group = candidates[0] if len(candidates) == 1 else entry.group
+    for config in configs:
+        # The file has the weights of a shared layer once, in the group of the first model.
+        candidates = groups.get(_identity(config), [])
+        group = candidates[0] if len(candidates) == 1 else config.group
 
         def arrays(layer: Any, group: str = group) -> list[list[np.ndarray]]:
             return [keras3_arrays(root, group + part.group) for part in cells_of(layer)]
 
-        parts.append(Part(entry, arrays))
+        parts.append(UnbuiltLayer(config, arrays))
     return parts
 
 
-def _identity(entry: Entry) -> tuple[str, str]:
-    """Return what two entries of one layer have in common; Keras' configs number their objects."""
-    return entry.path[-1], repr(entry.config)
+def _identity(config: LayerConfig) -> tuple[str, str]:
+    """Return what two configs of one shared layer have in common."""
+    return config.path[-1], repr(config.form)
 
 
-def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
+def _legacy_parts(file: BinaryIO, path: Path) -> list[UnbuiltLayer]:
     root = hdf5.File(file, str(path)).root
     text = root.attribute("model_config")
     if text is None:
@@ -222,16 +222,16 @@ def _legacy_parts(file: BinaryIO, path: Path) -> list[Part]:
     if weights is None:
         raise ValueError(f"{path}: expected a group model_weights, got {', '.join(root.names)}")
     parts = []
-    for entry in _entries(text, f"{path}: model_config", root.file.size):
+    for config in _configs(text, f"{path}: model_config", root.file.size):
 
-        def arrays(layer: Any, entry: Entry = entry) -> list[list[np.ndarray]]:
-            return shared_out(layer, legacy_arrays(weights, entry.path), entry.frozen)
+        def arrays(layer: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
+            return split_by_cell(layer, legacy_arrays(weights, config.path), config.frozen)
 
-        parts.append(Part(entry, arrays))
+        parts.append(UnbuiltLayer(config, arrays))
     return parts
 
 
-def _live_parts(source: Any) -> list[Part]:
+def _live_parts(source: Any) -> list[UnbuiltLayer]:
     if not callable(getattr(source, "get_config", None)) or not hasattr(source, "get_weights"):
         raise TypeError(
             f"source: expected a path, or a live Keras model or layer, got {type(source).__name__}"
@@ -242,16 +242,16 @@ def _live_parts(source: Any) -> list[Part]:
         def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
             return _live_cells(layer)
 
-        parts.append(
-            Part(Entry(path, "", form["class_name"], ours(form), False, count_cells(form)), arrays)
-        )
+        cells = count_cells(form)
+        config = LayerConfig(path, "", form["class_name"], modern_form(form), False, cells)
+        parts.append(UnbuiltLayer(config, arrays))
     return parts
 
 
 def _live_layers(
     layer: Any, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
-    """Give path, object and object form of the GRUs of a live model, or of a live layer itself."""
+    """Yield path, object and Keras object dict of the GRUs of a live model or live layer."""
     cls = type(layer)
     if cls.__name__ in LAYERS and is_live_keras(cls):
         form = {"class_name": cls.__name__, "config": layer.get_config()}

@@ -1,4 +1,4 @@
-"""Arrays from Keras' files into the cells of a layer, and the groups where the files keep them."""
+"""Copies arrays from Keras' files into a layer's cells, and knows the groups that have them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import gates
+from fastgru.io.imported_layer import parts_of
 from fastgru.io.keras_config import numbered
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.problem import BackendError, as_array, float_dtype
@@ -31,8 +32,8 @@ _SNAKES = (
     (StackedRNNCells, "stacked_rnn_cells"),
 )
 
-# What constructors raise for values that make no sense: RecursionError where the caller is deep
-# already, BackendError for bfloat16 without ml_dtypes.
+# What constructors raise for wrong values: RecursionError if the caller's stack is deep already,
+# BackendError for bfloat16 without ml_dtypes.
 _REFUSALS = (
     *(TypeError, ValueError, AttributeError, LookupError, ArithmeticError),
     *(RecursionError, BackendError),
@@ -40,8 +41,8 @@ _REFUSALS = (
 
 
 @contextmanager
-def named(place: str) -> Iterator[None]:
-    """Turn what goes wrong inside into a ValueError that begins with the place."""
+def errors_at(place: str) -> Iterator[None]:
+    """Turn errors inside the block into a ValueError that begins with the place."""
     try:
         yield
     except _REFUSALS as error:
@@ -49,62 +50,51 @@ def named(place: str) -> Iterator[None]:
         raise ValueError(text if text.startswith(place) else f"{place}: {text}") from error
 
 
-class Cell(NamedTuple):
-    """A cell of a layer, and where Keras 3 keeps its weights, relative to the layer."""
+class PlacedCell(NamedTuple):
+    """A cell of a layer, and the group of its weights in Keras 3's files, below the layer's."""
 
     cell: GRUCell
     group: str
     frozen: bool
 
 
-def cells_of(layer: Any, group: str = "", frozen: bool = False) -> Iterator[Cell]:
-    """Give the GRU cells of a layer in the order of its ``weights``.
+def cells_of(layer: Any, group: str = "", frozen: bool = False) -> Iterator[PlacedCell]:
+    """Yield the GRU cells of a layer in the order of its ``weights``.
 
     Raises
     ------
     TypeError
-        It is no layer of fastgru's, or has cells that are no GRUCell.
+        The layer is not one of fastgru's, or has a cell that is not a GRUCell.
     """
     frozen = frozen or not getattr(layer, "trainable", True)
-    parts: list[tuple[Any, str]]
     if type(layer) is GRUCell:
-        yield Cell(layer, group, frozen)
+        yield PlacedCell(layer, group, frozen)
         return
-    if isinstance(layer, Bidirectional):
-        parts = [(layer.forward_layer, "forward_layer"), (layer.backward_layer, "backward_layer")]
-    elif isinstance(layer, Sequential):
-        parts = list(zip(layer.layers, sequential_groups(layer), strict=True))
-    elif isinstance(layer, StackedRNNCells):
-        snakes = numbered(map(snake_of, layer.cells))
-        parts = [(cell, f"cells/{s}") for cell, s in zip(layer.cells, snakes, strict=True)]
-    elif isinstance(layer, RNN):
-        parts = [(layer.cell, "cell")]
-    else:
+    parts = parts_of(layer)
+    if not parts:
         raise TypeError(
             "layer: expected GRU, RNN, Bidirectional or Sequential of GRU cells, got "
             f"{type(layer).__name__}"
         )
-    for part, name in parts:
-        yield from cells_of(part, f"{group}{name}/", frozen)
+    snakes = numbered(snake_of(part) for _, part in parts)
+    for (names, part), snake in zip(parts, snakes, strict=True):
+        # Keras 3 names members of lists by their class, as "layers/gru_1".
+        below = names[0] if len(names) == 1 else f"{names[0]}/{snake}"
+        yield from cells_of(part, f"{group}{below}/", frozen)
 
 
 def snake_of(layer: Any) -> str:
-    """Return what Keras 3's weights files call layers of this kind."""
+    """Return the name of a layer's class in Keras 3's weights files."""
     return next((snake for cls, snake in _SNAKES if isinstance(layer, cls)), "")
-
-
-def sequential_groups(model: Sequential) -> list[str]:
-    """Return the groups of a model's layers, as ``"layers/gru_1"``."""
-    return [f"layers/{name}" for name in numbered(map(snake_of, model.layers))]
 
 
 # ---- from a file's groups ------------------------------------------------------------------------
 
 
 def keras3_arrays(root: Group, group: str) -> list[np.ndarray]:
-    """Read one cell's arrays from a weights file of Keras 3, or of tf.keras' ``.keras`` files.
+    """Read one cell's arrays from a weights file of Keras 3 or of a ``.keras`` file of tf.keras.
 
-    Early ones, which Keras 3 reads too, call ``layers`` otherwise; CuDNNGRU has no cell.
+    Early files have another name for ``layers``, and Keras 3 reads them too. CuDNNGRU has no cell.
     """
     old = group.replace("layers/", "_layer_checkpoint_dependencies/")
     for place in (group, group.removesuffix("cell/"), old, old.removesuffix("cell/")):
@@ -115,7 +105,7 @@ def keras3_arrays(root: Group, group: str) -> list[np.ndarray]:
 
 
 def names_in(group: Group, what: str) -> list[str]:
-    """Return a list of names from a legacy file's attribute, which may be cut in parts."""
+    """Return a list of names from a legacy file's attribute, which may be split into several."""
     parts = [group.attribute(what)]
     if parts[0] is None:
         parts = []
@@ -133,8 +123,8 @@ def names_in(group: Group, what: str) -> list[str]:
 def legacy_arrays(root: Group, path: Sequence[str]) -> list[np.ndarray]:
     """Read the arrays of one layer from a legacy file, in the file's order.
 
-    The group of a nested model holds the arrays of all its layers in one list. A layer's own are
-    those whose names have its name in them, with nothing before it but models that it is in.
+    The group of a nested model has the arrays of all its layers in one list. A layer's arrays are
+    those with the layer's name in their path, after names of models around the layer and no others.
     """
     group = root.group(path[0])
     if group is None:
@@ -152,15 +142,15 @@ def _is_below(parts: list[str], path: Sequence[str]) -> bool:
     return all(part in around for part in parts[: parts.index(path[-1])])
 
 
-def shared_out(layer: Any, arrays: Sequence[np.ndarray], frozen: bool) -> list[list[np.ndarray]]:
-    """Cut a legacy file's list of a layer's arrays into one list for each of its cells.
+def split_by_cell(layer: Any, arrays: Sequence[np.ndarray], frozen: bool) -> list[list[np.ndarray]]:
+    """Split a legacy file's list of a layer's arrays into one list for each of its cells.
 
-    Such files have what is trainable first, and Keras 1 has nine arrays for each cell.
+    Legacy files have trainable arrays first. Keras 1 has nine arrays for each cell.
 
     Raises
     ------
     ValueError
-        There are more or fewer than the cells have.
+        The cells have another number of arrays.
     """
     cells = list(cells_of(layer, frozen=frozen))
     counts = [2 + part.cell.use_bias for part in cells]
@@ -180,19 +170,19 @@ def shared_out(layer: Any, arrays: Sequence[np.ndarray], frozen: bool) -> list[l
 
 
 def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]]) -> str:
-    """Give a layer its weights, building it if need be; return the convention they came in.
+    """Give a layer its weights, build it if it is not, and return the arrays' convention.
 
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
-        Built or not. After an error it is as it was.
+        Built or not. An error leaves it unchanged.
     arrays : list of lists
         For each cell, in the order of `cells_of`, the kernel, the recurrent kernel and the bias.
 
     Raises
     ------
     ValueError, TypeError
-        Other shapes, numbers or dtypes of arrays than the layer's.
+        The arrays have other shapes, another number or other dtypes than the layer's.
     """
     cells = [part.cell for part in cells_of(layer)]
     found = [_read_cell(cell, list(a)) for cell, a in zip(cells, arrays, strict=True)]
@@ -205,7 +195,7 @@ def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]]) -> str:
 
 
 def _read_cell(cell: GRUCell, arrays: list[np.ndarray]) -> tuple[list[np.ndarray], str]:
-    """Return a cell's weights in fastgru's layout, and the convention they came in."""
+    """Return a cell's weights in fastgru's layout, and the arrays' convention."""
     H, old = cell.units, len(arrays) == 9
     if old:  # Keras 1: kernel, recurrent kernel and bias of z, then of r, then of h
         if len({a.shape[:-1] for a in arrays[0::3]}) != 1:
@@ -237,7 +227,7 @@ def _read_cell(cell: GRUCell, arrays: list[np.ndarray]) -> tuple[list[np.ndarray
 
 
 def _build(layer: Any, cells: list[GRUCell], weights: list[list[np.ndarray]]) -> None:
-    """Build a layer on weights that are there: none are drawn, and after an error none are left."""
+    """Build a layer with these weights and draw none; an error leaves the layer without weights."""
     try:
         for cell, arrays in zip(cells, weights, strict=True):
             dtype = float_dtype(cell.dtype)
@@ -249,10 +239,9 @@ def _build(layer: Any, cells: list[GRUCell], weights: list[list[np.ndarray]]) ->
 
 
 def _forget(layer: Any) -> None:
-    """Take a layer, and all that is in it, back to before it was built."""
+    """Make a layer and all cells and layers in it unbuilt again."""
     layer.built = False
     if isinstance(layer, GRUCell):
         layer.forget()
-    parts = [part for name in ("layers", "halves", "cells") for part in getattr(layer, name, ())]
-    for part in [*parts, layer.cell] if isinstance(layer, RNN) else parts:
+    for _, part in parts_of(layer):
         _forget(part)

@@ -1,6 +1,6 @@
-"""Which layers of a Keras model are GRUs: configs of Keras 1, 2 and 3 walked, none of them run.
+"""The GRUs in the config of a model that Keras 1, 2 or 3 wrote.
 
-Layers of other kinds are passed over as data, whatever their configs hold.
+A config is data. This module skips layers of other kinds, whatever their configs contain.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from fastgru.serialization import KERAS_PACKAGES
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What a recurrent layer of a model may be; cells come inside these.
+# The classes of recurrent layers in a model; cells are inside of these.
 LAYERS = ("GRU", "CuDNNGRU", "RNN", "Bidirectional")
 _INSIDE = ("cell", "cells", "layer", "backward_layer")
 MOST_NESTED = 32
 
-# Keras 1's names. Its initializers and regularizers are left out: their forms are its own, and a
-# layer that has its weights needs neither to run.
+# Keras 1's names. Its initializers and regularizers are left out: Keras 1 writes them in a form of
+# its own, and a layer that has its weights does not need them to run.
 _KERAS_1 = {
     "output_dim": "units",
     "inner_activation": "recurrent_activation",
@@ -30,7 +30,7 @@ _KERAS_1_KEPT = (
     *("name", "trainable", "activation", "return_sequences", "go_backwards", "stateful"),
     *("unroll", "batch_input_shape"),
 )
-# CuDNNGRU has no choice in these, and so no such keys.
+# CuDNNGRU computes with these and no others, so its config has no such keys.
 _CUDNN = {
     "activation": "tanh",
     "recurrent_activation": "sigmoid",
@@ -39,8 +39,8 @@ _CUDNN = {
 }
 
 
-class Entry(NamedTuple):
-    """A recurrent layer in a model's config.
+class LayerConfig(NamedTuple):
+    """The config of a recurrent layer of a model.
 
     Attributes
     ----------
@@ -49,9 +49,9 @@ class Entry(NamedTuple):
     group : str
         Where Keras 3 keeps its weights, with a slash at the end.
     class_name : str
-        As the model calls it, "CuDNNGRU" for one.
-    config : dict
-        What `fastgru.layers.base.deserialize_layer` takes.
+        Its class in the model, such as "CuDNNGRU".
+    form : dict
+        The object dict that `fastgru.layers.base.deserialize_layer` takes.
     frozen : bool
         Whether a model around it is not trainable.
     cells : int
@@ -61,27 +61,27 @@ class Entry(NamedTuple):
     path: tuple[str, ...]
     group: str
     class_name: str
-    config: dict[str, Any]
+    form: dict[str, Any]
     frozen: bool
     cells: int
 
     @property
     def name(self) -> str:
-        """The path as one string, as ``"encoder/gru"``."""
+        """The path as one string, such as ``"encoder/gru"``."""
         return "/".join(self.path)
 
 
 def recurrent_layers(
     model: Any, path: tuple[str, ...] = (), group: str = "", frozen: bool = False
-) -> Iterator[Entry]:
-    """Give the GRUs of a model: alone, in RNN, Bidirectional and StackedRNNCells, in nested models.
+) -> Iterator[LayerConfig]:
+    """Yield the GRUs of a model: alone, in RNN, Bidirectional, StackedRNNCells and nested models.
 
     Parameters
     ----------
     model : dict
         ``{"class_name", "config"}`` of a model, or of one layer.
     path, group, frozen
-        Of ``model`` itself; see `Entry`.
+        Of ``model`` itself; see `LayerConfig`.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def recurrent_layers(
     inner = model["config"]
     if cells := count_cells(model):
         name = path or (layer_name(model),)
-        yield Entry(name, group, model["class_name"], ours(model), frozen, cells)
+        yield LayerConfig(name, group, model["class_name"], modern_form(model), frozen, cells)
         return
     layers = inner if isinstance(inner, list) else inner.get("layers")  # Keras 1 and 2.0: a list
     if isinstance(inner, dict):
@@ -107,7 +107,7 @@ def recurrent_layers(
             yield from recurrent_layers(
                 layer, (*path, layer_name(layer)), f"{group}layers/{below}/", frozen
             )
-    elif isinstance(inner, dict) and "layer" in inner:  # a wrapper stands for what it wraps
+    elif isinstance(inner, dict) and "layer" in inner:  # of a wrapper, its layer counts
         yield from recurrent_layers(inner["layer"], path, f"{group}layer/", frozen)
 
 
@@ -120,14 +120,14 @@ def _is_object(value: Any) -> bool:
 
 
 def layer_name(layer: dict[str, Any]) -> str:
-    """Return a layer's name, which Keras writes in its config, beside it, or both."""
+    """Return a layer's name, which Keras writes into its config, beside it, or both."""
     config = layer["config"]
     name = layer.get("name") or (config.get("name") if isinstance(config, dict) else None)
     return name if isinstance(name, str) else snake_case(layer["class_name"])
 
 
 def count_cells(layer: dict[str, Any]) -> int:
-    """Return the cells of a layer that is one of Keras' own `LAYERS`, of GRU cells alone; or 0."""
+    """Count the GRU cells of one of Keras' own `LAYERS`; 0 for others and with other cells."""
     return _count(layer) if layer["class_name"] in LAYERS else 0
 
 
@@ -138,7 +138,7 @@ def _count(layer: Any) -> int:
     if not _is_object(layer) or not isinstance(layer["config"], dict):
         return 0
     if str(layer.get("module") or "keras").partition(".")[0] not in KERAS_PACKAGES:
-        return 0  # somebody's own class of the same name
+        return 0  # another package's class of the same name
     if layer["class_name"] in ("GRU", "CuDNNGRU", "GRUCell"):
         return 1
     if layer["class_name"] not in ("RNN", "Bidirectional", "StackedRNNCells"):
@@ -149,41 +149,41 @@ def _count(layer: Any) -> int:
     return 2 * count if twin else count
 
 
-def ours(layer: Any) -> Any:
-    """Return a recurrent layer's object form with the names and defaults of Keras 2 or 3.
+def modern_form(layer: Any) -> Any:
+    """Return a recurrent layer's object dict with the names and defaults of Keras 2 or 3.
 
-    Keras 1's keys are renamed, CuDNNGRU becomes the GRU it computes, and a mixed precision policy
-    the dtype of its variables.
+    Keys of Keras 1 get their later names, CuDNNGRU becomes the GRU that computes the same, and a
+    mixed precision policy becomes the dtype of its variables.
     """
     if isinstance(layer, list):
-        return [ours(part) for part in layer]
+        return [modern_form(part) for part in layer]
     if not isinstance(layer, dict):
         return layer
     class_name, config = layer["class_name"], dict(layer["config"])
     if "output_dim" in config:
         old = {key: config[key] for key in _KERAS_1_KEPT if key in config}
         old.update((new, config[key]) for key, new in _KERAS_1.items() if key in config)
-        config = {**old, "implementation": 1}  # so it is no Keras 3; one dropout mask for each gate
+        config = {**old, "implementation": 1}  # marks Keras 2; one dropout mask for each gate
     if class_name == "CuDNNGRU":
         class_name, config = "GRU", {**config, **_CUDNN}
-    config.pop("num_constants", None)  # tf.keras' RNN: how many inputs are no sequences
+    config.pop("num_constants", None)  # tf.keras' RNN: the number of inputs without a time axis
     dtype = config.get("dtype")
     if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict):
         dtype = dtype["config"].get("name")
     if dtype in ("mixed_float16", "mixed_bfloat16"):
         config["dtype"] = "float32"
-    config.update((key, ours(config[key])) for key in _INSIDE if key in config)
+    config.update((key, modern_form(config[key])) for key in _INSIDE if key in config)
     return {"class_name": class_name, "config": config}
 
 
 def snake_case(class_name: str) -> str:
-    """Return a class's name as Keras 3 spells it in weights files: ``stacked_rnn_cells``."""
+    """Return a class name as Keras 3 spells it in weights files, such as ``stacked_rnn_cells``."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", class_name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def numbered(names: Any) -> list[str]:
-    """Return names with ``_1``, ``_2``, ... behind the second, third, ... of a kind."""
+    """Return names where the second, third, ... equal one ends in ``_1``, ``_2``, ..."""
     counts: dict[str, int] = {}
     result = []
     for name in names:

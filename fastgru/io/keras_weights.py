@@ -1,4 +1,4 @@
-"""Keras' weights files, which say nothing of the layers: read into a layer, written from one."""
+"""Keras' weights files, which do not describe layers: read into a layer, written from one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fastgru.io import hdf5
 from fastgru.io.bounded import Archive
 from fastgru.io.keras_cells import (
     cells_of,
+    errors_at,
     fill,
     keras3_arrays,
     legacy_arrays,
-    named,
     names_in,
-    shared_out,
     snake_of,
+    split_by_cell,
 )
 from fastgru.layers import Sequential
 
@@ -35,8 +35,8 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
-        Of the same arguments as the layer that was saved; built or not. In the file of a larger
-        model the layer is found by its ``name``, or by being the only one of its kind.
+        Built or not, with the same arguments as the layer that was saved. In the file of a larger
+        model it is the layer of the same ``name``, or else the only one of its kind.
     path : path
         ``.weights.h5`` of Keras 3, ``.h5`` of Keras 1, 2 or 3, whole models and weights alone, or
         ``.keras``.
@@ -44,11 +44,11 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        The file is damaged, has no such layer or several, or arrays of other shapes. The layer is
-        as it was.
+        The file is damaged, has no such layer or several, or arrays of other shapes. The layer
+        does not change.
     """
     cells = list(cells_of(layer))
-    with _weights_file(Path(path)) as root, named(root.file.place):
+    with _weights_file(Path(path)) as root, errors_at(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
             arrays = _from_legacy(layer, legacy)
@@ -60,7 +60,7 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
 
 @contextmanager
 def _weights_file(path: Path) -> Iterator[hdf5.Group]:
-    """Open the HDF5 file at a path, or in the zip file there."""
+    """Open the HDF5 file at a path, or inside the zip file at that path."""
     with path.open("rb") as file:
         if file.read(2) != b"PK":
             yield hdf5.File(file, str(path)).root
@@ -71,7 +71,7 @@ def _weights_file(path: Path) -> Iterator[hdf5.Group]:
 
 
 def _from_legacy(layer: Any, root: hdf5.Group) -> list[list[np.ndarray]]:
-    """Return the arrays of a layer's cells: by name, or those that a legacy file has alone."""
+    """Return the arrays of a layer's cells, of the layers of the same names or of all there are."""
     names = []
     for name in names_in(root, "layer_names"):
         group = root.group(name)
@@ -90,15 +90,15 @@ def _from_legacy(layer: Any, root: hdf5.Group) -> list[list[np.ndarray]]:
     return [
         arrays
         for part, name in zip(parts, chosen, strict=True)
-        for arrays in shared_out(part, legacy_arrays(root, [name]), not layer.trainable)
+        for arrays in split_by_cell(part, legacy_arrays(root, [name]), not layer.trainable)
     ]
 
 
 def _group_of(layer: Any, root: hdf5.Group) -> str:
-    """Return the group that is a layer's in a weights file of Keras 3, with a slash at its end."""
+    """Return a layer's group in a weights file of Keras 3, with a slash at its end."""
     first = next(cells_of(layer)).group
     if root.group(f"{first}vars") is not None:
-        return ""  # the layer by itself, or the model by itself
+        return ""  # the file is of this layer or model alone
     kind = snake_of(layer)
     groups = dict(_groups_like(kind, root, ""))
     chosen = [group for group, name in groups.items() if name == layer.name] or list(groups)
@@ -112,7 +112,7 @@ def _group_of(layer: Any, root: hdf5.Group) -> str:
 
 
 def _groups_like(kind: str, root: hdf5.Group, below: str) -> Iterator[tuple[str, str]]:
-    """Give group and layer's name of all layers of a kind in a weights file, nested ones too."""
+    """Yield group and layer name of all layers of a kind in a weights file, nested ones too."""
     layers = root.group(f"{below}layers")
     for key in layers.names if layers else ():
         group = f"{below}layers/{key}/"
@@ -127,19 +127,19 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
 
     ``load_weights`` of a Keras model reads it: a model of the one layer, or for
     `fastgru.Sequential` a ``keras.Sequential`` of the same layers. ``keras.saving.load_weights``
-    reads it into a layer by itself too.
+    also reads it into a single layer.
 
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
         Built.
     path : path
-        Ends in ``.weights.h5``, or Keras refuses it.
+        Must end in ``.weights.h5``, as Keras demands.
 
     Raises
     ------
     ValueError
-        The layer is not built, or the path ends otherwise.
+        The layer is not built, or the path has another ending.
     ImportError
         h5py is not installed.
     """
@@ -157,6 +157,6 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         for part in cells:
             for i, variable in enumerate(part.cell.weights):
                 file[f"{group}{part.group}vars/{i}"] = variable.numpy()
-        # A layer by itself has at the top what a model of one layer has below layers/.
+        # Keras reads a single layer from the top of the file, and a model of it from layers/.
         for name in file[group] if group else ():
             file[name] = file[group][name]

@@ -1,11 +1,11 @@
 """ONNX models: every node of operator GRU as a layer.
 
-The operator is Keras' GRU but for four things, which docs/io_onnx.md tells users:
+The operator differs from Keras' GRU in four things, which docs/io_onnx.md explains to users:
 
-- Its arrays are time-major, (T, B, I), unless layout=1: the layers are made with ``time_major``.
+- Its arrays are time-major, (T, B, I), unless layout=1, and so are the layers' (``time_major``).
 - Y has an axis of directions, (T, D, B, H); a `Bidirectional` layer concatenates, (T, B, 2H).
-- The Y of direction="reverse" is in input order, what ``go_backwards`` gives in processing order.
-- Y is zeros at steps beyond sequence_lens: the layers are made with ``zero_output_for_mask``.
+- The Y of direction="reverse" is in input order; ``go_backwards`` gives processing order.
+- Y is zeros at steps beyond sequence_lens, so the layers have ``zero_output_for_mask``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import gates
-from fastgru.io.found import Found, by_name, verify_layer
+from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.onnx_activations import from_names
 from fastgru.io.onnx_graph import Model, NotConstant, Scope, attributes, unique
 from fastgru.layers import GRU, Bidirectional
@@ -24,11 +24,11 @@ from fastgru.layers import GRU, Bidirectional
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-MOST_LAYERS = 1000  # each takes a fraction of a millisecond to build, however small
+MOST_LAYERS = 1000  # the smallest takes a fraction of a millisecond to build
 
 _DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
-# What the operator has: its type, and whether it is a list of that. output_sequence belongs to the
-# first versions, and says once more which outputs there are.
+# The operator's attributes: type, and whether there is a list of them. output_sequence is of the
+# first versions and repeats which outputs there are.
 _ATTRIBUTES = {
     "activations": (bytes, True),
     "activation_alpha": (float, True),
@@ -43,7 +43,7 @@ _ATTRIBUTES = {
 
 
 class _Operator(NamedTuple):
-    """A node of operator GRU: its name, the names it sees, and the message."""
+    """A node of operator GRU: its name, the scope of its values, and the onnx.NodeProto."""
 
     name: str
     scope: Scope
@@ -57,26 +57,26 @@ def from_onnx(source: Any, node: str | None = None, *, verify: Any = None) -> An
     ----------
     source : path, bytes or onnx.ModelProto
     node : str, optional
-        Name of the node that is wanted. A node without a name is called by its first output; a
-        name that is taken gets "_1", "_2", ... behind it.
+        Name of the wanted node. A node without a name has the name of its first output. Of nodes
+        with one name the second, third, ... get "_1", "_2", ... at the end.
     verify : pair of array_like, optional
-        An input and the output expected for it, both as the layer has them; the layer that was
-        read is run on the input. With several nodes in the model, give ``node`` too.
+        An input and its expected output, both in the layer's layout; this runs the layer on the
+        input and compares. If the model has several nodes, give ``node`` too.
 
     Returns
     -------
     dict of str to GRU or Bidirectional, in the order of the nodes; or the layer called ``node``
-        Their ``time_major``, ``return_sequences`` and ``return_state`` are what the node's layout
-        and outputs are: Y where it is used, and Y_h where both are. Lengths, where the node has
-        sequence_lens, and initial states, where it has initial_h, are arguments of the layer's
-        call, whether the model computes or stores them.
+        Their ``time_major``, ``return_sequences`` and ``return_state`` follow from the node's
+        layout and used outputs: they return Y if it is used, and Y_h if both are. If the node has
+        sequence_lens or initial_h, pass ``lengths`` or ``initial_state`` to each call of the
+        layer, whether the model computes or stores them.
 
     Raises
     ------
     ValueError
-        It is no ONNX model, or a damaged one; there is no such node; a node is none that a layer
-        can be made of: with clip, an activation unknown here, weights that are no constants, or a
-        constant initial_h that is not zeros; the outputs differ from those of ``verify``.
+        The source is not an ONNX model or is damaged; there is no such node; the output differs
+        from ``verify``'s; or no layer equals a node, because it has clip, an unknown activation,
+        weights that are not constant, or a constant initial_h that is not zeros.
     ImportError
         The package onnx is not installed.
 
@@ -96,7 +96,7 @@ def from_onnx(source: Any, node: str | None = None, *, verify: Any = None) -> An
     return layers
 
 
-def find(source: Any, node: str | None = None) -> list[Found]:
+def find(source: Any, node: str | None = None) -> list[ImportedLayer]:
     """Return every node of operator GRU, or the one called ``node``; see `from_onnx`."""
     return _read_all(*_operators(source, node))
 
@@ -139,13 +139,13 @@ def _is_gru(node: Any) -> bool:
 # ---- one node ------------------------------------------------------------------------------------
 
 
-def _read_all(model: Model, operators: list[_Operator]) -> list[Found]:
+def _read_all(model: Model, operators: list[_Operator]) -> list[ImportedLayer]:
     used = _used(model)
     return [_read(operator, used) for operator in operators]
 
 
 def _used(model: Model) -> set[str]:
-    """Return the values that somebody reads, or that a graph gives."""
+    """Return the values that are inputs of a node or outputs of a graph."""
     used: set[str] = set()
     for scope in model.scopes:
         used.update(name for node in scope.graph.node for name in node.input)
@@ -153,20 +153,20 @@ def _used(model: Model) -> set[str]:
     return used
 
 
-def _read(operator: _Operator, used: set[str], turned: bool = False) -> Found:
-    """Make a layer of a node; ``turned`` takes the other linear_before_reset than it says."""
+def _read(operator: _Operator, used: set[str], other_formula: bool = False) -> ImportedLayer:
+    """Make a layer of a node; with ``other_formula`` of the other linear_before_reset."""
     name, scope, node = operator
     place = f"{scope.model.where}: node {name!r}"
     given = _attributes(node, place)
     direction, layout = given["direction"].decode(errors="replace"), given["layout"]
-    reset_after = bool(given["linear_before_reset"]) != turned
+    reset_after = bool(given["linear_before_reset"]) != other_formula
     _, w, r, b, lengths, start = [*node.input, *[""] * 6][:6]
     weights = _weights(scope, (w, r, b), len(_DIRECTIONS[direction]), given, place)
     functions = _functions(given, len(_DIRECTIONS[direction]), place)
     notes = [f"operator GRU, direction={direction}, layout={layout}"]
     if lengths:
         notes.append("sequence_lens is lengths= of the call")
-    if start and _starts_elsewhere(scope, start, place):
+    if start and _needs_initial_state(scope, start, place):
         notes.append("initial_h is initial_state= of the call")
 
     sequences, state = _outputs(node, used)
@@ -198,14 +198,14 @@ def _read(operator: _Operator, used: set[str], turned: bool = False) -> Found:
         layers[1].name = f"backward_{name}"
         layer = Bidirectional(layers[0], backward_layer=layers[1], name=name)
     for half, arrays in zip(getattr(layer, "halves", layers), converted, strict=True):
-        _give(half, arrays)
+        _build(half, arrays)
     layer.build((None, None, weights[0].shape[2]))
     convention = f"gates z r h in rows, linear_before_reset={reset_after:d}"
-    return Found(name, layer, convention, "; ".join(notes))
+    return ImportedLayer(name, layer, convention, "; ".join(notes))
 
 
 def _attributes(node: Any, place: str) -> dict[str, Any]:
-    """Return the node's attributes, of the right types; those without a default may be missing."""
+    """Return the node's attributes; ValueError for wrong types. Only some have defaults."""
     given: dict[str, Any] = {"direction": b"forward", "layout": 0, "linear_before_reset": 0}
     given.update(attributes(node, place))
     for key, value in given.items():
@@ -236,7 +236,7 @@ def _attributes(node: Any, place: str) -> dict[str, Any]:
 def _weights(
     scope: Scope, names: Any, directions: int, given: dict[str, Any], place: str
 ) -> list[NDArray[Any]]:
-    """Return W (D, 3H, I), R (D, 3H, H) and, if there is one, B (D, 6H)."""
+    """Return W (D, 3H, I), R (D, 3H, H) and, if the node has it, B (D, 6H)."""
     arrays: dict[str, NDArray[Any]] = {}
     for what, name in zip("WRB", names, strict=True):
         if not name and what == "B":
@@ -276,9 +276,9 @@ def _functions(given: dict[str, Any], directions: int, place: str) -> list[Any]:
     return from_names(names, alphas, betas, place)
 
 
-def _starts_elsewhere(scope: Scope, start: str, place: str) -> bool:
-    """Say whether initial_h is something else than zeros; ValueError if the file has it."""
-    kind = scope.start(start)
+def _needs_initial_state(scope: Scope, start: str, place: str) -> bool:
+    """Say whether initial_h must be given; ValueError if it is a constant that is not zeros."""
+    kind = scope.state_kind(start)
     if kind == "constant":
         raise ValueError(
             f"{place}: initial_h is the constant {start!r}, which is not zeros, and a layer stores "
@@ -289,7 +289,7 @@ def _starts_elsewhere(scope: Scope, start: str, place: str) -> bool:
 
 
 def _outputs(node: Any, used: set[str]) -> tuple[bool, bool]:
-    """Return return_sequences and return_state for the outputs that are used, or else named."""
+    """Return return_sequences and return_state; if no output is used, the named ones count."""
     names = [*node.output, "", ""][:2]
     y, y_h = (bool(name) and name in used for name in names)
     if not (y or y_h):
@@ -297,7 +297,7 @@ def _outputs(node: Any, used: set[str]) -> tuple[bool, bool]:
     return y or not y_h, y and y_h
 
 
-def _give(layer: Any, weights: list[NDArray[Any]]) -> None:
+def _build(layer: Any, weights: list[NDArray[Any]]) -> None:
     """Build a layer with its weights."""
     layer.cell.adopt(*(np.array(w, layer.dtype, order="C") for w in weights))
     layer.build((None, None, weights[0].shape[0]))
@@ -308,12 +308,12 @@ def _verify(model: Model, operator: _Operator, layer: Any, verify: Any) -> None:
         verify_layer(layer, verify, operator.name)
     except ValueError as error:
         try:
-            turned = _read(operator, _used(model), turned=True)
-            verify_layer(turned.layer, verify, operator.name)
+            other = _read(operator, _used(model), other_formula=True)
+            verify_layer(other.layer, verify, operator.name)
         except ValueError:
             raise error from None
         raise ValueError(
-            f"{error}. With the other formula ({turned.convention}) they agree: the file's "
+            f"{error}. With the other formula ({other.convention}) they agree: the file's "
             "attribute is wrong, which PyTorch's exporter left out for a time (onnxscript#2852). "
             "Set it in the node and read the model again"
         ) from None

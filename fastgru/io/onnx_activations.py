@@ -1,9 +1,9 @@
 """Activation functions of ONNX's recurrent operators, to and from `fastgru.activations`.
 
-A node lists the functions' names, and beside them the values of alpha and beta. As in ONNX Runtime
-a value is taken by the next function that has such a parameter, so Tanh takes none. A function that
-finds no value left has the default of the ONNX operator of its name; Affine and ScaledTanh have no
-default that is agreed on.
+A node lists the functions' names, the values of alpha and the values of beta. As in ONNX Runtime,
+each function that has such a parameter takes the next value, so Tanh takes none. If no value is
+left, the function has the default of the ONNX operator of its name. Affine and ScaledTanh have no
+agreed default.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from fastgru import activations
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# A function's name, alpha and beta; None where it has no such parameter.
+# A function's name, alpha and beta; None if it has no such parameter.
 _Row = tuple[str, float | None, float | None]
 
-_REQUIRED = math.nan  # no file's value is NaN
+_REQUIRED = math.nan  # values in files are finite
 
 # name -> the defaults of alpha and beta.
 _DEFAULTS: dict[str, tuple[float | None, float | None]] = {
@@ -39,8 +39,7 @@ _DEFAULTS: dict[str, tuple[float | None, float | None]] = {
 }
 _SPELLED = {name.lower(): name for name in _DEFAULTS}  # files differ in case
 
-# (name, alpha, beta) of functions that are one of ours; where two are the same, the first is
-# written.
+# The functions that equal an activation of fastgru. Of two equal ones `to_names` takes the first.
 _SAME: dict[_Row, activations.Activation] = {
     ("Tanh", None, None): activations.tanh,
     ("Sigmoid", None, None): activations.sigmoid,
@@ -52,8 +51,8 @@ _SAME: dict[_Row, activations.Activation] = {
     ("Affine", 1.0, 0.0): activations.linear,
     ("ScaledTanh", 1.0, 1.0): activations.tanh,
 }
-# Functions that are one of ours with any alpha. At x = alpha, where ThresholdedRelu jumps, ours
-# is 0.
+# The functions that equal an activation of fastgru with any alpha. At x = alpha, where
+# ThresholdedRelu jumps, fastgru's relu is 0 and the operator's ThresholdedRelu is alpha.
 _WITH_ALPHA = {
     "LeakyRelu": (activations.leaky_relu, "negative_slope"),
     "Elu": (activations.elu, "alpha"),
@@ -69,8 +68,8 @@ def from_names(
     Raises
     ------
     ValueError
-        A function that ONNX or `fastgru.activations` does not have, alpha or beta that is missing
-        or not finite, or more of them than the functions take.
+        ONNX or `fastgru.activations` does not have a function, alpha or beta is missing or not
+        finite, or there are more values than the functions take.
     """
     if not all(map(math.isfinite, [*alphas, *betas])):
         raise ValueError(f"{place}: expected finite activation_alpha and activation_beta")
@@ -92,7 +91,7 @@ def from_names(
                 f"{place}: {name} has no defaults that are agreed on; expected its alpha and beta "
                 "in activation_alpha and activation_beta"
             )
-        result.append(_ours((name, alpha, beta), place))
+        result.append(_activation_of((name, alpha, beta), place))
     if alphas_left or betas_left:
         raise ValueError(
             f"{place}: activation_alpha {list(alphas)} and activation_beta {list(betas)} have more "
@@ -109,14 +108,14 @@ def to_names(acts: Sequence[Any]) -> tuple[list[str], list[float], list[float]]:
     ValueError
         ONNX's GRU has no such activation.
     """
-    rows = [_theirs(act) for act in acts]
+    rows = [_row_of(act) for act in acts]
     names = [name for name, _, _ in rows]
     alphas = [alpha for _, alpha, _ in rows if alpha is not None]
     betas = [beta for _, _, beta in rows if beta is not None]
     return names, alphas, betas
 
 
-def _ours(row: _Row, place: str) -> activations.Activation:
+def _activation_of(row: _Row, place: str) -> activations.Activation:
     name, alpha, beta = row
     for (same, a, b), act in _SAME.items():
         if name == same and _equal(alpha, a) and _equal(beta, b):
@@ -130,7 +129,7 @@ def _ours(row: _Row, place: str) -> activations.Activation:
     )
 
 
-def _theirs(act: Any) -> _Row:
+def _row_of(act: Any) -> _Row:
     for row, same in _SAME.items():
         if act == same:
             return row
@@ -145,5 +144,5 @@ def _theirs(act: Any) -> _Row:
 
 
 def _equal(a: float | None, b: float | None) -> bool:
-    """Compare as a file does, which has float32 attributes."""
+    """Compare in float32, which is the type of attributes in a file."""
     return a == b or (a is not None and b is not None and np.float32(a) == np.float32(b))

@@ -1,8 +1,8 @@
-"""ONNX models as data: their nodes, also those of nested graphs, and the constants they are fed.
+"""ONNX models as data: their nodes, also those of nested graphs, and the nodes' constant inputs.
 
-Exporters put a weight together from others by a few nodes that only move numbers; those are folded
-here. Nothing else of a model is run. What is read and folded is counted, so that a small file that
-is altered cannot ask for much memory or time.
+Exporters often make a weight of other tensors by nodes that only move numbers. This module folds
+those nodes and runs no others. It counts the bytes that it reads and folds, so that a small altered
+file cannot make it take much memory or time.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# What may be made of a model: a fixed amount, and a multiple of the numbers it holds. The
-# exporters' chains copy a weight about six times, and the layer keeps one copy more.
+# The bytes that may be made of a model: a fixed number, and a multiple of its tensors' bytes. The
+# exporters' chains of nodes copy a weight about six times, and the layer has one more copy.
 FREE_BYTES = 16 << 20
 MOST_COPIES = 16
-DEEPEST = 64  # nodes one after the other, and graphs inside of graphs
+DEEPEST = 64  # nodes of a chain, and nested graphs
 MOST_AXES = 8
 
-# TensorProto.DataType -> how its bytes are read, and the field of numbers that are not raw bytes.
-# Both halves are read as bits.
+# TensorProto.DataType -> the dtype of its raw bytes, and the field of its numbers if they are not
+# raw. float16 and bfloat16 are read as their bits.
 _FLOAT16, _BFLOAT16 = 10, 16
 _TENSORS = {
     1: ("<f4", "float_data"),
@@ -40,11 +40,11 @@ _TENSORS = {
 
 
 class NotConstant(ValueError):
-    """A value that is known only when the model runs."""
+    """The value depends on the model's inputs, or on a node that is not folded."""
 
 
 class Model:
-    """An ONNX model, and how much may still be made of it.
+    """An ONNX model, and the bytes that may still be made of it.
 
     Parameters
     ----------
@@ -53,17 +53,17 @@ class Model:
     Attributes
     ----------
     where : str
-        What messages call it.
+        Its name in messages.
     proto : onnx.ModelProto
     folder : Path or None
-        Where its other files are.
+        The folder of its other files.
     scopes : list of Scope
-        The graph, then those nested in it.
+        The graph, then the graphs nested in it.
 
     Raises
     ------
     ValueError
-        It is no ONNX model.
+        The source is not an ONNX model.
     """
 
     def __init__(self, source: Any) -> None:
@@ -74,15 +74,15 @@ class Model:
         self._files: set[Path] = set()
         self.scopes = list(self._scopes())
 
-    def holds(self, nbytes: int, file: Path | None = None) -> None:
-        """Count numbers of the model, or once all that a file beside it has."""
+    def add_source(self, nbytes: int, file: Path | None = None) -> None:
+        """Count bytes of the model's tensors, or, once, all bytes of a file beside it."""
         if file not in self._files:
             self._room += MOST_COPIES * nbytes
         if file is not None:
             self._files.add(file)
 
     def spend(self, nbytes: int, place: str) -> None:
-        """Count what is about to be made of the numbers."""
+        """Count bytes before they are made of the tensors; ValueError if too many."""
         self._room -= nbytes
         if self._room < 0:
             raise ValueError(
@@ -104,7 +104,7 @@ class Model:
 
 
 class Scope:
-    """The names of one graph, and through it those of the graphs around it."""
+    """The values of one graph by name, and those of the graphs around it."""
 
     def __init__(self, model: Model, graph: Any, outer: Scope | None) -> None:
         self.model, self.graph, self.outer = model, graph, outer
@@ -119,11 +119,11 @@ class Scope:
             if name in made:
                 raise ValueError(f"{model.where}: the name {name!r} stands for two values")
             made[name] = maker
-        # An input of the same name as an initializer only says that the value may be replaced.
+        # An input with the name of an initializer only says that callers may replace the value.
         self._makers = {**dict.fromkeys((value.name for value in graph.input), None), **made}
 
     def find(self, name: str) -> tuple[Scope, Any]:
-        """Return where a value is made, and by whom: a node, a tensor, or None for an input."""
+        """Return the scope of a value and what makes it: a node, a tensor, or None for an input."""
         scope: Scope | None = self
         while scope is not None:
             if name in scope._makers:
@@ -132,12 +132,12 @@ class Scope:
         raise ValueError(f"{self.model.where}: nothing in the model makes the value {name!r}")
 
     def constant(self, name: str, depth: int = 0) -> NDArray[Any]:
-        """Return a value that does not depend on the model's inputs; not to be written to.
+        """Return a value that does not depend on the model's inputs. Do not write to it.
 
         Raises
         ------
         NotConstant
-            It depends on an input, or on an operator that is not folded.
+            The value depends on an input, or on an operator that is not folded.
         ValueError
             A tensor or node on the way is damaged.
         """
@@ -149,7 +149,7 @@ class Scope:
             raise NotConstant(f"{name!r} is an input of the graph")
         if depth > DEEPEST:
             raise NotConstant(f"{name!r} has more than {DEEPEST} nodes before it")
-        if not hasattr(maker, "op_type"):  # no node, but an initializer
+        if not hasattr(maker, "op_type"):  # an initializer
             array = read_tensor(self.model, maker, place)
         elif maker.op_type == "Constant":
             array = _constant(self.model, maker, place)
@@ -166,7 +166,7 @@ class Scope:
         if len(inputs) < len(node.input) or not inputs:
             raise ValueError(f"{place}: an input is missing")
         enough = sum(array.nbytes for array in inputs)
-        self.model.spend(enough, place)  # which only Expand exceeds: it copies nothing
+        self.model.spend(enough, place)  # only Expand gives more, and it copies nothing
         try:
             result = fold(attributes(node, place), *inputs)
         except (ValueError, LookupError, TypeError, OverflowError) as error:
@@ -174,10 +174,10 @@ class Scope:
         self.model.spend(max(0, result.nbytes - enough), place)
         return result
 
-    def start(self, name: str) -> str:
-        """Say where a state that a node starts from comes from: "zeros", "constant" or "given".
+    def state_kind(self, name: str) -> str:
+        """Return the kind of a node's initial state: "zeros", "constant" or "given".
 
-        Zeros that are spread over a batch whose size is not known yet are zeros all the same.
+        Zeros that are expanded to a batch of unknown size also count as "zeros".
         """
         scope, maker = self.find(name)
         for _ in range(DEEPEST):
@@ -202,7 +202,7 @@ class Scope:
 
 
 def check_text(text: Any, place: str) -> str:
-    """Return text that is some: protobuf gives the bytes where they are no UTF-8."""
+    """Return text; ValueError for bytes, which protobuf gives if they are not UTF-8."""
     if not isinstance(text, str):
         raise ValueError(f"{place}: expected names in UTF-8, got {text!r}")
     return text
@@ -227,7 +227,7 @@ def attributes(node: Any, place: str) -> dict[str, Any]:
 
 
 def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
-    """Return a tensor's numbers, after comparing its shape with what is there."""
+    """Return a tensor's numbers; ValueError if they do not fill its shape."""
     from onnx import TensorProto
 
     if not isinstance(proto, TensorProto) or proto.data_type not in _TENSORS:
@@ -257,10 +257,10 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
             array = np.frombuffer(numbers, dtype) if raw else np.fromiter(numbers, dtype, count)
         except OverflowError as error:
             raise ValueError(f"{place}: {error}") from None
-        model.holds(array.nbytes)
+        model.add_source(array.nbytes)
     if proto.data_type == _FLOAT16:
         array = array.view("<f2")
-    elif proto.data_type == _BFLOAT16:  # the upper half of a float32
+    elif proto.data_type == _BFLOAT16:  # the upper 16 bits of a float32
         array = (array.astype(np.uint32) << 16).view(np.float32)
     return array.reshape(shape)
 
@@ -268,7 +268,7 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
 def _external(
     model: Model, proto: Any, count: int, dtype: np.dtype[Any], place: str
 ) -> NDArray[Any]:
-    """Read a tensor from a file beside the model."""
+    """Read a tensor from a file in the model's folder."""
     entries = {
         check_text(entry.key, place): check_text(entry.value, place)
         for entry in proto.external_data
@@ -292,7 +292,7 @@ def _external(
             f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
             f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
         )
-    model.holds(size, path)
+    model.add_source(size, path)
     model.spend(length, place)
     array = np.fromfile(path, dtype, count, offset=offset)
     if array.size != count:
@@ -301,13 +301,13 @@ def _external(
 
 
 def _beside(folder: Path, location: str, place: str) -> Path:
-    """Return the path of a file in the model's folder, links followed."""
+    """Follow links and return the path of a file; ValueError unless in the model's folder."""
     posix, windows = PurePosixPath(location), PureWindowsPath(location)
     if (
         not location
         or "\0" in location
         or windows.drive
-        or windows.root  # "/" is one for Windows too
+        or windows.root  # also a POSIX root "/"
         or ".." in (*posix.parts, *windows.parts)
     ):
         raise ValueError(
@@ -316,7 +316,7 @@ def _beside(folder: Path, location: str, place: str) -> Path:
     try:
         path = (folder / location).resolve()
         inside, there = path.is_relative_to(folder.resolve()), path.is_file()
-    except (OSError, RuntimeError) as error:  # RuntimeError: a circle of links
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         raise ValueError(f"{place}: {location[:200]!r} cannot be read: {error}") from None
     if not inside:
         raise ValueError(
@@ -343,7 +343,7 @@ def _constant(model: Model, node: Any, place: str) -> NDArray[Any]:
 
 
 def unique(stem: str, taken: Container[str]) -> str:
-    """Return ``stem``, or if it is taken ``stem_1``, ``stem_2``, ..."""
+    """Return the first of ``stem``, ``stem_1``, ``stem_2``, ... that is not taken."""
     name, count = stem, 0
     while name in taken:
         count += 1
@@ -352,7 +352,7 @@ def unique(stem: str, taken: Container[str]) -> str:
 
 
 def import_onnx() -> Any:
-    """Return the package onnx; ImportError that says where it comes from."""
+    """Return the package onnx; ImportError with the command that installs it."""
     try:
         import onnx
     except ImportError as error:
@@ -363,7 +363,7 @@ def import_onnx() -> Any:
 
 
 def _load(source: Any) -> tuple[str, Path | None, Any]:
-    """Return what to call the model, its folder if it has one, and its message."""
+    """Return the model's name in messages, its folder or None, and the onnx.ModelProto."""
     onnx = import_onnx()
     from google.protobuf.message import DecodeError
 
@@ -383,8 +383,8 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
 
 
 # ---- nodes that only move numbers ----------------------------------------------------------------
-# Each takes the node's attributes and its inputs. Before opset 10 to 13, what are inputs now were
-# attributes.
+# Each function takes the node's attributes and its inputs. Before opset 10 to 13 some of the inputs
+# were attributes.
 
 
 def _integers(array: NDArray[Any], what: str) -> list[int]:
@@ -414,7 +414,7 @@ def _transpose(given: dict[str, Any], x: NDArray[Any]) -> NDArray[Any]:
 
 def _reshape(given: dict[str, Any], x: NDArray[Any], *shape: Any) -> NDArray[Any]:
     wanted = _integers(shape[0] if shape else given["shape"], "shape")
-    if not given.get("allowzero"):  # 0: the length as it is
+    if not given.get("allowzero"):  # then 0 means: the length of x
         wanted = [n or x.shape[axis] for axis, n in enumerate(wanted)]
     return x.reshape(wanted)
 
@@ -448,7 +448,7 @@ def _shape(given: dict[str, Any], x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _mul(given: dict[str, Any], x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
-    # Of lengths only: this is no place for arithmetic on weights.
+    # Of lengths only; a product of weights is not folded.
     _integers(x, "a length"), _integers(y, "a length")
     return np.multiply(x, y)
 
@@ -465,5 +465,5 @@ _FOLDS: dict[str, Callable[..., NDArray[Any]]] = {
     "Shape": _shape,
     "Mul": _mul,
 }
-# Nodes whose output has no number that their first input has not.
+# Nodes whose output consists of numbers of their first input.
 _SPREADS = {"Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Expand", "Tile"}

@@ -1,7 +1,7 @@
-"""Layers as ONNX models: operator GRU, and around it what makes its outputs Keras'.
+"""Layers as ONNX models: operator GRU, and nodes that turn its outputs into Keras' outputs.
 
-The operator is used as all runtimes have it, time-major; a batch-major layer gets a Transpose
-before and after. Inside, sequences are (T, B, ...) and states (B, H).
+All runtimes have the time-major operator, so this uses it and puts Transpose nodes before and after
+a batch-major layer. In the graph, sequences are (T, B, ...) and states (B, H).
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from fastgru.layers import RNN, Bidirectional, GRUCell, Sequential
 if TYPE_CHECKING:
     from os import PathLike
 
-# Of 2021. Only bfloat16 needs a later version of the operator, and older ones lack its layout.
+# From 2021. Later versions of the operator add only bfloat16; earlier ones lack its layout.
 OPSET, IR_VERSION = 14, 7
-MOST_BYTES = (1 << 31) - (1 << 20)  # of weights: protobuf writes no message of 2 GB
+MOST_BYTES = (1 << 31) - (1 << 20)  # of weights, since protobuf cannot write messages of 2 GB
 
 _DTYPES = {"float16": 10, "float32": 1, "float64": 11, "int32": 6}  # TensorProto.DataType
 
@@ -29,7 +29,7 @@ _DTYPES = {"float16": 10, "float32": 1, "float64": 11, "int32": 6}  # TensorProt
 def to_onnx(
     layer: Any, path: str | PathLike[str], *, lengths: bool = False, initial_state: bool = False
 ) -> None:
-    """Write a layer as an ONNX model that gives what the layer's call gives.
+    """Write a layer as an ONNX model with the same outputs as the layer's call.
 
     Parameters
     ----------
@@ -37,25 +37,25 @@ def to_onnx(
         Built. Dropout, regularizers and constraints belong to training and are not written.
     path : path
     lengths : bool
-        Give the model an input "lengths", int32 (B,), which works as in the layer's call.
+        Give the model an input "lengths", int32 (B,), with the meaning it has in the layer's call.
     initial_state : bool
-        Give the model an input "initial_state" (B, H); where the layer has several states, inputs
-        "initial_state_0", "initial_state_1", ... in the order of the call's list.
+        Give the model an input "initial_state" (B, H). If the layer has several states, the inputs
+        are "initial_state_0", "initial_state_1", ... in the order of the call's list.
 
     Raises
     ------
     ValueError
-        The layer is not built, is stateful, has an activation that ONNX's GRU has not, is of
-        bfloat16, or is larger than protobuf can write. Nothing is written then.
+        The layer is not built, is stateful, has an activation that ONNX's GRU does not have, is of
+        bfloat16, or is larger than protobuf can write. No file is written then.
     TypeError
-        It is another kind of layer.
+        The layer is of another class.
     ImportError
         The package onnx is not installed.
 
     Notes
     -----
     The model's input is "sequences", (B, T, I) or with ``time_major`` (T, B, I). Its outputs are
-    "y" and, with ``return_state``, "state"; where there are several, "y_0", "y_1", "state_0", ...
+    "y" and, with ``return_state``, "state"; if there are several, "y_0", "y_1", "state_0", ...
     """
     onnx = import_onnx()
     layers = layer.layers if isinstance(layer, Sequential) else [layer]
@@ -118,7 +118,7 @@ def _check(layer: Any) -> None:
 
 
 def _halves(layer: Any) -> tuple[Any, ...]:
-    return layer.halves if isinstance(layer, Bidirectional) else (layer,)
+    return layer.parts if isinstance(layer, Bidirectional) else (layer,)
 
 
 def _numbered(name: str, count: int) -> list[str]:
@@ -128,7 +128,7 @@ def _numbered(name: str, count: int) -> list[str]:
 def _layer(
     writer: _Writer, layer: Any, x: str, lengths: str, starts: list[str]
 ) -> tuple[list[str], list[str]]:
-    """Write a layer for x (T, B, I); return its outputs and the states of its halves."""
+    """Write a layer for x (T, B, I); return its outputs and its halves' states."""
     halves = _halves(layer)
     outputs: list[str] = []
     states: list[str] = []
@@ -158,7 +158,7 @@ def _layer(
 def _operator(
     writer: _Writer, name: str, halves: Any, x: str, lengths: str, starts: list[str]
 ) -> list[tuple[str, str]]:
-    """Write one GRU node of as many directions as there are halves.
+    """Write one GRU node with a direction for each half.
 
     Returns
     -------
@@ -198,10 +198,11 @@ def _operator(
 
 
 def _output(writer: _Writer, half: Any, y: str, y_h: str, lengths: str, back_half: bool) -> str:
-    """Write what one direction returns, y (T, B, H) or its last step (B, H).
+    """Write the output of one direction, y (T, B, H) or its last step (B, H).
 
-    Beyond a row's length the operator's Y is zeros. So are Keras' outputs backwards in time, where
-    those steps come first; forward they repeat the last valid one, unless zero_output_for_mask.
+    Beyond a row's length the operator's Y is zeros. Keras' outputs there are zeros too if time runs
+    backwards, since these steps come first. Forwards they repeat the last valid output, unless
+    zero_output_for_mask is set.
     """
     repeats = lengths and not half.go_backwards and not half.zero_output_for_mask
     zeros = writer.number(0)
@@ -217,8 +218,8 @@ def _output(writer: _Writer, half: Any, y: str, y_h: str, lengths: str, back_hal
         times = writer.op("Range", writer.int32(0), _steps(writer, y), writer.int32(1))
         valid = writer.op("Less", writer.op("Unsqueeze", times, writer.integers(1)), lengths)
         y = writer.op("Where", writer.op("Unsqueeze", valid, writer.integers(2)), y, last)
-    # The operator gives input order, Keras processing order, and Bidirectional turns its second
-    # half round once more.
+    # The operator has input order, Keras has processing order. Bidirectional reverses the outputs
+    # of its second half once more.
     if half.go_backwards != back_half:
         first, beyond, axis, step = (writer.integers(n) for n in (-1, -(1 << 62), 0, -1))
         y = writer.op("Slice", y, first, beyond, axis, step)
@@ -226,19 +227,19 @@ def _output(writer: _Writer, half: Any, y: str, y_h: str, lengths: str, back_hal
 
 
 def _steps(writer: _Writer, y: str) -> str:
-    """Write T, int32 as the lengths are."""
+    """Write T, int32 like the lengths."""
     steps = writer.op("Gather", writer.op("Shape", y), writer.integer(0), axis=0)
     return writer.op("Cast", steps, to=_DTYPES["int32"])
 
 
 def _if_any_step(writer: _Writer, lengths: str, value: str, otherwise: str) -> str:
-    """Write value (B, H) for rows with a step, otherwise for rows without."""
+    """Write value (B, H) for rows with a step, ``otherwise`` for rows without one."""
     some = writer.op("Greater", lengths, writer.int32(0))
     return writer.op("Where", writer.op("Unsqueeze", some, writer.integers(1)), value, otherwise)
 
 
 class _Writer:
-    """A graph in the making; values are strings, their names."""
+    """A graph that is being built; a value is the string of its name."""
 
     def __init__(self, onnx: Any, dtype: str) -> None:
         self._onnx, self._dtype = onnx, np.dtype(dtype)
@@ -256,7 +257,7 @@ class _Writer:
         return name
 
     def input(self, name: str, shape: list[Any], dtype: Any = None) -> str:
-        """Add an input, of the layer's dtype if no other is given."""
+        """Add an input, by default of the layer's dtype."""
         number = _DTYPES[np.dtype(dtype or self._dtype).name]
         self._inputs.append(self._onnx.helper.make_tensor_value_info(name, number, shape))
         return self._value(name)
@@ -280,7 +281,7 @@ class _Writer:
         return outputs
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node of one output and return that."""
+        """Add a node of one output and return the output."""
         return self.node(kind, kind, inputs, [kind.lower()], **attributes)[0]
 
     def constant(self, name: str, array: Any) -> str:
@@ -290,15 +291,15 @@ class _Writer:
         return name
 
     def integers(self, *values: int) -> str:
-        """Add a list, as of axes."""
+        """Add a list of int64, such as axes."""
         return self.constant("integers", np.array(values, np.int64))
 
     def integer(self, value: int) -> str:
-        """Add an index."""
+        """Add an int64 number, such as an index."""
         return self.constant("integer", np.array(value, np.int64))
 
     def int32(self, value: int) -> str:
-        """Add a number beside the lengths."""
+        """Add an int32 number, the dtype of lengths."""
         return self.constant("int32", np.array(value, np.int32))
 
     def number(self, value: float) -> str:
@@ -306,7 +307,7 @@ class _Writer:
         return self.constant("number", np.array(value, self._dtype))
 
     def model(self) -> Any:
-        """Return the model, without what its outputs do not need."""
+        """Return the model, without nodes and constants that no output needs."""
         helper = self._onnx.helper
         used = {value.name for value in self._outputs}
         nodes: list[Any] = []

@@ -1,4 +1,4 @@
-"""Protocol Buffers' wire format, read where it lies: a message is a run of numbered fields."""
+"""Protocol Buffers' wire format, read without copies: a message is a row of numbered fields."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 class Message:
-    """The fields of one message, looked up again at each asking; nothing is copied or kept.
+    """The fields of one message. Each method reads the bytes anew and copies nothing.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class Message:
         self.place = place
 
     def number(self, field: int) -> int:
-        """Return an integer field as an unsigned number, 0 if it is absent."""
+        """Return an integer field as an unsigned number; 0 if it is absent."""
         return next(reversed([0, *self.numbers(field)]))
 
     def numbers(self, field: int) -> Iterator[int]:
@@ -53,7 +53,7 @@ class Message:
             yield Message(value, f"{self.place}: {what}")
 
     def text(self, field: int) -> str:
-        """Return a field of UTF-8, "" if it is absent."""
+        """Return a field of UTF-8; "" if it is absent."""
         data = b""
         for value in self.bytes(field):
             data = bytes(value)
@@ -87,9 +87,9 @@ class Message:
 
 
 def varint(data: memoryview, at: int, place: str) -> tuple[int, int]:
-    """Return the number at a byte, seven bits in each, and the byte after it."""
+    """Return the varint that starts at byte ``at``, and the byte after it."""
     value = shift = 0
-    for byte in data[at : at + 10]:  # 64 bits
+    for byte in data[at : at + 10]:  # seven bits each, together at most 64
         value |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:

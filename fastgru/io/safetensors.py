@@ -1,13 +1,13 @@
 """fastgru's own files: the weights as safetensors, the layer's config in their metadata.
 
-The weights are named by their place in the layer (``kernel``, ``forward_layer.kernel``,
-``layers.1.cell.cells.0.bias``, ...) and are in Keras' layout and the layer's dtype. The metadata
-have one key, ``fastgru``, so that the same layer always gives the same bytes. It holds JSON:
+The names of the weights are their places in the layer (``kernel``, ``forward_layer.kernel``,
+``layers.1.cell.cells.0.bias``, ...). The weights have Keras' layout and the layer's dtype. The
+metadata have one key, ``fastgru``, so that a layer always gives the same bytes. Its value is JSON:
 
 | key | value |
 |---|---|
 | ``format_version`` | `FORMAT_VERSION` |
-| ``fastgru_version`` | of the writer; nothing depends on it |
+| ``fastgru_version`` | of the writer; for error messages only |
 | ``layer`` | class and constructor's arguments, as a Keras 3 object |
 """
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
+from fastgru.io.imported_layer import parts_of
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.version import __version__
@@ -35,11 +36,11 @@ if TYPE_CHECKING:
     SavedLayer = RNN | Bidirectional | Sequential
 
 FORMAT_VERSION = 1
-MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes of it
+MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes
 MOST_CONFIG_BYTES = 512 << 10  # a cell takes about 1200
-DEEPEST = 16  # names in the place of a cell
+DEEPEST = 16  # parts of the name of a cell's place
 
-# The dtypes that a GRU may have, as NumPy can read them; bfloat16 as its bits.
+# The dtypes that a GRU may have, and how NumPy reads them: bfloat16 as its bits.
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -50,15 +51,16 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
     Parameters
     ----------
     layer : GRU, RNN, Bidirectional or Sequential
-        Built. States of a stateful layer are not saved.
+        Built. The states of a stateful layer are not saved.
     path : path
-        Replaced in one step, once all is written: whoever has the old file open or mapped keeps it.
+        The complete new file replaces an old one in one step. Programs that have the old file open
+        or mapped keep the old one.
 
     Raises
     ------
     ValueError
-        The layer has no weights yet, or something in it is Python code (a cell, an activation, ...
-        of your own), which a file cannot hold.
+        The layer has no weights yet, or a part of it is Python code (a cell, an activation, ... of
+        your own), which a file cannot hold.
     """
     from_numpy = _package().numpy
     config = _config(layer)
@@ -81,19 +83,20 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
     ----------
     path : path
     mmap : bool
-        True: the weights stay in the file, mapped into memory, so that processes share them; the
-        file must not be altered in place meanwhile (replacing it, as `save` does, is fine).
-        False: the file is read.
+        True: the weights stay in the file, which is mapped into memory, and processes share them.
+        Do not alter the file in place meanwhile; replacing it, as `save` does, is allowed.
+        False: the weights are read into memory.
 
     Returns
     -------
     GRU, RNN, Bidirectional or Sequential
-        As it was saved, with the same weights bit for bit.
+        The saved layer, with the same weights bit for bit.
 
     Raises
     ------
     ValueError
-        The file is damaged, not one of `save`, or of a newer format; weights and config disagree.
+        The file is damaged, `save` did not write it, it is of a newer format, or its weights and
+        config disagree.
     ImportError
         The package safetensors is not installed.
     """
@@ -107,7 +110,7 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
 
 
 def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
-    """Give a layer's cells their weights, each of which is there; return I of the first."""
+    """Give a layer's cells their weights, ValueError unless all are there; return the first I."""
     left = dict(stored)
     for place, cell in _cells(layer):
         names = [place + n for n in ("kernel", "recurrent_kernel", "bias")[: 2 + cell.use_bias]]
@@ -126,20 +129,12 @@ def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
 
 
 def _cells(layer: Any, place: str = "") -> Iterator[tuple[str, GRUCell]]:
-    """Give each GRU cell of a layer with the place that its weights are named by."""
+    """Yield each GRU cell of a layer with its place, which is part of its weights' names."""
     if place.count(".") > DEEPEST:
         raise ValueError(f"{place[:50]}...: the cells are nested too deeply")
-    if type(layer) is Sequential:
-        for i, inner in enumerate(layer.layers):
-            yield from _cells(inner, f"{place}layers.{i}.")
-    elif type(layer) is Bidirectional:
-        yield from _cells(layer.forward_layer, f"{place}forward_layer.")
-        yield from _cells(layer.backward_layer, f"{place}backward_layer.")
-    elif type(layer) is RNN:
-        yield from _cells(layer.cell, f"{place}cell.")
-    elif type(layer) is StackedRNNCells:
-        for i, inner in enumerate(layer.cells):
-            yield from _cells(inner, f"{place}cells.{i}.")
+    if type(layer) in (Sequential, Bidirectional, RNN, StackedRNNCells):
+        for names, part in parts_of(layer):
+            yield from _cells(part, f"{place}{'.'.join(names)}.")
     elif type(layer) is GRU:
         yield place, layer.cell
     elif type(layer) is GRUCell:
@@ -152,12 +147,12 @@ def _cells(layer: Any, place: str = "") -> Iterator[tuple[str, GRUCell]]:
 
 
 def _config(layer: Any) -> dict[str, Any]:
-    """Return a config that JSON can hold, and that is known to come back as the same layer."""
+    """Return a layer's config; ValueError unless JSON holds it and gives the same layer again."""
     if not isinstance(layer, (RNN, Bidirectional, Sequential)):
         raise ValueError(
             f"layer: expected GRU, RNN, Bidirectional or Sequential, got {type(layer).__name__}"
         )
-    list(_cells(layer))  # raises for cells and layers that are not ours
+    list(_cells(layer))  # raises for cells and layers of other classes
     config = serialize_layer(layer)
     try:
         text = json.dumps(config)
@@ -178,7 +173,7 @@ def _config(layer: Any) -> dict[str, Any]:
 
 
 def _about(metadata: dict[str, str]) -> dict[str, Any]:
-    """Return what the metadata say about the layer, of a format that this version reads."""
+    """Return the metadata of the layer; ValueError unless this version reads their format."""
     text = metadata.get("fastgru")
     if text is None:
         raise ValueError(
@@ -201,7 +196,7 @@ def _about(metadata: dict[str, str]) -> dict[str, Any]:
 
 
 def _layer_of(config: Any) -> SavedLayer:
-    """Build the layer that a config names, one of ours: none of its names is imported."""
+    """Build the layer of a config, which may name fastgru's layers only."""
     try:
         layer = deserialize_layer(config)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -217,7 +212,7 @@ def _layer_of(config: Any) -> SavedLayer:
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a file: ``array`` is a read-only view of it, bfloat16 as unsigned integers."""
+    """A tensor of a file; ``array`` is a read-only view, of bfloat16 as unsigned integers."""
 
     dtype: str
     array: np.ndarray
@@ -228,7 +223,7 @@ class StoredTensor(NamedTuple):
             raise ValueError(f"expected {dtype}, got {self.dtype}")
         array = np.require(self.array, self.array.dtype.newbyteorder("="), ["C", "A"])
         if dtype == "bfloat16":
-            from ml_dtypes import bfloat16  # the layer of this dtype has brought it
+            from ml_dtypes import bfloat16  # present, since the layer of this dtype needs it
 
             return array.view(bfloat16)
         return array
@@ -237,7 +232,7 @@ class StoredTensor(NamedTuple):
 def read_tensors(
     path: str | PathLike[str], *, mmap: bool = True
 ) -> tuple[dict[str, str], dict[str, StoredTensor]]:
-    """Return a safetensors file's metadata, and its tensors of float types without reading them.
+    """Return a safetensors file's metadata, and its tensors of float types, which are not read.
 
     Raises
     ------
@@ -255,7 +250,7 @@ def read_tensors(
                 f"{size}"
             )
         try:
-            # The package checks all that the format demands, but its arrays are copies, and it
+            # The package checks the file against the format. But its arrays are copies, and it
             # opens the path, where `save` may put another file at any time. So the offsets come
             # from the file that is open here.
             with package.safe_open(path, framework="numpy"):
@@ -290,7 +285,7 @@ def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write a file in one step: beside the old one, then in its place."""
+    """Write a file beside the old one, then replace the old one in one step."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(beside, "xb") as file:

@@ -1,13 +1,13 @@
 """TensorFlow SavedModels, read without TensorFlow.
 
-A SavedModel is a folder. ``variables/`` is a checkpoint (`fastgru.io.bundle`), and in it lies a
-graph of objects: which object holds which under what name, and which tensor is whose value. What
-the objects are stands elsewhere:
+A SavedModel is a folder. Its ``variables/`` is a checkpoint (`fastgru.io.bundle`) and contains the
+object graph: the names of each object's children, and the tensors that hold the variables' values.
+Other files say what the objects are:
 
 - Keras 2 describes each layer as JSON with class and config, in ``keras_metadata.pb``; before
   TensorFlow 2.5 in the nodes of ``saved_model.pb``.
-- ``tf.saved_model.save`` and Keras 3's ``model.export`` describe no layer. There GRUs are known by
-  the names and shapes of their weights, and what weights do not say is Keras' default.
+- ``tf.saved_model.save`` and Keras 3's ``model.export`` describe no layer. Then this reader knows a
+  GRU by the names and shapes of its weights, and takes Keras' defaults for all other arguments.
 
 Sources: ``saved_model.proto``, ``saved_object_graph.proto`` and ``trackable_object_graph.proto`` of
 TensorFlow, ``saved_metadata.proto`` of Keras 2.
@@ -22,29 +22,29 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.bounded import parse_json
 from fastgru.io.bundle import Bundle, read_file
-from fastgru.io.found import Found
-from fastgru.io.keras_cells import fill, named
-from fastgru.io.keras_config import count_cells, layer_name, ours
+from fastgru.io.imported_layer import ImportedLayer, parts_of
+from fastgru.io.keras_cells import errors_at, fill
+from fastgru.io.keras_config import count_cells, layer_name, modern_form
 from fastgru.io.protobuf import Message
-from fastgru.layers import GRU, RNN, Bidirectional, StackedRNNCells
+from fastgru.layers import GRU
 from fastgru.layers.base import deserialize_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-    from fastgru.io.bundle import Entry
+    from fastgru.io.bundle import TensorLocation
 
 MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
 MOST_OBJECTS = 1_000_000
-MOST_DEPTH = 50  # of objects within objects
+MOST_DEPTH = 50  # of nested objects
 _HALVES = ("forward_layer", "backward_layer")
 _ROLES = ("kernel", "recurrent_kernel", "bias")
 
 ObjectPath = tuple[str, ...]  # the names that lead from the model to an object
 
 
-class Described(NamedTuple):
+class Description(NamedTuple):
     """A layer as Keras 2 describes it; ``form`` has its class_name and config."""
 
     path: ObjectPath
@@ -53,7 +53,7 @@ class Described(NamedTuple):
     where: str
 
 
-def find(folder: str | PathLike[str]) -> list[Found]:
+def find(folder: str | PathLike[str]) -> list[ImportedLayer]:
     """Return the GRU layers of a SavedModel, in the order in which it describes them.
 
     Parameters
@@ -63,16 +63,16 @@ def find(folder: str | PathLike[str]) -> list[Found]:
 
     Returns
     -------
-    list of Found
-        A layer in a model in the model is called ``"encoder/gru"``; layers of one name in one
-        model, which a subclassed model may have, by the attributes that lead to them. Layers that
-        were never called have no weights, and are left out.
+    list of ImportedLayer
+        Layers of nested models have the models' names first, as ``"encoder/gru"``. Layers that
+        share a name, as a subclassed model may have them, are named by the attributes that lead to
+        them. Layers that were never called have no weights and are left out.
 
     Raises
     ------
     ValueError
-        It is no SavedModel, it is damaged, its GRUs' weights do not fit their configs, or it
-        describes no layers and holds nothing that looks like a GRU's weights.
+        The folder is not a SavedModel or is damaged, a GRU's weights do not fit its config, or
+        the folder describes no layers and has no weights that look like a GRU's.
     """
     folder = Path(folder)
     if not (folder / "saved_model.pb").is_file():
@@ -80,7 +80,7 @@ def find(folder: str | PathLike[str]) -> list[Found]:
             f"{folder}: expected a SavedModel, a folder with saved_model.pb and variables/ in it"
         )
     try:
-        objects = Objects(Bundle(folder / "variables", "variables"))
+        objects = ObjectGraph(Bundle(folder / "variables", "variables"))
         described = list(_described(folder))
         return _by_configs(folder, objects, described) or (
             [] if described else _by_weights(folder, objects)
@@ -92,8 +92,8 @@ def find(folder: str | PathLike[str]) -> list[Found]:
 # ---- the checkpoint's objects --------------------------------------------------------------------
 
 
-class Objects:
-    """The graph of objects in a checkpoint, by their numbers; the model is number 0."""
+class ObjectGraph:
+    """The objects of a checkpoint by their numbers; the model is number 0."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -102,7 +102,7 @@ class Objects:
         self._children: dict[int, dict[str, int]] = {}
 
     def at(self, path: ObjectPath, start: int = 0) -> int | None:
-        """Return the object at the end of a path of names, or None."""
+        """Return the number of the object at the end of a path of names, or None."""
         number: int | None = start
         for name in path:
             if number is None:
@@ -139,11 +139,11 @@ def _children(node: Message, count: int) -> Iterator[tuple[str, int]]:
         yield child.text(2), number
 
 
-# ---- what Keras 2 says ---------------------------------------------------------------------------
+# ---- Keras 2's description -----------------------------------------------------------------------
 
 
-def _described(folder: Path) -> Iterator[Described]:
-    """Yield the layers of Keras 2's metadata, wherever it is; nothing if there is none."""
+def _described(folder: Path) -> Iterator[Description]:
+    """Yield the layers of Keras 2's metadata, in either file; nothing if there is none."""
     path = folder / "keras_metadata.pb"
     if path.exists():
         for node in Message(read_file(path, MOST_METADATA), str(path)).messages(1, "node"):
@@ -153,7 +153,7 @@ def _described(folder: Path) -> Iterator[Described]:
     path = folder / "saved_model.pb"
     if not path.stat().st_size:
         raise ValueError(f"{path}: expected a SavedModel, got an empty file")
-    # The graphs that TensorFlow runs are most of the file; mapped, they are passed over unread.
+    # Most of the file are graphs that TensorFlow runs. A memory map skips them without reading.
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for graph in Message(data, str(path)).messages(2, "graph"):
@@ -163,7 +163,7 @@ def _described(folder: Path) -> Iterator[Described]:
 
 
 def _user_objects(nodes: list[Message]) -> Iterator[tuple[ObjectPath, Message]]:
-    """Yield the objects that users see, each by the shortest way to it."""
+    """Yield the objects of the user's model, each by the shortest path to it."""
     seen, level = {0}, [((), 0)]
     for _ in range(MOST_DEPTH):
         below: list[tuple[Any, int]] = []
@@ -177,8 +177,8 @@ def _user_objects(nodes: list[Message]) -> Iterator[tuple[ObjectPath, Message]]:
         level = below
 
 
-def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> Iterator[Described]:
-    """Yield the layer that a node's metadata describes, if it is a layer and described."""
+def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> Iterator[Description]:
+    """Yield the layer that a node's metadata describes; nothing for nodes of other kinds."""
     if not identifier.startswith("_tf_keras_") or not metadata:
         return
     where = f"{path.name}: {'.'.join(('root', *names))}"
@@ -190,11 +190,13 @@ def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> It
         raise ValueError(f"{path.parent}: {where}: its metadata: {error}") from None
     if isinstance(parsed, dict) and isinstance(parsed.get("config"), dict):
         form = {"class_name": str(parsed.get("class_name")), "config": parsed["config"]}
-        yield Described(names, layer_name(parsed), form, where)
+        yield Description(names, layer_name(parsed), form, where)
 
 
-def _by_configs(folder: Path, objects: Objects, described: list[Described]) -> list[Found]:
-    found: dict[int, tuple[Described, Found]] = {}
+def _by_configs(
+    folder: Path, objects: ObjectGraph, described: list[Description]
+) -> list[ImportedLayer]:
+    found: dict[int, tuple[Description, ImportedLayer]] = {}
     halves = set()
     for layer in described:
         if not count_cells(layer.form):
@@ -218,46 +220,41 @@ def _by_configs(folder: Path, objects: Objects, described: list[Described]) -> l
     ]
 
 
-def _full_name(layer: Described, names: dict[ObjectPath, str]) -> str:
-    """Return a layer's name after those of the models around it, as ``"encoder/gru"``."""
+def _full_name(layer: Description, names: dict[ObjectPath, str]) -> str:
+    """Return the names of the models around a layer and its own, as ``"encoder/gru"``."""
     parts = [
         names[path] for n in range(1, len(layer.path) + 1) if (path := layer.path[:n]) in names
     ]
     if layer.path[-1:] == ("layer",) and len(parts) > 1:
-        parts.pop()  # a wrapper, such as TimeDistributed, stands for what it wraps
+        parts.pop()  # of a wrapper, such as TimeDistributed, and its layer only one name counts
     return "/".join(parts) or layer.name
 
 
-def _read(folder: Path, layer: Described, objects: Objects, number: int) -> Found | None:
-    """Return a described layer with its weights, None if it never had any."""
-    with named(f"{folder}: {layer.where}"):
-        made = deserialize_layer(ours(layer.form))
+def _read(
+    folder: Path, layer: Description, objects: ObjectGraph, number: int
+) -> ImportedLayer | None:
+    """Return a described layer with its weights; None if the file has no weights of it."""
+    with errors_at(f"{folder}: {layer.where}"):
+        made = deserialize_layer(modern_form(layer.form))
         keys = [_variables(objects, number, path) for path in _cells(made)]
         if not any(keys):
             return None
         convention = fill(made, [[objects.bundle.floats(key) for key in cell] for cell in keys])
-    return Found(layer.name, made, convention, f"{layer.where}: {layer.form['class_name']}")
+    return ImportedLayer(layer.name, made, convention, f"{layer.where}: {layer.form['class_name']}")
 
 
 def _cells(layer: Any) -> Iterator[ObjectPath]:
     """Yield the names under which a layer holds its cells, in the order of its weights."""
-    parts: dict[ObjectPath, Any]
-    if isinstance(layer, Bidirectional):
-        parts = {(name,): getattr(layer, name) for name in _HALVES}
-    elif isinstance(layer, RNN):
-        parts = {("cell",): layer.cell}
-    elif isinstance(layer, StackedRNNCells):
-        parts = {("cells", str(i)): cell for i, cell in enumerate(layer.cells)}
-    else:
+    parts = parts_of(layer)
+    if not parts:
         yield ()
-        return
-    for names, part in parts.items():
+    for names, part in parts:
         for path in _cells(part):
             yield (*names, *path)
 
 
-def _variables(objects: Objects, layer: int, path: ObjectPath) -> list[str]:
-    """Return the keys of a cell's weights, in Keras' order, those that there are."""
+def _variables(objects: ObjectGraph, layer: int, path: ObjectPath) -> list[str]:
+    """Return the keys of the weights that a cell has, in Keras' order."""
     keys = []
     for role in _ROLES:
         number = objects.at((*path, role), layer)
@@ -267,13 +264,13 @@ def _variables(objects: Objects, layer: int, path: ObjectPath) -> list[str]:
     return keys
 
 
-# ---- what weights say by themselves --------------------------------------------------------------
+# ---- without a description -----------------------------------------------------------------------
 
 
-def _by_weights(folder: Path, objects: Objects) -> list[Found]:
-    """Return a GRU with Keras' defaults for each trio of weights of a GRU's names and shapes."""
+def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
+    """Return a GRU with Keras' defaults for each group of weights with a GRU's names and shapes."""
     bundle = objects.bundle
-    groups: dict[str, dict[str, tuple[str, Entry]]] = {}
+    groups: dict[str, dict[str, tuple[str, TensorLocation]]] = {}
     names = []
     for number in range(len(objects.nodes)):
         variable = objects.variable(number)
@@ -284,10 +281,10 @@ def _by_weights(folder: Path, objects: Objects) -> list[Found]:
         cell, _, role = full_name.rpartition("/")
         if role not in _ROLES:
             continue
-        entry = bundle.entry(key)
-        known = groups.setdefault(cell, {}).setdefault(role, (key, entry))[1]
-        # model.export writes some weights twice. What is called the same has to be the same.
-        if (known.shape, known.checksum) != (entry.shape, entry.checksum):
+        location = bundle.locate(key)
+        known = groups.setdefault(cell, {}).setdefault(role, (key, location))[1]
+        # model.export writes some weights twice. Weights of one name must be equal.
+        if (known.shape, known.checksum) != (location.shape, location.checksum):
             raise ValueError(
                 f"{bundle.path}: expected one weight {full_name}, got two that differ; the "
                 "layers' names do not tell them apart, and nothing else does. Name them and save "
@@ -296,7 +293,7 @@ def _by_weights(folder: Path, objects: Objects) -> list[Found]:
     found = [
         _with_defaults(cell, {role: key for role, (key, _) in group.items()}, bundle)
         for cell, group in groups.items()
-        if _fits({role: entry.shape for role, (_, entry) in group.items()})
+        if _fits({role: location.shape for role, (_, location) in group.items()})
     ]
     if not found:
         got = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
@@ -319,11 +316,11 @@ def _fits(shapes: dict[str, tuple[int, ...]]) -> bool:
     return kernel[1] == recurrent[1] == columns and shapes.get("bias") in biases
 
 
-def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> Found:
+def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> ImportedLayer:
     weights = [bundle.floats(keys[role]) for role in _ROLES if role in keys]
     bias = weights[2] if "bias" in keys else None
     name = cell.removesuffix("/gru_cell")
-    # Bidirectional names its halves so, in Keras 2 and 3.
+    # The name that Bidirectional gives its backward half, in Keras 2 and 3.
     backwards = name.rpartition("/")[2].startswith("backward_")
     layer = GRU(
         weights[1].shape[0],
@@ -333,9 +330,9 @@ def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> Found:
         dtype=weights[0].dtype.name,
         name=name.rpartition("/")[2] or None,
     )
-    with named(f"{bundle.path}: {cell}"):
+    with errors_at(f"{bundle.path}: {cell}"):
         convention = fill(layer, [weights])
-    said = (
+    recognised = (
         f"names and shapes of its weights {cell}/*, which is all there is; assumed: "
         + ", ".join(
             [
@@ -347,4 +344,4 @@ def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> Found:
             ]
         )
     )
-    return Found(name, layer, convention, said)
+    return ImportedLayer(name, layer, convention, recognised)

@@ -1,7 +1,7 @@
 """GRUs of PyTorch: weights in files, in dicts or in live modules, and back.
 
-`torch_source` opens what the weights are in. Here the modules among them are found by torch's
-names, their shapes are compared, and only then is anything read.
+`torch_source` opens the source. This module finds torch's modules by the names of their tensors
+and compares shapes before it reads a tensor.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations, gates
-from fastgru.io.found import Found, verify_layer
-from fastgru.io.torch_source import FLOATS, RECURRENT, Entry, opened
+from fastgru.io.imported_layer import ImportedLayer, verify_layer
+from fastgru.io.torch_source import FLOATS, RECURRENT, LazyTensor, opened
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential
 
 if TYPE_CHECKING:
@@ -23,15 +23,15 @@ _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _OTHERS = {4: "an LSTM", 1: "a plain RNN"}  # by the rows of weight_hh, in H
 
 
-class _Group(NamedTuple):
+class _Module(NamedTuple):
     """The tensors of one module: ``parts[layer, direction][role]``."""
 
     prefix: str
     is_cell: bool
-    parts: dict[tuple[int, int], dict[str, Entry]]
+    parts: dict[tuple[int, int], dict[str, LazyTensor]]
 
     def key(self, place: tuple[int, int], role: str) -> str:
-        """Return what torch calls a tensor of this module."""
+        """Return torch's name for a tensor of this module."""
         suffix = "" if self.is_cell else f"_l{place[0]}{'_reverse' * place[1]}"
         return f"{self.prefix}.{role}{suffix}".removeprefix(".")
 
@@ -53,7 +53,7 @@ def from_torch(
     return_sequences: bool = True,
     return_state: bool = True,
 ) -> Any:
-    """Make a layer of a GRU that was trained in PyTorch.
+    """Make a layer from a GRU that was trained in PyTorch.
 
     Parameters
     ----------
@@ -62,63 +62,63 @@ def from_torch(
         that holds one; a ``.safetensors`` file; a state dict of NumPy arrays or torch tensors;
         a live ``nn.GRU``, ``nn.GRUCell`` or a module with one of them in it.
     prefix : str
-        Which GRU: what its keys begin with, as ``"encoder.gru"``. Not needed if there is one;
-        ``"."`` is one whose keys have no prefix, beside others that have.
+        What the keys of the wanted GRU begin with, as ``"encoder.gru"``. It may be left out if
+        there is only one GRU. ``"."`` is the GRU whose keys have no prefix, among others that have.
     verify : pair of array_like, optional
-        An input (B, T, I) and the output that torch gives for it (``batch_first=True``), to
-        compare with this layer's.
+        An input (B, T, I) and torch's output for it (``batch_first=True``), which is compared
+        with this layer's.
     return_sequences, return_state : bool
         True as in torch, whose GRU returns the outputs and ``h_n``.
 
     Returns
     -------
     GRU, Bidirectional or Sequential
-        One layer, both directions, or one of them for each of ``num_layers``. Called with x
-        (B, T, I) it returns y (B, T, H), or (B, T, 2H) in both directions, then the state (B, H)
-        of each direction of the last layer: ``h_n[-1]``, or ``h_n[-2], h_n[-1]``. Of an
-        ``nn.GRUCell``, whose step ``layer.cell`` is, a GRU too. In float32 if the source is in
-        float16 or bfloat16, else in the source's dtype.
+        A GRU, a Bidirectional, or a Sequential of ``num_layers`` of them. Called with x (B, T, I)
+        it returns y (B, T, H), or (B, T, 2H) in both directions, then the state (B, H) of each
+        direction of the last layer: ``h_n[-1]``, or ``h_n[-2], h_n[-1]``. An ``nn.GRUCell`` also
+        becomes a GRU, whose ``layer.cell`` computes one step. The dtype is float32 if the source
+        is in float16 or bfloat16, else the source's.
 
     Raises
     ------
     ValueError
-        No GRU, or several and no prefix (the message lists them); an LSTM or plain RNN; shapes
-        that do not fit; a file that is damaged, or holds anything but tensors in plain containers;
-        outputs other than ``verify`` has.
+        The source has no GRU, or several and no prefix is given (the message lists them); it is
+        an LSTM or plain RNN; shapes do not fit; the file is damaged, or has objects other than
+        tensors in plain containers; the output is not the one that ``verify`` expects.
     ImportError
-        ``.safetensors`` without the package safetensors.
+        A ``.safetensors`` file needs the package safetensors.
 
     Notes
     -----
-    ``batch_first`` is not part of the weights: the layer takes (B, T, I), so transpose what a
-    module without ``batch_first=True`` took. Dropout between torch's layers acts in training only
-    and is not taken over.
+    ``batch_first`` is not part of the weights. The layer takes (B, T, I), so transpose the inputs
+    of a module without ``batch_first=True``. Dropout between torch's layers acts in training only;
+    the layer does not have it.
 
     Examples
     --------
     >>> layer = fastgru.io.from_torch("model.pt", "encoder.gru")  # doctest: +SKIP
     >>> y, state = layer(x)  # doctest: +SKIP
     """
-    with opened(source) as (where, entries):
-        group = _choose(where, _groups(entries), prefix)
-        layer = _layer(group, _sizes(where, group), return_sequences, return_state)
-    verify_layer(layer, verify, f"{where}: {group.prefix or 'its GRU'}")
+    with opened(source) as (where, tensors):
+        module = _choose(where, _modules(tensors), prefix)
+        layer = _layer(module, _sizes(where, module), return_sequences, return_state)
+    verify_layer(layer, verify, f"{where}: {module.prefix or 'its GRU'}")
     return layer
 
 
-def find(source: Any) -> list[Found]:
-    """Return every GRU of a source, as `from_torch` makes them; their names are the prefixes."""
+def find(source: Any) -> list[ImportedLayer]:
+    """Return every GRU of a source, as `from_torch` makes it; its name is its prefix."""
     found = []
-    with opened(source) as (where, entries):
-        for group in _groups(entries):
-            if _other(group) is None:
-                sizes = _sizes(where, group)
+    with opened(source) as (where, tensors):
+        for module in _modules(tensors):
+            if _other(module) is None:
+                sizes = _sizes(where, module)
                 biases = "two biases" if sizes.use_bias else "no bias"
-                first = "weight_ih" if group.is_cell else "weight_ih_l0"
+                first = "weight_ih" if module.is_cell else "weight_ih_l0"
                 found.append(
-                    Found(
-                        group.prefix or ".",
-                        _layer(group, sizes, True, True),
+                    ImportedLayer(
+                        module.prefix or ".",
+                        _layer(module, sizes, True, True),
                         f"gates r z n in rows, {biases}, reset after",
                         f"{first} (3H, I), {sizes.layers} layers, {sizes.directions} directions",
                     )
@@ -176,23 +176,25 @@ def to_torch(layer: Any) -> dict[str, np.ndarray]:
 # ---- which GRU -----------------------------------------------------------------------------------
 
 
-def _groups(entries: Mapping[str, Entry]) -> list[_Group]:
-    """Return the modules among the tensors that have torch's names of recurrent weights."""
-    groups: dict[tuple[str, bool], _Group] = {}
-    for key, entry in entries.items():
+def _modules(tensors: Mapping[str, LazyTensor]) -> list[_Module]:
+    """Return the modules whose tensors have torch's names of recurrent weights."""
+    modules: dict[tuple[str, bool], _Module] = {}
+    for key, tensor in tensors.items():
         prefix, _, last = key.rpartition(".")
         match = RECURRENT.fullmatch(last)
         if match:
             kind, which, number, reverse = match.groups()
-            group = groups.setdefault((prefix, number is None), _Group(prefix, number is None, {}))
+            module = modules.setdefault(
+                (prefix, number is None), _Module(prefix, number is None, {})
+            )
             place = int(number or 0), int(reverse is not None)
-            group.parts.setdefault(place, {})[f"{kind}_{which}"] = entry
-    return list(groups.values())
+            module.parts.setdefault(place, {})[f"{kind}_{which}"] = tensor
+    return list(modules.values())
 
 
-def _other(group: _Group) -> str | None:
-    """Say what a module is if it is no GRU."""
-    for part in group.parts.values():
+def _other(module: _Module) -> str | None:
+    """Return the kind of a module that is not a GRU, else None."""
+    for part in module.parts.values():
         hidden = part.get("weight_hh")
         if "weight_hr" in part:
             return "an LSTM with a projection"
@@ -203,23 +205,23 @@ def _other(group: _Group) -> str | None:
     return None
 
 
-def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
-    """Return the one GRU under a prefix, or say what there is instead."""
+def _choose(where: str, modules: list[_Module], prefix: str) -> _Module:
+    """Return the only GRU under a prefix; ValueError with what there is instead."""
     if not isinstance(prefix, str):
         raise TypeError(f"prefix: expected a string, got {prefix!r}")
-    candidates = groups
+    candidates = modules
     if prefix:
         wanted = prefix.removesuffix(".")
-        candidates = [g for g in groups if g.prefix == wanted]
-        candidates = candidates or [g for g in groups if g.prefix.startswith(f"{wanted}.")]
-    grus = [g for g in candidates if _other(g) is None]
+        candidates = [m for m in modules if m.prefix == wanted]
+        candidates = candidates or [m for m in modules if m.prefix.startswith(f"{wanted}.")]
+    grus = [m for m in candidates if _other(m) is None]
     if len(grus) == 1:
         return grus[0]
     if grus:
-        names = ", ".join(repr(g.prefix or ".") for g in grus[:MOST_NAMED])
+        names = ", ".join(repr(m.prefix or ".") for m in grus[:MOST_NAMED])
         raise ValueError(f"{where}: expected one GRU, got several; pass as prefix one of {names}")
     got = ", ".join(
-        f"{_other(g) or 'a GRU'} under {g.prefix or '.'!r}" for g in groups[:MOST_NAMED]
+        f"{_other(m) or 'a GRU'} under {m.prefix or '.'!r}" for m in modules[:MOST_NAMED]
     )
     raise ValueError(
         f"{where}: expected a GRU{f' under {prefix!r}' if prefix else ''}, weight_hh of shape "
@@ -227,23 +229,23 @@ def _choose(where: str, groups: list[_Group], prefix: str) -> _Group:
     )
 
 
-def _sizes(where: str, group: _Group) -> _Sizes:
-    """Return a GRU's sizes, from tensors that are known to fit each other afterwards."""
-    layers = 1 + max(layer for layer, _ in group.parts)
-    directions = 1 + max(direction for _, direction in group.parts)
-    roles = _ROLES if any("bias_ih" in part for part in group.parts.values()) else _ROLES[:2]
-    first = group.parts.get((0, 0), {})
+def _sizes(where: str, module: _Module) -> _Sizes:
+    """Return a GRU's sizes; ValueError unless all its tensors fit each other."""
+    layers = 1 + max(layer for layer, _ in module.parts)
+    directions = 1 + max(direction for _, direction in module.parts)
+    roles = _ROLES if any("bias_ih" in part for part in module.parts.values()) else _ROLES[:2]
+    first = module.parts.get((0, 0), {})
     shapes = [first[role].shape for role in _ROLES[:2] if role in first]
     if len(shapes) != 2 or any(len(shape) != 2 for shape in shapes) or shapes[1][1] < 1:
         raise ValueError(
-            f"{where}: expected {group.key((0, 0), 'weight_ih')} (3H, I) and "
-            f"{group.key((0, 0), 'weight_hh')} (3H, H), got shapes {shapes} of {sorted(first)}; "
+            f"{where}: expected {module.key((0, 0), 'weight_ih')} (3H, I) and "
+            f"{module.key((0, 0), 'weight_hh')} (3H, H), got shapes {shapes} of {sorted(first)}; "
             "take weight_norm and the like out before saving"
         )
     inputs, units = shapes[0][1], shapes[1][1]
     dtypes = set()
     for place in ((k, d) for k in range(layers) for d in range(directions)):
-        part = group.parts.get(place, {})
+        part = module.parts.get(place, {})
         expected = {
             "weight_ih": (3 * units, directions * units if place[0] else inputs),
             "weight_hh": (3 * units, units),
@@ -254,12 +256,12 @@ def _sizes(where: str, group: _Group) -> _Sizes:
             got = part[role].shape if role in part else "nothing"
             if got != expected[role]:
                 raise ValueError(
-                    f"{where}: expected {group.key(place, role)} of shape {expected[role]}, "
+                    f"{where}: expected {module.key(place, role)} of shape {expected[role]}, "
                     f"got {got}"
                 )
             dtypes.add(part[role].dtype)
         if surplus := sorted(part.keys() - set(roles)):
-            key = group.key(place, surplus[0])
+            key = module.key(place, surplus[0])
             raise ValueError(f"{where}: expected {key} beside {' and '.join(_ROLES)} or not at all")
     if strange := sorted(dtypes - set(FLOATS)):
         raise ValueError(
@@ -270,8 +272,8 @@ def _sizes(where: str, group: _Group) -> _Sizes:
     return _Sizes(layers, directions, inputs, units, len(roles) == 4, dtype)
 
 
-def _layer(group: _Group, sizes: _Sizes, return_sequences: bool, return_state: bool) -> Any:
-    """Build the layer with the weights of a group that `_sizes` has checked."""
+def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state: bool) -> Any:
+    """Build the layer with the weights of a module that `_sizes` has checked."""
     layers: list[Any] = []
     for k in range(sizes.layers):
         last = k == sizes.layers - 1
@@ -284,8 +286,8 @@ def _layer(group: _Group, sizes: _Sizes, return_sequences: bool, return_state: b
         )
         if sizes.directions == 2:
             layer = Bidirectional(layer)
-        for d, half in enumerate(layer.halves if sizes.directions == 2 else [layer]):
-            part = group.parts[k, d]
+        for d, half in enumerate(layer.parts if sizes.directions == 2 else [layer]):
+            part = module.parts[k, d]
             arrays = [
                 part[role].read().astype(sizes.dtype, copy=False) for role in _ROLES if role in part
             ]
@@ -304,8 +306,8 @@ def _torch_layers(layer: Any) -> list[list[GRUCell]]:
     """Return the cells of each of torch's layers, one per direction."""
     if type(layer) is Sequential:
         return [cells for inner in layer.layers for cells in _torch_layers(inner)]
-    halves = layer.halves if type(layer) is Bidirectional else (layer,)
-    stacks = [half._gru_cells or [] for half in halves if isinstance(half, RNN)]
+    halves = layer.parts if type(layer) is Bidirectional else (layer,)
+    stacks = [half.gru_cells or [] for half in halves if isinstance(half, RNN)]
     if not stacks or [] in stacks:
         raise ValueError(
             "expected GRU, RNN over GRUCells, Bidirectional or Sequential of them, or GRUCell, "

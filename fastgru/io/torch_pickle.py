@@ -1,11 +1,11 @@
-"""The pickle inside a torch.save file, read by a machine that knows what torch.save writes.
+"""The pickle inside a torch.save file, read by an interpreter of the instructions it needs.
 
-Python's own unpickler is no use here, not even with `find_class` restricted: it gives its memo the
-size that the file asks for (gigabytes), and hashes any key of a dict, which takes for ever for a
-tuple doubled forty times and overflows the stack for one nested a million deep. This machine has
-an instruction for everything that plain containers and tensors need, and no other. None of them
-imports, calls or hashes what the file brings along, and each makes at most one small object, so
-time and memory grow with the size of the file alone.
+Python's unpickler is not safe here, even with a restricted `find_class`. It gives its memo the size
+that the file asks for (gigabytes). It hashes every key of a dict: a tuple that is doubled forty
+times takes forever, and a tuple nested a million deep overflows the stack. This interpreter has the
+instructions of plain containers and tensors and no others. None of them imports or calls what the
+file names. Keys must be strings or numbers, which hash fast. An instruction makes at most one small
+object, so the size of the file bounds time and memory.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# A tensor takes about 200 bytes. The worst that this many can ask for is a second and 200 MB.
+# A tensor takes about 200 bytes. The worst pickle of this size takes a second and 200 MB.
 MOST_BYTES = 2 << 20
 
-# What torch calls its storages, and the element type of each; bfloat16 has no NumPy name.
+# torch's names of storages, and the element type of each. NumPy has no bfloat16.
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -44,15 +44,15 @@ _GLOBALS = {
 
 
 class Storage(NamedTuple):
-    """Where elements lie: the member ``data/<key>`` of the archive holds ``size`` of them."""
+    """A storage: the member ``data/<key>`` of the archive has its ``size`` elements."""
 
     key: str
     dtype: str
     size: int
 
 
-class Tensor(NamedTuple):
-    """A view of a storage; offset and strides in elements. Nothing is checked but types."""
+class PickledTensor(NamedTuple):
+    """A view of a storage; offset and strides count elements. Only the types are checked."""
 
     storage: Storage
     offset: int
@@ -61,13 +61,13 @@ class Tensor(NamedTuple):
 
 
 class _Global(NamedTuple):
-    """A name among `_GLOBALS`: no more than a name."""
+    """A name among `_GLOBALS`, which nobody looks up."""
 
     name: str
 
 
 def load_pickle(data: bytes, where: str) -> Any:
-    """Return what was pickled: dicts, lists, tuples, str, bytes, numbers and `Tensor`.
+    """Return the pickled object: dicts, lists, tuples, str, bytes, numbers and `PickledTensor`.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ def load_pickle(data: bytes, where: str) -> Any:
     Raises
     ------
     ValueError
-        It is too large, damaged, or names anything but tensors and OrderedDict.
+        The pickle is too large, damaged, or names objects other than tensors and OrderedDict.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(
@@ -93,7 +93,7 @@ def load_pickle(data: bytes, where: str) -> Any:
 
 
 class _Machine:
-    """A stack, a memo and the place in the file."""
+    """The interpreter: its stack, its memo and its place in the file."""
 
     def __init__(self, data: bytes, where: str) -> None:
         self.data = data
@@ -104,7 +104,7 @@ class _Machine:
         self.memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Follow the instructions to STOP."""
+        """Run the instructions up to STOP; return the object that is left."""
         while (code := self.data[self.at]) != _STOP:
             self.at += 1
             instruction = _INSTRUCTIONS.get(code)
@@ -117,22 +117,22 @@ class _Machine:
         return self.stack[0]
 
     def wrong(self, got: str) -> ValueError:
-        """Return the error for what no state dict holds."""
+        """Return the error for a pickle that is not of a state dict."""
         return ValueError(
             f"{self.where}: expected tensors in plain containers, got {got} at byte {self.at}; "
             "nothing in a file is executed, so save state_dict() and no objects of other classes: "
             "torch.save(model.state_dict(), path)"
         )
 
-    # -- what instructions are made of -----------------------------------------------------
+    # -- parts of instructions -------------------------------------------------------------
 
     def take(self, count: int) -> bytes:
-        """Return the next bytes; if fewer are left, there is no next instruction either."""
+        """Return the next bytes; if fewer are left, reading the next instruction raises."""
         self.at += count
         return self.data[self.at - count : self.at]
 
     def number(self, code: str) -> Any:
-        """Return the next number, of a format of `struct`."""
+        """Return the next number; ``code`` is its format for `struct`."""
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def line(self) -> str:
@@ -147,11 +147,11 @@ class _Machine:
         self.stack.append(value)
 
     def floor(self) -> int:
-        """Return where the objects above the last mark begin."""
+        """Return the stack index after the last mark."""
         return self.marks[-1] if self.marks else 0
 
     def pop(self, kind: type) -> Any:
-        """Return the topmost object, which is to be of a type."""
+        """Remove and return the top object; ValueError unless it is of this type."""
         if len(self.stack) <= self.floor():
             raise IndexError("nothing on the stack")
         value = self.stack.pop()
@@ -160,14 +160,14 @@ class _Machine:
         return value
 
     def pop_mark(self) -> list[Any]:
-        """Return all objects above the last mark."""
+        """Remove and return all objects above the last mark."""
         start = self.marks.pop()
         items = self.stack[start:]
         del self.stack[start:]
         return items
 
     def remember(self, number: int) -> None:
-        """Keep the topmost object under a number; a dict has no size to be forged."""
+        """Keep the top object under a number, in a dict: its size does not depend on the number."""
         self.memo[number] = self.stack[-1]
 
 
@@ -207,7 +207,7 @@ def _set(m: _Machine, target: dict[Any, Any], pairs: list[Any]) -> None:
     if len(pairs) % 2:
         raise IndexError("a key without a value")
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(key, (str, int, float, type(None))):  # what hashes at once
+        if not isinstance(key, (str, int, float, type(None))):  # these hash fast
             raise m.wrong(f"{type(key).__name__} as a key")
         target[key] = value
 
@@ -227,7 +227,7 @@ def _set_items(m: _Machine) -> None:
 
 
 def _build(m: _Machine) -> None:
-    """Leave out what was set on an OrderedDict besides its items: torch's _metadata."""
+    """Drop the attributes that are set on an OrderedDict: torch's _metadata."""
     m.pop(object)
     m.push(m.pop(dict))
 
@@ -257,13 +257,13 @@ def _reduce(m: _Machine) -> None:
     match function, arguments:
         case "OrderedDict", ():
             m.push({})
-        case "_rebuild_parameter", (Tensor() as tensor, *_):
+        case "_rebuild_parameter", (PickledTensor() as tensor, *_):
             m.push(tensor)
         case (
             "_rebuild_tensor_v2",
             (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_),
         ) if all(type(n) is int for n in (*shape, *strides)):
-            m.push(Tensor(storage, offset, shape, strides))
+            m.push(PickledTensor(storage, offset, shape, strides))
         case _:
             raise m.wrong(f"other arguments than torch.save gives {function}")
 

@@ -1,7 +1,7 @@
 """Where PyTorch's weights come from: files of torch.save, safetensors, dicts, live modules.
 
-Each is opened as a dict of `Entry` by dotted names. Shapes and dtypes are known from the start;
-bytes are read for one tensor at a time, when whoever asks has found its shape to be right.
+`opened` gives each source as a dict of `LazyTensor` by dotted names. Their shapes and dtypes are
+known from the start. A tensor's bytes are read when the caller has checked its shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from fastgru.io.bounded import Archive
 from fastgru.io.safetensors import read_tensors
-from fastgru.io.torch_pickle import Tensor, load_pickle
+from fastgru.io.torch_pickle import PickledTensor, load_pickle
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 # The last part of the names that torch gives recurrent weights; hr is an LSTM's projection.
 RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l([0-9]{1,3})(_reverse)?)?")
 FLOATS = ("float16", "bfloat16", "float32", "float64")
-DEEPEST = 16  # dicts in dicts of a checkpoint
+DEEPEST = 16  # nested dicts of a checkpoint
 
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # how torch before 1.6 began a file
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the start of files of torch before 1.6
 
 
-class Entry(NamedTuple):
-    """A tensor of a source: what is known of it, and how it is read.
+class LazyTensor(NamedTuple):
+    """A tensor of a source that is not read yet.
 
-    ``read()`` gives an array of ``shape``, bfloat16 widened to float32, any strides and byte order.
+    ``read()`` gives an array of ``shape`` with any strides and byte order, bfloat16 as float32.
     """
 
     shape: tuple[int, ...]
@@ -43,8 +43,8 @@ class Entry(NamedTuple):
 
 
 @contextmanager
-def opened(source: Any) -> Iterator[tuple[str, dict[str, Entry]]]:
-    """Give a source's name for messages and its recurrent weights, to be read while it is open.
+def opened(source: Any) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
+    """Open a source; give its name for messages and its recurrent weights, readable while open.
 
     Parameters
     ----------
@@ -53,9 +53,9 @@ def opened(source: Any) -> Iterator[tuple[str, dict[str, Entry]]]:
     Raises
     ------
     ValueError
-        The file is in no format that this reads, or damaged.
+        The file is damaged, or in a format that this does not read.
     TypeError
-        The source is something else.
+        The source is of another type.
     """
     if callable(getattr(source, "state_dict", None)):
         yield type(source).__name__, _live(type(source).__name__, source.state_dict())
@@ -88,12 +88,12 @@ def opened(source: Any) -> Iterator[tuple[str, dict[str, Entry]]]:
 
 
 def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Give the recurrent weights that a mapping holds, in mappings inside of it too."""
+    """Yield the recurrent weights of a mapping and of the mappings nested in it."""
     seen = set()
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
     while left:
         prefix, mapping, depth = left.pop()
-        if id(mapping) in seen:  # a pickle may hold a dict twice, or inside itself
+        if id(mapping) in seen:  # a pickle may contain a dict twice, or inside itself
             continue
         seen.add(id(mapping))
         if depth > DEEPEST:
@@ -106,32 +106,34 @@ def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
                 left.append((name, value, depth + 1))
 
 
-def _live(where: str, mapping: Any) -> dict[str, Entry]:
-    """Return what a state dict of arrays or torch tensors holds."""
-    entries = {}
+def _live(where: str, mapping: Any) -> dict[str, LazyTensor]:
+    """Return the recurrent weights of a state dict of arrays or torch tensors."""
+    tensors = {}
     for name, value in _tensors(mapping, where):
-        for step in ("detach", "cpu"):  # torch's; NumPy's arrays have neither
+        for step in ("detach", "cpu"):  # methods of torch's tensors; NumPy's arrays have neither
             value = getattr(value, step, lambda same=value: same)()
         dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
-        if dtype == "bfloat16":  # NumPy does not know it
+        if dtype == "bfloat16":  # not a dtype of NumPy
             widen = getattr(value, "float", None)
             value = np.asarray(value).astype(np.float32) if widen is None else widen()
         array = np.asarray(value)
-        entries[name] = Entry(array.shape, dtype or array.dtype.name, partial(np.asarray, array))
-    return entries
+        tensors[name] = LazyTensor(
+            array.shape, dtype or array.dtype.name, partial(np.asarray, array)
+        )
+    return tensors
 
 
-def _safetensors(path: Path) -> dict[str, Entry]:
+def _safetensors(path: Path) -> dict[str, LazyTensor]:
     _, stored = read_tensors(path)
     return {
-        name: Entry(t.array.shape, t.dtype, partial(_widened, t.array, t.dtype))
+        name: LazyTensor(t.array.shape, t.dtype, partial(_widened, t.array, t.dtype))
         for name, t in stored.items()
         if RECURRENT.fullmatch(name.rpartition(".")[2])
     }
 
 
-def _archived(archive: Archive) -> dict[str, Entry]:
-    """Return what a zip file of torch.save holds."""
+def _archived(archive: Archive) -> dict[str, LazyTensor]:
+    """Return the recurrent weights of a zip file of torch.save."""
     names = archive.names
     pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in names):
@@ -151,20 +153,20 @@ def _archived(archive: Archive) -> dict[str, Entry]:
         raise ValueError(
             f"{archive.path}: expected a state dict, got a {type(tree).__name__}; save state_dict()"
         )
-    kept: dict[str, bytes] = {}  # cuDNN keeps all weights of a GRU in one storage
+    kept: dict[str, bytes] = {}  # the weights of a GRU on cuDNN share one storage
     return {
-        name: Entry(
+        name: LazyTensor(
             tensor.shape,
             tensor.storage.dtype,
             partial(_read, archive, root, order, name, tensor, kept),
         )
         for name, tensor in _tensors(tree, str(archive.path))
-        if isinstance(tensor, Tensor)
+        if isinstance(tensor, PickledTensor)
     }
 
 
 def _plain(archive: Archive, name: str) -> bytes:
-    """Read a member that is not compressed, so that it is no larger than the file."""
+    """Read a member; ValueError if it is compressed, so that it is not larger than the file."""
     if archive.compressed(name):
         raise ValueError(
             f"{archive.path}: expected members as torch.save writes them, got {name} compressed; "
@@ -174,7 +176,12 @@ def _plain(archive: Archive, name: str) -> bytes:
 
 
 def _read(
-    archive: Archive, root: str, order: str, name: str, tensor: Tensor, kept: dict[str, bytes]
+    archive: Archive,
+    root: str,
+    order: str,
+    name: str,
+    tensor: PickledTensor,
+    kept: dict[str, bytes],
 ) -> np.ndarray:
     """Return a tensor's elements, a view of its storage."""
     (key, dtype, size), offset, shape, strides = tensor
@@ -187,7 +194,7 @@ def _read(
             f"{archive.path}: expected {size} elements of {dtype} in data/{key}, got {len(data)} "
             "bytes"
         )
-    # Of an axis of length 1 the stride means nothing.
+    # The stride of an axis of length 1 has no meaning.
     strides = tuple(s if n > 1 else 0 for n, s in zip(shape, strides, strict=False))
     count = math.prod(shape)
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=False))
@@ -209,5 +216,5 @@ def _read(
 
 
 def _widened(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Return bfloat16, which came as its bits, as float32, which holds all of its numbers."""
+    """Return an array, bfloat16 from its bits as float32, which has all of its numbers."""
     return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array

@@ -1,8 +1,9 @@
-"""What every layer has: name, dtype, weights, losses and config."""
+"""What every layer has: name, dtype, weights, losses and config; and layers as plain data."""
 
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,6 @@ from fastgru.variables import write_together
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastgru.layers.tape import Tape
     from fastgru.variables import Variable
 
 LAYERS: dict[str, Any] = {}
@@ -29,7 +29,7 @@ def unique_name(stem: str) -> str:
     return stem if count == 0 else f"{stem}_{count}"
 
 
-class Layer:
+class Layer(ABC):
     """Base of all layers and cells.
 
     Subclasses give ``weights`` and, where they have them, ``activity_losses``.
@@ -66,9 +66,9 @@ class Layer:
     # -- weights ---------------------------------------------------------------------------
 
     @property
+    @abstractmethod
     def weights(self) -> list[Variable]:
         """All weights."""
-        raise TypeError(f"{type(self).__name__} does not say what its weights are")
 
     @property
     def trainable_weights(self) -> list[Variable]:
@@ -183,178 +183,6 @@ class Layer:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
-
-
-class SequenceLayer(Layer, abstract=True):
-    """What is called on sequences: a call is validated whole, then run.
-
-    Subclasses give ``prepare`` (all validation, no other work), ``start`` (building, drawing of
-    dropout masks), ``take_weights``, ``complete`` and ``forward_prepared`` (the work), ``changes``,
-    and ``feed``, by which `Sequential` puts what one layer returned into the next one's prepared
-    call. States and losses are kept last, of all layers together: where any of the work fails, none
-    of them changes.
-    """
-
-    def __call__(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-    ) -> Any:
-        """Run the layer.
-
-        Parameters
-        ----------
-        sequences : array_like, shape (B, T, I), or (T, B, I) with time_major
-            The layer's dtype, or one that widens to it; integers are cast.
-        initial_state : array_like (B, H), or a list, optional
-            One per cell; for Bidirectional first half forward, second half backward; for
-            Sequential one entry per layer.
-        mask : array_like of bool or 0/1, shape (B, T), or (T, B) with time_major, optional
-            True = use the step.
-        training : bool
-            Whether dropout is applied.
-        lengths : array_like of int, shape (B,), optional
-            Instead of mask: row b is valid for t < lengths[b].
-        reset_mask : as mask, optional
-            True = set the row's state to zero before that step.
-        out : ndarray, optional
-            Where the outputs are written; their shape and dtype.
-        num_threads : int, optional
-            Upper bound for this call.
-
-        Returns
-        -------
-        y : ndarray, (B, T, H) or (T, B, H) with return_sequences, else (B, H)
-            Bidirectional: merged, or two of them with merge_mode=None.
-        state, ... : with return_state, as ``(y, state, ...)``
-
-        Raises
-        ------
-        ValueError, TypeError
-            Before any work; states, weights and ``out`` are unchanged.
-
-        Notes
-        -----
-        KeyboardInterrupt, and what other signal handlers raise, ends a long call within about half
-        a second. Weights and states are unchanged then; ``out`` may be partly written.
-        """
-        if (
-            (training is False or training is None)
-            and initial_state is None
-            and mask is None
-            and lengths is None
-            and reset_mask is None
-            and out is None
-            and num_threads is None
-        ):
-            result = self.quick(sequences)
-            if result is not None:
-                return result
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        self.start(call)
-        locks.at_once(lambda: self.take_weights(call))
-        result = self.complete(call)
-        changes = self.changes(call)
-        if changes:
-            locks.assign_all(changes)
-        return result
-
-    def forward(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = True,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-        out: np.ndarray | None = None,
-        num_threads: int | None = None,
-        save: str = "gates",
-    ) -> tuple[Any, Tape]:
-        """Run the layer and keep what `backward` needs.
-
-        Parameters
-        ----------
-        sequences, initial_state, mask : as in the call
-        training : bool
-            As in the call, but True by default.
-        lengths, reset_mask, out, num_threads : as in the call
-        save : {"gates", "states"}
-            What the tape keeps of every row and step: the gates too, 4 H numbers, or only the
-            state, H numbers; then `backward` computes the gates again, which costs it about as
-            much as another forward. The gradients are the same, bit for bit.
-
-        Returns
-        -------
-        outputs : as the call's
-        tape : Tape
-            Good for one `backward`, as long as the weights stay the same.
-        """
-        if save not in ("gates", "states"):
-            raise ValueError(f"save: expected 'gates' or 'states', got {save!r}")
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, out, num_threads
-        )
-        self.start(call)
-        locks.at_once(lambda: self.take_weights(call))
-        result = self.forward_prepared(call, save == "gates")
-        locks.assign_all(self.changes(call))
-        return result
-
-    def stream(self, n: int = 1) -> Any:
-        """Return a `Stream`: n rows of state that advance a time step at a time.
-
-        Parameters
-        ----------
-        n : int
-            At least 1.
-
-        Raises
-        ------
-        ValueError
-            The layer is not built, or runs backwards in time, or has a custom cell.
-        """
-        from fastgru.layers.stream import open_stream
-
-        return open_stream(self, n)
-
-    def quick(self, sequences: Any) -> Any:
-        """Return what a call with nothing but sequences returns, or None to go the whole way."""
-        return None
-
-    def prepare(self, *arguments: Any) -> Any:
-        """Validate a call's arguments, as `__call__` names them in order."""
-        raise TypeError(f"{type(self).__name__} does not say how a call is validated")
-
-    def start(self, call: Any) -> None:
-        """Build what is not built, and draw the dropout masks of a prepared call."""
-        raise TypeError(f"{type(self).__name__} does not say how a call is started")
-
-    def take_weights(self, call: Any) -> None:
-        """Take the weights that a started call runs with, of all cells at one moment."""
-        raise TypeError(f"{type(self).__name__} does not say what weights a call takes")
-
-    def complete(self, call: Any) -> Any:
-        """Run a prepared call and return what the user gets."""
-        raise TypeError(f"{type(self).__name__} does not say how a call is run")
-
-    def forward_prepared(self, call: Any, keep_gates: bool) -> tuple[Any, Tape]:
-        """Run `forward` on a prepared call."""
-        raise TypeError(f"{type(self).__name__} does not say how a call is run")
-
-    def changes(self, call: Any) -> list[tuple[Any, str, Any]]:
-        """Return what a call that was run leaves behind: (object, attribute, value)."""
-        raise TypeError(f"{type(self).__name__} does not say what a call changes")
 
 
 def serialize_layer(layer: Any) -> dict[str, Any]:

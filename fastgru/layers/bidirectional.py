@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fastgru import dispatch
-from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
-from fastgru.layers.both import backward_both, run_both
-from fastgru.layers.call import Call, check_states, flatten
+from fastgru.layers.base import deserialize_layer, serialize_layer
+from fastgru.layers.call import Arguments, Call, check_states
+from fastgru.layers.cell import GRUCell
+from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
+from fastgru.layers.direction_pair import backward_pair, run_pair
+from fastgru.layers.nested import flatten
 from fastgru.layers.rnn import RNN
 from fastgru.layers.stacked import cell_output_size
 from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array
 from fastgru.problem import check_out
-from fastgru.variables import Variable
 
 _MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
 
-class BothCalls(NamedTuple):
-    """One validated call of both halves; ``out`` is where the merged outputs go."""
-
-    parts: list[Call]
-    out: np.ndarray | None
-
-
-class Bidirectional(SequenceLayer):
+class Bidirectional(ComposedLayer):
     """Run a layer in both directions of time, as `keras.layers.Bidirectional`.
 
     Parameters
@@ -82,7 +76,7 @@ class Bidirectional(SequenceLayer):
         self.merge_mode = merge_mode
         self.trainable = bool(trainable)
         self._check_halves()
-        for half in self.halves:
+        for half in self.parts:
             half.use_cudnn = layer.use_cudnn
             half.zero_output_for_mask = half.return_sequences
         if weights is not None:
@@ -107,7 +101,7 @@ class Bidirectional(SequenceLayer):
             a, b = getattr(first, name), getattr(second, name)
             if a != b:
                 raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, got {b!r}")
-        sizes = [cell_output_size(half.cell) for half in self.halves]
+        sizes = [cell_output_size(half.cell) for half in self.parts]
         if self.merge_mode not in ("concat", None) and sizes[0] != sizes[1]:
             raise ValueError(
                 f"backward_layer: merge_mode={self.merge_mode!r} expects as many units as the "
@@ -119,7 +113,7 @@ class Bidirectional(SequenceLayer):
     # -- what the halves have in common ----------------------------------------------------
 
     @property
-    def halves(self) -> tuple[RNN, RNN]:
+    def parts(self) -> tuple[RNN, RNN]:
         """The forward and the backward layer."""
         return self.forward_layer, self.backward_layer
 
@@ -139,45 +133,25 @@ class Bidirectional(SequenceLayer):
         return self.forward_layer.stateful
 
     @property
-    def time_major(self) -> bool:
-        """Whether sequences are (T, B, ...)."""
-        return self.forward_layer.time_major
-
-    @property
-    def weights(self) -> list[Variable]:
-        """The forward layer's weights, then the backward layer's."""
-        return [v for half in self.halves for v in half.weights]
-
-    @property
-    def trainable_weights(self) -> list[Variable]:
-        """The trainable ones among ``weights``."""
-        return [v for h in self.halves for v in h.trainable_weights] if self.trainable else []
-
-    @property
-    def activity_losses(self) -> list[Any]:
-        """Activity losses of both halves' last call."""
-        return [loss for half in self.halves for loss in half.activity_losses]
-
-    @property
     def states(self) -> tuple[Any, ...] | None:
         """The states of both halves, the forward layer's first; None before the first call."""
-        first, second = (half.states for half in self.halves)
+        first, second = (half.states for half in self.parts)
         return (*first, *second) if first and second else None
 
     @property
     def state_size(self) -> list[Any]:
         """Sizes of the states, the forward layer's first."""
-        return [size for half in self.halves for size in half.state_size]
+        return [size for half in self.parts for size in half.state_size]
 
     def build(self, input_shape: Any) -> None:
         """Create the weights of both halves for sequences of shape (B, T, I)."""
-        for half in self.halves:
+        for half in self.parts:
             half.build(input_shape)
         self.built = True
 
     def get_initial_state(self, batch_size: int | None) -> list[Any]:
         """Return the states a call starts from by default."""
-        return [s for half in self.halves for s in half.get_initial_state(batch_size)]
+        return [s for half in self.parts for s in half.get_initial_state(batch_size)]
 
     def reset_state(self) -> None:
         """Set the states of both halves to zero; AttributeError unless stateful, as in Keras."""
@@ -190,7 +164,7 @@ class Bidirectional(SequenceLayer):
         ----------
         states : list of array_like, the forward layer's first; None means zeros
         """
-        first, second = self.halves
+        first, second = self.parts
         if states is None:
             first.reset_states()
             second.reset_states()
@@ -210,7 +184,7 @@ class Bidirectional(SequenceLayer):
 
     def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
         """Return the shape of the outputs, and with return_state of the states."""
-        shapes = [half.compute_output_shape(sequences_shape) for half in self.halves]
+        shapes = [half.compute_output_shape(sequences_shape) for half in self.parts]
         (y, *states), (y_rev, *states_rev) = shapes if self.return_state else [(s,) for s in shapes]
         if self.merge_mode is None:
             return (y, y_rev, *states, *states_rev) if self.return_state else [y, y_rev]
@@ -229,40 +203,36 @@ class Bidirectional(SequenceLayer):
 
     # -- the call --------------------------------------------------------------------------
 
-    def complete(self, call: BothCalls) -> Any:
+    def complete(self, call: ComposedCall) -> Any:
         """Run a prepared call and return what the user gets."""
         done = self._run(call)
         outputs = [
             half.finish(part, y, states)
-            for half, part, (y, states, _) in zip(self.halves, call.parts, done, strict=True)
+            for half, part, (y, states, _) in zip(self.parts, call.parts, done, strict=True)
         ]
         return self._merge(outputs, call.out)[0]
 
-    def changes(self, call: BothCalls) -> list[tuple[Any, str, Any]]:
-        """Return the new states and losses of both halves."""
-        return [change for part in call.parts for change in part.changes]
-
-    def _run(self, call: BothCalls, save: bool = False, keep_gates: bool = True) -> list[Any]:
+    def _run(self, call: ComposedCall, save: bool = False, keep_gates: bool = True) -> list[Any]:
         """Return what `RNN.run` gives, of each half."""
-        return run_both(call.parts, save, keep_gates) or [
+        return run_pair(call.parts, save, keep_gates) or [
             half.run(part, save, keep_gates)
-            for half, part in zip(self.halves, call.parts, strict=True)
+            for half, part in zip(self.parts, call.parts, strict=True)
         ]
 
-    def feed(self, call: BothCalls, sequences: np.ndarray) -> None:
+    def feed(self, call: ComposedCall, sequences: np.ndarray) -> None:
         """Give a prepared call other sequences of the same shape."""
         first, second = call.parts
         self.forward_layer.feed(first, sequences)
         second.x = first.x
 
-    def forward_prepared(self, call: BothCalls, keep_gates: bool) -> tuple[Any, Tape]:
+    def forward_prepared(self, call: ComposedCall, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on a prepared call."""
         first, second = call.parts
         first.keep_inputs()
         second.keep_inputs(first.x)
         outputs, tapes = [], []
         for half, part, ran in zip(
-            self.halves, call.parts, self._run(call, True, keep_gates), strict=True
+            self.parts, call.parts, self._run(call, True, keep_gates), strict=True
         ):
             output, tape = half.record(part, *ran)
             outputs.append(output)
@@ -272,9 +242,9 @@ class Bidirectional(SequenceLayer):
         shapes = [y.shape for y in pair]
         return result, Tape(self, tapes=tapes, factors=factors, shapes=shapes)
 
-    def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> BothCalls:
+    def prepare(self, arguments: Arguments) -> ComposedCall:
         """Validate a call for both halves before either does any work."""
-        *middle, out, num_threads = arguments
+        initial_state = arguments.initial_state
         starts: list[Any] = [None, None]
         if initial_state is not None:
             count = len(self.forward_layer.state_size)
@@ -285,22 +255,11 @@ class Bidirectional(SequenceLayer):
                 )
             starts = [list(initial_state[:count]), list(initial_state[count:])]
         parts = [
-            half.prepare(sequences, start, *middle, None, num_threads)
-            for half, start in zip(self.halves, starts, strict=True)
+            half.prepare(arguments._replace(initial_state=start, out=None))
+            for half, start in zip(self.parts, starts, strict=True)
         ]
         parts[1].x = parts[0].x  # one array, where each had made its own
-        return BothCalls(parts, self._check_out(parts[0], out))
-
-    def start(self, call: BothCalls) -> None:
-        """Build what is not built, and draw the dropout masks of a prepared call."""
-        for half, part in zip(self.halves, call.parts, strict=True):
-            half.start(part)
-        self.built = True
-
-    def take_weights(self, call: BothCalls) -> None:
-        """Take the weights that a started call runs with, of both halves."""
-        for half, part in zip(self.halves, call.parts, strict=True):
-            half.take_weights(part)
+        return ComposedCall(parts, self._check_out(parts[0], arguments.out))
 
     def _check_out(self, call: Call, out: Any) -> Any:
         if out is None:
@@ -336,14 +295,13 @@ class Bidirectional(SequenceLayer):
             return result, (y, y_rev)
         return ((merged, *states) if states else merged), (y, y_rev)
 
-    def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> dispatch.Explanation:
-        """Return which backend would serve the forward half; the backward half is like it.
-
-        Parameters
-        ----------
-        sequences, *args, **kwargs : as for `RNN.explain`
-        """
-        return self.forward_layer.explain(sequences, *args, **kwargs)
+    def stream_cells(self) -> list[GRUCell]:
+        """Raise the ValueError that says why there is no stream."""
+        raise ValueError(
+            f"{self.name}: a stream gives the output of each step as it comes, and the "
+            "backward half needs the end of the sequence first; call the layer on whole "
+            "sequences"
+        )
 
     # -- backward --------------------------------------------------------------------------
 
@@ -371,7 +329,7 @@ class Bidirectional(SequenceLayer):
             batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
             like = kept["tapes"][0].kept["x"]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
-            for half, given in zip(self.halves, dstates, strict=True):
+            for half, given in zip(self.parts, dstates, strict=True):
                 check_states(half, given, batch, "state_gradients", like)
         first, second = self._backward(kept["tapes"], (dy, dy_rev), dstates)
         tape.spend()
@@ -383,20 +341,20 @@ class Bidirectional(SequenceLayer):
 
     def _backward(self, tapes: list[Tape], dys: Any, dstates: list[Any]) -> list[Gradients]:
         """Return the gradients of each half, from one call of the backend where forward was one."""
-        parts = list(zip(self.halves, tapes, dys, dstates, strict=True))
+        parts = list(zip(self.parts, tapes, dys, dstates, strict=True))
         records = [tape.kept["records"][0] for tape in tapes]
-        if not records[0].both:
+        if not records[0].pair:
             return [half.backward(tape, d, ds) for half, tape, d, ds in parts]
         given = [half.output_gradients(tape.kept, d, ds) for half, tape, d, ds in parts]
         for tape in tapes:
             tape.spend()
-        done = backward_both(records, [dy for dy, _ in given], [states[0] for _, states in given])
-        return [half.gradients(*grads) for half, grads in zip(self.halves, done, strict=True)]
+        done = backward_pair(records, [dy for dy, _ in given], [states[0] for _, states in given])
+        return [half.gradients(*grads) for half, grads in zip(self.parts, done, strict=True)]
 
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""
         check_tape(tape, self)
-        for half, part in zip(self.halves, tape.kept["tapes"], strict=True):
+        for half, part in zip(self.parts, tape.kept["tapes"], strict=True):
             half.check_tape(part)
 
     def _split(self, kept: dict[str, Any], gradients: Any) -> tuple[Any, Any]:

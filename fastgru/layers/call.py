@@ -8,15 +8,15 @@ problems run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from fastgru import dispatch, locks
 from fastgru.device import follow, overlap
-from fastgru.layers.cell import GRUCell
+from fastgru.layers.nested import flatten, map_nested
 from fastgru.layers.stacked import cell_output_size
-from fastgru.masks import MaskPlan, plan_mask, plan_resets
+from fastgru.masks import plan_mask, plan_resets
 from fastgru.problem import (
     GRUProblem,
     GRUWeights,
@@ -28,7 +28,56 @@ from fastgru.problem import (
 
 if TYPE_CHECKING:
     from fastgru.backends.base import Backend
-    from fastgru.layers.rnn import RNN
+    from fastgru.layers.cell import GRUCell
+    from fastgru.masks import MaskPlan
+
+
+class Arguments(NamedTuple):
+    """The arguments of a call as the user passed them; `SequenceLayer` says what each is."""
+
+    sequences: Any
+    initial_state: Any = None
+    mask: Any = None
+    training: Any = False
+    lengths: Any = None
+    reset_mask: Any = None
+    out: Any = None
+    num_threads: Any = None
+
+
+class CalledLayer(Protocol):
+    """What a call reads of the layer that it is a call of; `fastgru.RNN` has it."""
+
+    name: str
+    built: bool
+    cell: Any
+    gru_cells: list[GRUCell] | None  # None: some cell is not ours
+    states: list[Any] | None
+    stateful: bool
+    time_major: bool
+    return_sequences: bool
+    return_state: bool
+    go_backwards: bool
+    zero_output_for_mask: bool
+    unroll: bool
+    use_cudnn: bool | str
+    activity_regularizer: Any
+    _dtype: np.dtype
+
+    @property
+    def state_size(self) -> list[Any]:
+        """Sizes of the states."""
+
+    def build(self, input_shape: Any) -> None:
+        """Create the weights, and the states of a stateful layer."""
+
+
+class CellCall(NamedTuple):
+    """The part of a call that one GRU cell has: its problem, and who computes it."""
+
+    cell: GRUCell
+    problem: GRUProblem
+    backend: Backend
 
 
 class Call:
@@ -38,7 +87,7 @@ class Call:
     ----------
     x : array, shape (B, T, I), NumPy's or CuPy's, as all of the call's arrays
     shape : tuple
-        Of the sequences as they came.
+        Of the sequences as the user passed them.
     mask : MaskPlan
     resets : ndarray of bool (B, T), or None
     states : list in the cell's nesting, or None for the cell's own initial state
@@ -54,23 +103,23 @@ class Call:
         taken before ``out`` is written, for after that nothing may fail.
     changes : list of (object, attribute, value)
         What the call leaves behind, once it was run.
-    problems : list of (GRUCell, GRUProblem, Backend)
-        One per GRU cell, in order; all but the first still lack their x, and none has its
-        dropout masks yet. Empty for custom cells.
+    cell_calls : list of CellCall
+        One per GRU cell, in order; empty for custom cells. The problems of all but the first have
+        the x of the first, and before `start` none has its dropout masks.
     weights : list of GRUWeights
-        One per problem, once the call has started.
+        One per cell call, once the call has started.
     """
 
     weights: list[GRUWeights]
 
     __slots__ = (
+        "cell_calls",
         "changes",
         "kept",
         "mask",
         "num_threads",
         "out",
         "out_copy",
-        "problems",
         "resets",
         "shape",
         "states",
@@ -79,42 +128,20 @@ class Call:
         "x",
     )
 
-    def __init__(
-        self,
-        layer: RNN,
-        sequences: Any,
-        initial_state: Any,
-        mask: Any,
-        training: bool | None,
-        lengths: Any,
-        reset_mask: Any,
-        out: Any,
-        num_threads: Any,
-    ) -> None:
-        dtype = layer._dtype
-        x = as_array(sequences, dtype, "sequences")
-        self.shape = x.shape
-        if x.ndim != 3:
-            order = "(T, B, I)" if layer.time_major else "(B, T, I)"
-            hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
-            raise ValueError(f"sequences: expected three axes {order}, got shape {x.shape}{hint}")
+    def __init__(self, layer: CalledLayer, arguments: Arguments) -> None:
+        sequences, initial_state, mask, training, lengths, reset_mask, out, threads = arguments
+        self.x: Any = batch_major(layer, sequences)
+        self.shape: tuple[int, ...] = self.x.shape
+        batch, steps, _ = self.x.shape
         if layer.time_major:
-            x = x.transpose(1, 0, 2)
-        batch, steps, inputs = x.shape
-        cells = layer._gru_cells
-        if cells and cells[0].spec is not None and inputs != cells[0].spec.input_dim:
-            raise ValueError(
-                f"sequences: expected I = {cells[0].spec.input_dim} features, as {layer.name} was "
-                f"built, got {inputs} (shape {self.shape})"
-            )
-        self.x: Any = x
-        self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major, x)
-        self.resets = plan_resets(reset_mask, batch, steps, layer.time_major, x)
+            self.shape = (steps, batch, self.shape[2])
+        self.mask: MaskPlan = plan_mask(mask, lengths, batch, steps, layer.time_major, self.x)
+        self.resets = plan_resets(reset_mask, batch, steps, layer.time_major, self.x)
         if not (training is None or isinstance(training, (bool, int, np.bool_))):
             raise TypeError(f"training: expected True or False, got {training!r}")
         self.training = bool(training)
-        self.num_threads = check_num_threads(num_threads)
-        self.states = start_states(layer, initial_state, x)
+        self.num_threads = check_num_threads(threads)
+        self.states = start_states(layer, initial_state, self.x)
         self.out: np.ndarray | None = None
         self.out_copy: np.ndarray | None = None
         self.changes: list[tuple[Any, str, Any]] = []
@@ -124,31 +151,35 @@ class Call:
         if layer.time_major and layer.return_sequences and self.out is None:
             # The user's (T, B, H) array is contiguous, whatever order a backend works in.
             shape = (steps, batch, cell_output_size(layer.cell))
-            y = np.empty_like(x, dtype, "C", shape=shape)
+            y = np.empty_like(self.x, layer._dtype, "C", shape=shape)
             self.out = y.transpose(1, 0, 2)
-        self.problems = self._problems(layer) if cells else []
-        if layer.use_cudnn is True and not cells:
+        self.cell_calls = self._plan_cells(layer)
+        if layer.use_cudnn is True and not self.cell_calls:
             raise ValueError(f"{layer.name}: use_cudnn=True needs GRUCell, got a custom cell")
 
-    def start(self, layer: RNN) -> None:
+    def start(self, layer: CalledLayer) -> None:
         """Build what is not built, and draw the dropout masks."""
-        if not layer.built or (layer.stateful and layer.states is None):
+        build = not layer.built or (layer.stateful and layer.states is None)
+        if build:
             with locks.building:
                 layer.build(self.shape)
-            for cell, problem, _ in self.problems:
-                assert cell.spec is not None
-                problem.spec = cell.spec  # equal, and from now on the same object
         if layer.stateful and layer.return_state and layer.states is not None:
             variables = flatten(layer.states)
             self.kept = [np.empty_like(self.x, v.dtype, "C", shape=v.shape) for v in variables]
-        if self.training:
-            for cell, problem, _ in self.problems:
-                shape = (self.x.shape[0], problem.spec.input_dim)
-                problem.dropout, problem.recurrent_dropout = cell.draw(shape)
-                cell.reset_dropout_mask()
-                cell.reset_recurrent_dropout_mask()
+        if build or self.training:
+            self.cell_calls = [self._started(*cell_call) for cell_call in self.cell_calls]
 
-    def _place_output(self, layer: RNN, out: Any, *inputs: Any) -> None:
+    def _started(self, cell: GRUCell, problem: GRUProblem, backend: Backend) -> CellCall:
+        """Return a cell's part with the built cell's own spec, and with its dropout masks."""
+        assert cell.spec is not None
+        if self.training:
+            dropout, recurrent_dropout = cell.draw((self.x.shape[0], problem.spec.input_dim))
+            cell.reset_dropout_mask()
+            cell.reset_recurrent_dropout_mask()
+            problem = problem._replace(dropout=dropout, recurrent_dropout=recurrent_dropout)
+        return CellCall(cell, problem._replace(spec=cell.spec), backend)
+
+    def _place_output(self, layer: CalledLayer, out: Any, *inputs: Any) -> None:
         batch, steps, _ = self.x.shape
         units = cell_output_size(layer.cell)
         swap = layer.time_major and layer.return_sequences
@@ -171,43 +202,48 @@ class Call:
         ``x`` is a copy of the sequences that another call has made of the same.
         """
         self.x = self.x.copy() if x is None else x
-        for _, problem, _ in self.problems:
-            if problem.mask.steps is not None:
-                steps = problem.mask.steps.copy()
-                problem.mask = MaskPlan(
-                    problem.mask.kind, steps=steps, any_empty=problem.mask.any_empty
+        self.cell_calls = [
+            part._replace(
+                problem=part.problem._replace(
+                    h0=_copy(part.problem.h0),
+                    mask=part.problem.mask.copied(),
+                    resets=_copy(part.problem.resets),
                 )
-            problem.resets = None if problem.resets is None else problem.resets.copy()
-            problem.h0 = None if problem.h0 is None else problem.h0.copy()
+            )
+            for part in self.cell_calls
+        ]
 
-    def _problems(self, layer: RNN) -> list[tuple[GRUCell, GRUProblem, Backend]]:
-        cells = layer._gru_cells
-        assert cells is not None
+    def _plan_cells(self, layer: CalledLayer) -> list[CellCall]:
+        """Return each cell's problem and backend; dropout masks are ones without memory."""
+        cells = layer.gru_cells
+        if cells is None:
+            return []
         states = [None] * len(cells) if self.states is None else flatten(self.states)
         mask, resets, reverse = self.mask, self.resets, layer.go_backwards
         batch, steps, inputs = self.x.shape
         result = []
         for cell, state in zip(cells, states, strict=True):
             last = cell is cells[-1]
-            problem = GRUProblem(
-                cell.spec_for(inputs),
-                self.x,
-                state,
-                mask,
-                resets,
-                None,
-                None,
-                reverse,
-                layer.return_sequences or not last,
-                layer.zero_output_for_mask,
-                self.out if last else None,
-                self.num_threads,
-                layer.use_cudnn,
-                layer.unroll,
-            )
+            dropout = recurrent_dropout = None
             if self.training:
-                problem.dropout, problem.recurrent_dropout = cell.placeholders((batch, inputs))
-            result.append((cell, problem, dispatch.choose(problem)))
+                dropout, recurrent_dropout = cell.placeholders((batch, inputs))
+            problem = GRUProblem(
+                spec=cell.spec_for(inputs),
+                x=self.x,
+                h0=state,
+                mask=mask,
+                resets=resets,
+                dropout=dropout,
+                recurrent_dropout=recurrent_dropout,
+                reverse=reverse,
+                return_sequences=layer.return_sequences or not last,
+                zero_output_for_mask=layer.zero_output_for_mask,
+                out=self.out if last else None,
+                num_threads=self.num_threads,
+                use_cudnn=layer.use_cudnn,
+                unroll=layer.unroll,
+            )
+            result.append(CellCall(cell, problem, dispatch.choose(problem)))
             if reverse and not last:  # what comes out is in processing order already
                 mask = mask.reversed(steps, self.x)
                 if resets is not None:
@@ -217,7 +253,27 @@ class Call:
         return result
 
 
-def start_states(layer: RNN, initial: Any, x: Any) -> list[Any] | None:
+def _copy(array: Any) -> Any:
+    return None if array is None else array.copy()
+
+
+def batch_major(layer: CalledLayer, sequences: Any) -> Any:
+    """Return the sequences as an array (B, T, I) that the layer can read, or raise."""
+    x = as_array(sequences, layer._dtype, "sequences")
+    if x.ndim != 3:
+        order = "(T, B, I)" if layer.time_major else "(B, T, I)"
+        hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
+        raise ValueError(f"sequences: expected three axes {order}, got shape {x.shape}{hint}")
+    cells = layer.gru_cells
+    if cells and cells[0].spec is not None and x.shape[2] != cells[0].spec.input_dim:
+        raise ValueError(
+            f"sequences: expected I = {cells[0].spec.input_dim} features, as {layer.name} was "
+            f"built, got {x.shape[2]} (shape {x.shape})"
+        )
+    return x.transpose(1, 0, 2) if layer.time_major else x
+
+
+def start_states(layer: CalledLayer, initial: Any, x: Any) -> list[Any] | None:
     """Return the states a call on x starts from, in the cell's nesting; None means its default."""
     batch = x.shape[0]
     if layer.stateful and layer.states is not None:
@@ -234,7 +290,7 @@ def start_states(layer: RNN, initial: Any, x: Any) -> list[Any] | None:
     return None
 
 
-def check_states(layer: RNN, initial: Any, batch: int, what: str, like: Any) -> list[Any]:
+def check_states(layer: CalledLayer, initial: Any, batch: int, what: str, like: Any) -> list[Any]:
     """Return the user's states in the cell's nesting, each an array (B, size), where like is."""
     dtype = layer._dtype
 
@@ -261,17 +317,3 @@ def check_states(layer: RNN, initial: Any, batch: int, what: str, like: Any) -> 
     if len(sizes) == 1:
         return [one(initial[0], sizes[0], what)]
     return [one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))]
-
-
-def flatten(nested: Any) -> list[Any]:
-    """Return the leaves of nested lists, in order."""
-    if isinstance(nested, (list, tuple)):
-        return [leaf for part in nested for leaf in flatten(part)]
-    return [nested]
-
-
-def map_nested(function: Any, nested: Any) -> Any:
-    """Apply ``function`` to the leaves of nested lists, keeping the nesting."""
-    if isinstance(nested, (list, tuple)):
-        return [map_nested(function, part) for part in nested]
-    return function(nested)

@@ -11,7 +11,6 @@ from fastgru.device import follow, on_device
 from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
 from fastgru.layers.base import Layer
 from fastgru.layers.config import keras_config
-from fastgru.masks import NO_MASK
 from fastgru.problem import (
     GRUProblem,
     GRUSpec,
@@ -242,7 +241,7 @@ class GRUCell(Layer):
         if any(id(v) not in values for v in self.weights):
             return None
         weights = self.weights_with(values)
-        dispatch.pack_alike(self.snapshot(), weights)
+        dispatch.pack_like(self.snapshot(), weights)
         return weights
 
     def snapshot(self) -> GRUWeights:
@@ -285,7 +284,7 @@ class GRUCell(Layer):
         spec, weights = self.spec, self._weights
         if not training and spec is not None and weights is not None:
             h = states[0] if nested and len(states) == 1 else states
-            y = dispatch.quick_step(weights, spec, inputs, h)
+            y = dispatch.fast_path().fast_step(weights, spec, inputs, h)
             if y is not None:
                 return y, ([y] if nested else y)
         x = as_array(inputs, self._dtype, "inputs")
@@ -298,14 +297,17 @@ class GRUCell(Layer):
             with locks.building:
                 self.build(x.shape)
         assert self.spec is not None
-        problem = GRUProblem(self.spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
-        if training:
-            problem.dropout, problem.recurrent_dropout = self.placeholders(x.shape)
-        backend = dispatch.choose(problem)
-        if training:
+        problem = GRUProblem(spec=self.spec, x=x[:, None, :], h0=h0, return_sequences=False)
+        if not training:
+            backend = dispatch.choose(problem)
+        else:
+            dropout, recurrent_dropout = self.placeholders(x.shape)
+            problem = problem._replace(dropout=dropout, recurrent_dropout=recurrent_dropout)
+            backend = dispatch.choose(problem)
             self.get_dropout_mask(x)  # the same masks at every step, until they are reset
             self.get_recurrent_dropout_mask(h0)
-            problem.dropout, problem.recurrent_dropout = self.draw(x.shape)
+            dropout, recurrent_dropout = self.draw(x.shape)
+            problem = problem._replace(dropout=dropout, recurrent_dropout=recurrent_dropout)
         y = backend.forward(problem, self.snapshot()).y
         return y, ([y] if nested else y)
 

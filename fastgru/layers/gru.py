@@ -99,14 +99,7 @@ class GRU(RNN):
         name: str | None = None,
         trainable: bool = True,
     ) -> None:
-        if not (isinstance(use_cudnn, bool) or use_cudnn == "auto"):
-            raise ValueError(f"use_cudnn: expected 'auto', True or False, got {use_cudnn!r}")
-        if precision not in (None, "tf32"):
-            raise ValueError(f"precision: expected None or 'tf32', got {precision!r}")
-        if precision == "tf32" and float_dtype(dtype) != np.float32:
-            raise ValueError(
-                f"precision: 'tf32' is a precision of float32 products, got dtype {dtype!r}"
-            )
+        _check_device_options(use_cudnn, precision, dtype)
         cell = GRUCell(
             units,
             activation,
@@ -208,6 +201,17 @@ class GRU(RNN):
     ) -> Any:
         """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
         return cls(**keras_config(config, custom_objects, needs="units"))
+
+
+def _check_device_options(use_cudnn: Any, precision: Any, dtype: Any) -> None:
+    if not (isinstance(use_cudnn, bool) or use_cudnn == "auto"):
+        raise ValueError(f"use_cudnn: expected 'auto', True or False, got {use_cudnn!r}")
+    if precision not in (None, "tf32"):
+        raise ValueError(f"precision: expected None or 'tf32', got {precision!r}")
+    if precision == "tf32" and float_dtype(dtype) != np.float32:
+        raise ValueError(
+            f"precision: 'tf32' is a precision of float32 products, got dtype {dtype!r}"
+        )
 
 
 def _of_cell(name: str) -> property:

@@ -9,14 +9,12 @@ import numpy as np
 
 from fastgru import dispatch, regularizers
 from fastgru.layers import step_loop
-from fastgru.layers.base import (
-    Layer,
-    SequenceLayer,
-    deserialize_layer,
-    serialize_layer,
-)
-from fastgru.layers.call import Call, check_states, flatten, map_nested
+from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
+from fastgru.layers.call import Arguments, Call, check_states
+from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
+from fastgru.layers.nested import flatten, map_nested
+from fastgru.layers.sequence import SequenceLayer
 from fastgru.layers.stacked import (
     StackedRNNCells,
     build_cell,
@@ -111,7 +109,7 @@ class RNN(SequenceLayer):
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self.use_cudnn: Any = "auto"
         self.states: list[Any] | None = None
-        self._gru_cells = gru_cells
+        self.gru_cells = gru_cells
         self._activity_losses: list[Any] = []
         self._initial_weights: list[Any] | None = None
 
@@ -148,7 +146,7 @@ class RNN(SequenceLayer):
                 self._replace_weights(self._initial_weights)
                 self._initial_weights = None
         except (TypeError, ValueError):
-            for cell in () if self.built else self._gru_cells or ():
+            for cell in () if self.built else self.gru_cells or ():
                 cell.forget()
             raise
         if self.stateful and self.states is None and batch is not None:
@@ -181,7 +179,7 @@ class RNN(SequenceLayer):
         """
         twin = copy.deepcopy(self)
         twin.name, twin.built, twin.states, twin._activity_losses = name, False, None, []
-        for cell in twin._gru_cells or ():
+        for cell in twin.gru_cells or ():
             cell.forget()
         return twin
 
@@ -240,12 +238,12 @@ class RNN(SequenceLayer):
 
     # -- the call --------------------------------------------------------------------------
 
-    def quick(self, sequences: Any) -> Any:
-        """Serve a plain inference call without a `Call`; None where something is out of the plain.
+    def fast_call(self, sequences: Any) -> Any:
+        """Serve a call with nothing but sequences by the fast path; None where it cannot.
 
         The sequences are checked where they are used, in C.
         """
-        cells = self._gru_cells
+        cells = self.gru_cells
         if (
             cells is None
             or len(cells) != 1
@@ -259,7 +257,7 @@ class RNN(SequenceLayer):
         cell = cells[0]
         if cell.spec is None or cell._weights is None:
             return None
-        return dispatch.quick(
+        return dispatch.fast_path().fast_call(
             cell._weights,
             cell.spec,
             sequences,
@@ -294,9 +292,9 @@ class RNN(SequenceLayer):
             self, records=records, x=call.x, y_shape=y.shape, regularized=regularized
         )
 
-    def prepare(self, *arguments: Any) -> Call:
-        """Validate a call's arguments, as `__call__` names them in order."""
-        return Call(self, *arguments)
+    def prepare(self, arguments: Arguments) -> Call:
+        """Validate a call: all that may be wrong with it is found here."""
+        return Call(self, arguments)
 
     def start(self, call: Call) -> None:
         """Build what is not built, and draw the dropout masks of a prepared call."""
@@ -304,21 +302,22 @@ class RNN(SequenceLayer):
 
     def take_weights(self, call: Call) -> None:
         """Take the weights that a started call runs with."""
-        call.weights = [cell.snapshot() for cell, _, _ in call.problems]
+        call.weights = [part.cell.snapshot() for part in call.cell_calls]
 
     def run(
         self, call: Call, save: bool = False, keep_gates: bool = True
     ) -> tuple[np.ndarray, list[Any], Any]:
         """Run a prepared call: y batch-major, the new states, and what backward needs."""
-        if self._gru_cells is None:
+        if self.gru_cells is None:
             return step_loop.run(self, call)
         x = call.x
         records: list[Record] = []
         states: list[Any] = []
         # Cell after cell over the whole sequence equals step after step: a masked step changes
         # no cell's state, and the next cell does not read there.
-        for (_, problem, backend), weights in zip(call.problems, call.weights, strict=True):
-            problem.x = x
+        for (_, problem, backend), weights in zip(call.cell_calls, call.weights, strict=True):
+            if problem.x is not x:
+                problem = problem._replace(x=x)
             output = backend.forward(problem, weights, save, keep_gates)
             if save:
                 records.append(record_of(problem, weights, output, backend.name))
@@ -358,29 +357,30 @@ class RNN(SequenceLayer):
         """Activity losses of the last call, each divided by the batch size (semantics.md 8)."""
         return list(self._activity_losses)
 
-    def explain(
-        self,
-        sequences: Any,
-        initial_state: Any = None,
-        mask: Any = None,
-        training: bool | None = False,
-        *,
-        lengths: Any = None,
-        reset_mask: Any = None,
-    ) -> dispatch.Explanation:
-        """Return an `Explanation`: which backend would serve the call, and why not another.
-
-        Parameters
-        ----------
-        sequences, initial_state, mask, training, lengths, reset_mask : as in the call
-            Nothing is run, built or drawn.
-        """
-        call = self.prepare(
-            sequences, initial_state, mask, training, lengths, reset_mask, None, None
-        )
-        if not call.problems:
+    def explanation(self, call: Call) -> dispatch.Explanation:
+        """Say which backends would serve the cells of a prepared call."""
+        if not call.cell_calls:
             return dispatch.Explanation.of_custom_cell(self.name)
-        return dispatch.Explanation(call.problems[0][1])
+        parts = [(cell.name, dispatch.Explanation(problem)) for cell, problem, _ in call.cell_calls]
+        return dispatch.Explanation.of_parts(parts)
+
+    def stream_cells(self) -> list[GRUCell]:
+        """Return the cells of a stream, or raise ValueError that says why there is none."""
+        if self.go_backwards:
+            raise ValueError(
+                f"{self.name}: go_backwards=True needs the end of the sequence first, so there is "
+                "no stream of it"
+            )
+        if self.gru_cells is None:
+            raise ValueError(
+                f"{self.name}: a stream needs GRUCell or a stack of them, got a custom cell; "
+                "call the cell itself, a step at a time"
+            )
+        if not self.built:
+            raise ValueError(
+                f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
+            )
+        return list(self.gru_cells)
 
     # -- backward --------------------------------------------------------------------------
 
@@ -422,12 +422,12 @@ class RNN(SequenceLayer):
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""
         check_tape(tape, self)
-        if self._gru_cells is None:
+        if self.gru_cells is None:
             raise ValueError(
                 f"{self.name}: backward needs the derivative of the cell, and a custom cell has "
                 "none; use GRUCell or StackedRNNCells of GRUCells"
             )
-        for cell, record in zip(self._gru_cells, tape.kept["records"], strict=True):
+        for cell, record in zip(self.gru_cells, tape.kept["records"], strict=True):
             if cell.snapshot() is not record.weights:
                 raise ValueError(
                     f"tape: the weights of {cell.name} have changed since forward(...); "
@@ -451,8 +451,8 @@ class RNN(SequenceLayer):
         )
         if swap and dy is not None:
             dy = dy.transpose(1, 0, 2)
-        assert self._gru_cells is not None
-        dstates: list[np.ndarray | None] = [None] * len(self._gru_cells)
+        assert self.gru_cells is not None
+        dstates: list[np.ndarray | None] = [None] * len(self.gru_cells)
         if state_gradients is not None:
             given = check_states(self, state_gradients, y_shape[0], "state_gradients", kept["x"])
             dstates = list(flatten(given))

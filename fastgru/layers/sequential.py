@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from fastgru.layers.base import SequenceLayer, deserialize_layer, serialize_layer
-from fastgru.layers.bidirectional import Bidirectional, BothCalls
+from fastgru.layers.base import deserialize_layer, serialize_layer
+from fastgru.layers.bidirectional import Bidirectional
+from fastgru.layers.call import Arguments
+from fastgru.layers.cell import GRUCell
+from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
 from fastgru.layers.tape import Gradients, Tape, check_tape
-from fastgru.variables import Variable
 
 
-class Sequential(SequenceLayer):
+class Sequential(ComposedLayer):
     """Layers applied in order, each to the sequences the one before it returned.
 
     Parameters
@@ -60,29 +62,14 @@ class Sequential(SequenceLayer):
         self.built = all(layer.built for layer in layers)
 
     @property
-    def weights(self) -> list[Variable]:
-        """The layers' weights, layer after layer."""
-        return [v for layer in self.layers for v in layer.weights]
-
-    @property
-    def trainable_weights(self) -> list[Variable]:
-        """The layers' trainable weights, layer after layer."""
-        return [v for la in self.layers for v in la.trainable_weights] if self.trainable else []
-
-    @property
-    def activity_losses(self) -> list[Any]:
-        """Activity losses of the layers' last call."""
-        return [loss for layer in self.layers for loss in layer.activity_losses]
+    def parts(self) -> list[Any]:
+        """The layers, in order."""
+        return self.layers
 
     @property
     def states(self) -> list[Any]:
         """Each layer's states."""
         return [layer.states for layer in self.layers]
-
-    @property
-    def time_major(self) -> bool:
-        """Whether sequences are (T, B, ...)."""
-        return self.layers[0].time_major
 
     def build(self, input_shape: Any) -> None:
         """Create the weights of all layers for sequences of shape (B, T, I)."""
@@ -124,9 +111,9 @@ class Sequential(SequenceLayer):
                 layer.reset_states()  # raises: the batch size is not known yet
         self.reset_state()
 
-    def prepare(self, sequences: Any, initial_state: Any, *arguments: Any) -> list[Any]:
+    def prepare(self, arguments: Arguments) -> ComposedCall:
         """Validate a call for every layer before any of them does any work."""
-        *middle, out, num_threads = arguments
+        initial_state = arguments.initial_state
         starts: list[Any] = [None] * len(self.layers)
         if initial_state is not None:
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != len(starts):
@@ -136,51 +123,37 @@ class Sequential(SequenceLayer):
                 )
             starts = list(initial_state)
         calls: list[Any] = []
-        x = sequences
+        x = arguments.sequences
         for layer, start in zip(self.layers, starts, strict=True):
-            target = out if layer is self.layers[-1] else None
-            calls.append(layer.prepare(x, start, *middle, target, num_threads))
+            out = arguments.out if layer is self.layers[-1] else None
+            calls.append(
+                layer.prepare(arguments._replace(sequences=x, initial_state=start, out=out))
+            )
             # What the next layer will see is not there yet; its shape is, and is checked.
             if layer is not self.layers[-1]:
                 call = calls[-1]
-                first = call.parts[0] if isinstance(call, BothCalls) else call
+                first = call.parts[0] if isinstance(call, ComposedCall) else call
                 shape = _first(layer, layer.compute_output_shape(first.shape))
                 x = np.broadcast_to(np.zeros_like(first.x, order="C", shape=()), shape)
-        return calls
+        return ComposedCall(calls)
 
-    def start(self, calls: list[Any]) -> None:
-        """Build what is not built, and draw the dropout masks of the layers' prepared calls."""
-        for layer, call in zip(self.layers, calls, strict=True):
-            layer.start(call)
-        self.built = True
-
-    def take_weights(self, calls: list[Any]) -> None:
-        """Take the weights that the layers' started calls run with."""
-        for layer, call in zip(self.layers, calls, strict=True):
-            layer.take_weights(call)
-
-    def complete(self, calls: list[Any]) -> Any:
+    def complete(self, call: ComposedCall) -> Any:
         """Run the layers' prepared calls in order; return what the last one returns."""
         x: Any = None
-        for layer, call in zip(self.layers, calls, strict=True):
+        for layer, its_call in zip(self.layers, call.parts, strict=True):
             if x is not None:
-                layer.feed(call, x)
-            x = layer.complete(call)
+                layer.feed(its_call, x)
+            x = layer.complete(its_call)
         return x
 
-    def changes(self, calls: list[Any]) -> list[tuple[Any, str, Any]]:
-        """Return the new states and losses of all layers."""
-        pairs = zip(self.layers, calls, strict=True)
-        return [change for layer, call in pairs for change in layer.changes(call)]
-
-    def forward_prepared(self, calls: list[Any], keep_gates: bool) -> tuple[Any, Tape]:
+    def forward_prepared(self, call: ComposedCall, keep_gates: bool) -> tuple[Any, Tape]:
         """Run `forward` on the layers' prepared calls in order."""
         x: Any = None
         tapes = []
-        for layer, call in zip(self.layers, calls, strict=True):
+        for layer, its_call in zip(self.layers, call.parts, strict=True):
             if x is not None:
-                layer.feed(call, x)
-            x, tape = layer.forward_prepared(call, keep_gates)
+                layer.feed(its_call, x)
+            x, tape = layer.forward_prepared(its_call, keep_gates)
             tapes.append(tape)
         return x, Tape(self, tapes=tapes)
 
@@ -207,14 +180,13 @@ class Sequential(SequenceLayer):
         tape.spend()
         return Gradients(d, states, weights if self.trainable else [])
 
-    def explain(self, sequences: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return which backend would serve the first layer.
+    def stream_cells(self) -> list[GRUCell]:
+        """Return the cells of a stream, or raise ValueError that says why there is none."""
+        return [cell for layer in self.layers for cell in layer.stream_cells()]
 
-        Parameters
-        ----------
-        sequences, *args, **kwargs : as for `RNN.explain`
-        """
-        return self.layers[0].explain(sequences, *args, **kwargs)
+    def feed(self, call: ComposedCall, sequences: Any) -> None:
+        """Give the layers' started calls other sequences of the same shape."""
+        self.layers[0].feed(call.parts[0], sequences)
 
     def get_config(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain data."""

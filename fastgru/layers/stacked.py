@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any
 
 import numpy as np
@@ -181,9 +183,12 @@ def call_cell(cell: Any, inputs: Any, states: Any, training: bool) -> tuple[Any,
 
 
 def _takes_training(cell: Any) -> bool:
-    import inspect
-
     function = getattr(cell, "call", cell.__call__)
+    return _has_training(getattr(function, "__func__", function))
+
+
+@functools.lru_cache(maxsize=256)  # reading a signature takes longer than a step
+def _has_training(function: Any) -> bool:
     parameters = inspect.signature(function).parameters
     return "training" in parameters or any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()

@@ -7,16 +7,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.device import follow, plain
-from fastgru.layers.call import map_nested
+from fastgru.layers.nested import map_nested
 from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
 
 if TYPE_CHECKING:
-    from fastgru.layers.call import Call
-    from fastgru.layers.rnn import RNN
+    from fastgru.layers.call import Call, CalledLayer
 
 
-def run(layer: RNN, call: Call) -> tuple[np.ndarray, list[Any], None]:
+def run(layer: CalledLayer, call: Call) -> tuple[np.ndarray, list[Any], None]:
     """Run a prepared call of a layer over a custom cell.
 
     Returns

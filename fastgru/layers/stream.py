@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from fastgru.device import follow, on_device, plain
 from fastgru.layers.cell import GRUCell
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem, as_array, check_shape
+
+_weights_of = attrgetter("_weights")  # in C: no other thread runs between two cells
 
 
 class Stream:
@@ -39,16 +42,18 @@ class Stream:
         self._cells = cells
         self._rows = rows
         self._dtype = np.dtype(cells[0].dtype)
-        self._specs = [cell.spec for cell in cells]
-        assert cells[0].spec is not None
-        self._shape = (rows, cells[0].spec.input_dim)
+        self._specs = [spec for cell in cells if (spec := cell.spec) is not None]  # all are built
+        self._shape = (rows, self._specs[0].input_dim)
         self._keep([np.zeros((rows, cell.units), self._dtype) for cell in cells])
 
     def _keep(self, states: list[Any]) -> None:
         """Take states as the stream's own, and buffers where they are."""
         self._states = states
         self._outputs = [np.empty_like(state) for state in states]
-        self._native = dispatch.stepper(self._cells, states, self._outputs)
+        self._fast_step = (
+            dispatch.open_stepper(self._specs, self._cells, states, self._outputs, _weights_of)
+            or _no_fast_step
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("_cells", "_rows", "_dtype", "_specs", "_shape", "_states")
@@ -77,10 +82,10 @@ class Stream:
         ValueError, TypeError
             Before any work; no row has advanced.
         """
-        served = self._native(x, rows)
+        served = self._fast_step(x, rows)
         if served is None:
             x, rows = self._checked(x, rows)
-            served = self._native(x, rows)
+            served = self._fast_step(x, rows)
         return self._in_python(x, rows) if served is None else served
 
     def _checked(self, x: Any, rows: Any) -> tuple[np.ndarray, np.ndarray | None]:
@@ -134,9 +139,10 @@ class Stream:
         for i, (spec, state, output) in enumerate(
             zip(self._specs, self._states, self._outputs, strict=True)
         ):
-            assert spec is not None
             h0 = state if rows is None else state[rows]
-            problem = GRUProblem(spec, x[:, None, :], h0, NO_MASK, return_sequences=False)
+            problem = GRUProblem(
+                spec=spec, x=x[:, None, :], h0=h0, mask=NO_MASK, return_sequences=False
+            )
             new = dispatch.choose(problem).forward(problem, weights[i]).state
             state[slice(None) if rows is None else rows] = new
             x = output[: len(new)]
@@ -178,36 +184,15 @@ class Stream:
             state[chosen] = 0
 
 
-def open_stream(layer: Any, n: Any) -> Stream:
-    """Return a `Stream` over the GRU cells of a layer, or say why there can be none."""
-    from fastgru.layers.bidirectional import Bidirectional
-    from fastgru.layers.sequential import Sequential
+def _no_fast_step(x: Any, rows: Any = None) -> None:
+    return None
 
+
+def row_count(n: Any) -> int:
+    """Return the number of rows of a stream, or raise."""
     if isinstance(n, bool) or not hasattr(n, "__index__"):
         raise TypeError(f"n: expected a number of rows, got {n!r}")
-    if n.__index__() < 1:
-        raise ValueError(f"n: expected at least 1 row, got {n}")
-    cells: list[GRUCell] = []
-    for part in layer.layers if isinstance(layer, Sequential) else [layer]:
-        if isinstance(part, Bidirectional):
-            raise ValueError(
-                f"{part.name}: a stream gives the output of each step as it comes, and the "
-                "backward half needs the end of the sequence first; call the layer on whole "
-                "sequences"
-            )
-        if part.go_backwards:
-            raise ValueError(
-                f"{part.name}: go_backwards=True needs the end of the sequence first, so there is "
-                "no stream of it"
-            )
-        if part._gru_cells is None:
-            raise ValueError(
-                f"{part.name}: a stream needs GRUCell or a stack of them, got a custom cell; "
-                "call the cell itself, a step at a time"
-            )
-        if not part.built:
-            raise ValueError(
-                f"{part.name}: it has no weights yet; call build(input_shape) or the layer first"
-            )
-        cells.extend(part._gru_cells)
-    return Stream(cells, int(n.__index__()))
+    count = int(n.__index__())
+    if count < 1:
+        raise ValueError(f"n: expected at least 1 row, got {count}")
+    return count

@@ -37,7 +37,7 @@ class Gradients(NamedTuple):
 class Record(NamedTuple):
     """What one GRU cell kept: ``states`` (B, T, H) after every step, in processing order.
 
-    ``workspace`` is what ``backend`` wants to have back in its own backward. ``both``: it ran with
+    ``workspace`` is what ``backend`` wants to have back in its own backward. ``pair``: it ran with
     the other half of a Bidirectional, in one call.
     """
 
@@ -46,7 +46,7 @@ class Record(NamedTuple):
     states: np.ndarray
     backend: str
     workspace: Any
-    both: bool = False
+    pair: bool = False
 
 
 def record_of(
@@ -54,14 +54,14 @@ def record_of(
     weights: GRUWeights,
     output: GRUOutput,
     backend: str,
-    both: bool = False,
+    pair: bool = False,
 ) -> Record:
     """Return what is kept of a forward that was asked to save."""
     states = output.states
     assert states is not None
     if np.may_share_memory(states, output.y):
         states = states.copy()  # y is the user's to write to
-    return Record(problem, weights, states, backend, output.workspace, both)
+    return Record(problem, weights, states, backend, output.workspace, pair)
 
 
 class Tape:

@@ -13,7 +13,7 @@ from grad_support import fill
 
 import fastgru
 from fastgru.cli import main, models
-from fastgru.io.found import Found
+from fastgru.io.imported_layer import ImportedLayer
 
 
 def layer_of(kind, **arguments):
@@ -30,7 +30,9 @@ def fake(monkeypatch, tmp_path):
     """Register a reader of .fake files: whatever layers the test gives."""
 
     def register(**layers):
-        found = [Found(name, layer, "as it is", "the test") for name, layer in layers.items()]
+        found = [
+            ImportedLayer(name, layer, "as it is", "the test") for name, layer in layers.items()
+        ]
         module = types.SimpleNamespace(find=lambda path: found)
         monkeypatch.setitem(sys.modules, "fastgru.io.fake", module)
         monkeypatch.setitem(models.READERS, ".fake", "fake")
@@ -322,7 +324,7 @@ def test_convert(tmp_path, fake, monkeypatch, capsys):
 
 
 def test_safetensors_files_are_ours_or_pytorchs(tmp_path, monkeypatch):
-    layer, theirs = layer_of("gru"), [Found("theirs", layer_of("gru"), "", "")]
+    layer, theirs = layer_of("gru"), [ImportedLayer("theirs", layer_of("gru"), "", "")]
     metadata = {"fastgru": "{}"}
     ours = types.SimpleNamespace(read_tensors=lambda _: (metadata, {}), load=lambda _: layer)
     monkeypatch.setitem(sys.modules, "fastgru.io.safetensors", ours)

@@ -14,7 +14,7 @@ from cuda_emulator import COMPILER
 
 import fastgru
 from fastgru import dispatch
-from fastgru.layers.call import flatten
+from fastgru.layers.nested import flatten
 
 reason = "pip install 'fastgru[dask]'"
 dask = pytest.importorskip("dask", reason=reason)

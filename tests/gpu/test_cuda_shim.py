@@ -23,7 +23,8 @@ from random_problems import ELEMENTWISE, draw_problem, layouts, make_spec, make_
 
 from fastgru import activations
 from fastgru._cuda import source
-from fastgru.backends import cuda
+from fastgru._cuda.engine import Launch
+from fastgru.backends import cuda_call
 from fastgru.backends.cuda import CudaBackend
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
@@ -64,8 +65,10 @@ def test_random_configurations(seeds):
     """Any sizes, with and without bias and initial state; activations have a test of their own."""
     for seed in seeds:
         problem, weights = draw_problem(seed)
-        problem.spec = problem.spec._replace(
-            activation=activations.tanh, recurrent_activation=activations.sigmoid
+        problem = problem._replace(
+            spec=problem.spec._replace(
+                activation=activations.tanh, recurrent_activation=activations.sigmoid
+            )
         )
         schedule = list(SCHEDULES)[seed % 3]
         device = {"blocks": 1 + seed % 4, "shared_bytes": 100_000} if seed % 10 == 0 else {}
@@ -92,7 +95,7 @@ def test_activations(dtype, activation, gate):
         steps = 1 if "exponential" in (activation.name, gate.name) else 3
         x = (0.4 * rng.standard_normal((3, steps, 5))).astype(dtype)
         h0 = (0.1 * rng.standard_normal((3, 19))).astype(dtype)
-        assert_agrees(CudaBackend(Emulator()), GRUProblem(spec, x, h0, NO_MASK), weights)
+        assert_agrees(CudaBackend(Emulator()), GRUProblem(spec=spec, x=x, h0=h0), weights)
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (2, 0, 3), (2, 4, 0), (1, 1, 1)], ids=str)
@@ -104,7 +107,7 @@ def test_empty_axes(shape, reset_after):
     x = rng.standard_normal(shape).astype("float32")
     h0 = rng.standard_normal((shape[0], 5)).astype("float32")
     for sequences in (True, False):
-        problem = GRUProblem(spec, x, h0, NO_MASK, return_sequences=sequences)
+        problem = GRUProblem(spec=spec, x=x, h0=h0, return_sequences=sequences)
         assert_agrees(CudaBackend(Emulator()), problem, weights)
 
 
@@ -114,13 +117,15 @@ def test_memory_of_inputs_and_outputs():
     weights = make_weights(rng, spec)
     x = rng.standard_normal((4, 6, 5)).astype("float32")
     h0 = np.asfortranarray(rng.standard_normal((4, 7)).astype("float32"))
-    y = assert_agrees(CudaBackend(Emulator()), GRUProblem(spec, x, h0, NO_MASK), weights).y
+    y = assert_agrees(CudaBackend(Emulator()), GRUProblem(spec=spec, x=x, h0=h0), weights).y
     outs = [out for _, out in layouts(np.zeros_like(y)) if out.flags.writeable]
     for sequences in (True, False):
         wanted = y if sequences else y[:, -1]
         for (name, view), out in zip(layouts(x), itertools.cycle(outs), strict=False):
             out = out if sequences else out[:, 2]
-            problem = GRUProblem(spec, view, h0, NO_MASK, return_sequences=sequences, out=out)
+            problem = GRUProblem(
+                spec=spec, x=view, h0=h0, mask=NO_MASK, return_sequences=sequences, out=out
+            )
             got = CudaBackend(Emulator()).forward(problem, weights)
             assert got.y is out
             np.testing.assert_array_equal(out, wanted, err_msg=name)
@@ -131,7 +136,9 @@ def test_chunks_of_time(monkeypatch):
     spec = make_spec(4, 9)
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "steps", True, "three", (True, True, False), (3, 11))
-    monkeypatch.setattr(cuda, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4)  # four steps, the last three
+    monkeypatch.setattr(
+        cuda_call, "CHUNK_BYTES", 4 * 3 * 3 * (4 + 9) * 4
+    )  # four steps, the last three
     for device, kernel, count in (({}, "step_after", 11), (RESIDENT, "steps_after", 3)):
         emulator = Emulator(**device)
         assert_agrees(CudaBackend(emulator), problem, weights)
@@ -216,7 +223,7 @@ KERNEL round_trip(long long n, const float *x, STORE *rounded, float *back) {
 }"""
     rounded, back = np.zeros(values.size, spec.dtype), np.zeros(values.size, np.float32)
     engine = Kernels(source.text("steps") + kernel)
-    engine.launch("round_trip", options, 1, (values.size, values, rounded, back))
+    engine.repeat(1, [Launch("round_trip", options, 1, (values.size, values, rounded, back))])
     with np.errstate(invalid="ignore"):
         wanted = values.astype(spec.dtype)
     number = ~np.isnan(values)
@@ -242,7 +249,7 @@ def test_weights_are_packed_once():
     rng = np.random.default_rng(11)
     spec = make_spec(4, 9)
     weights = make_weights(rng, spec)
-    problem = GRUProblem(spec, np.ones((2, 3, 4), "float32"), None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=np.ones((2, 3, 4), "float32"))
     emulators = Emulator(), Emulator()  # two devices
     for emulator in 2 * emulators:
         CudaBackend(emulator).forward(problem, weights)
@@ -254,5 +261,7 @@ def test_what_it_cannot_serve():
     x = np.zeros((1, 1, 1), "float32")
     for activation, reason in ((activations.softmax, "not elementwise"), (np.tanh, "custom")):
         for role in ("activation", "recurrent_activation"):
-            problem = GRUProblem(make_spec(1, 2, **{role: activation}), x, None, NO_MASK)
+            problem = GRUProblem(
+                spec=make_spec(1, 2, **{role: activation}), x=x, h0=None, mask=NO_MASK
+            )
             assert reason in CudaBackend(Emulator()).supports(problem)

@@ -55,10 +55,10 @@ def test_grid(machine, kind, use_bias, dtype):
     for seed, (dropout, flags) in enumerate(itertools.product(["none", "one"], FLAGS), 1):
         problem = draw(rng, spec, kind, False, dropout, flags, (B, T))
         if kind == "equal":
-            problem.mask = plan_mask(None, [4] * B, B, T)
+            problem = problem._replace(mask=plan_mask(None, [4] * B, B, T))
             problem.x[:, 4:] = np.nan
         if seed % 4 == 0:
-            problem.h0 = None
+            problem = problem._replace(h0=None)
         assert_agrees(machine, problem, weights, seed, keep_gates=bool(seed % 3))
 
 
@@ -70,10 +70,10 @@ def test_rows_without_a_step(machine, flags, lengths):
     rng = np.random.default_rng(8)
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "none", False, "one", flags, (B, T))
-    problem.mask = plan_mask(None, lengths, B, T)
+    problem = problem._replace(mask=plan_mask(None, lengths, B, T))
     problem.x[~problem.mask.valid(T)] = np.nan
     assert_agrees(machine, problem, weights)
-    problem.h0 = None
+    problem = problem._replace(h0=None)
     assert_agrees(machine, problem, weights)
 
 
@@ -98,7 +98,7 @@ def test_memory_of_inputs_and_outputs(machine):
     rng = np.random.default_rng(10)
     weights = make_weights(rng, spec)
     x, h0 = (rng.standard_normal(shape).astype("float32") for shape in ((4, 6, 4), (4, 8)))
-    expected = assert_agrees(machine, GRUProblem(spec, x, h0, NO_MASK), weights)
+    expected = assert_agrees(machine, GRUProblem(spec=spec, x=x, h0=h0), weights)
     outs = [out for _, out in layouts(np.zeros((4, 6, 8), "float32")) if out.flags.writeable]
     odd = np.empty(x.nbytes + 4, np.uint8)[4:].view("float32").reshape(x.shape)  # 4-byte aligned
     odd[...] = x
@@ -107,17 +107,18 @@ def test_memory_of_inputs_and_outputs(machine):
         (None, view) for _, view in layouts(x)
     ]:
         machine.clear()
-        problem = GRUProblem(spec, view, np.asfortranarray(h0), NO_MASK)
+        problem = GRUProblem(spec=spec, x=view, h0=np.asfortranarray(h0))
         y = machine.backend.forward(problem, weights).y
         np.testing.assert_allclose(y, expected.y, rtol=0, atol=1e-6)
         assert copied is None or machine.emulator.launched == ["gather_x", "spread"] * copied
         for sequences, out in itertools.product([True, False], outs):
-            problem.return_sequences, problem.out = sequences, out if sequences else out[:, 2]
+            target = out if sequences else out[:, 2]
+            problem = problem._replace(return_sequences=sequences, out=target)
             got = machine.backend.forward(problem, weights)
             assert got.y is problem.out
             wanted = y if sequences else y[:, -1]
             np.testing.assert_allclose(problem.out, wanted, rtol=0, atol=1e-6)
-            problem.out = None
+            problem = problem._replace(out=None)
             assert_agrees(machine, problem, weights)
 
 
@@ -128,7 +129,7 @@ def test_gradients_in_any_memory(machine):
     x = rng.standard_normal((4, 6, 4)).astype("float32")
     dy = rng.standard_normal((4, 6, 8)).astype("float32")
     for source in (x, np.ascontiguousarray(x.transpose(1, 0, 2)).transpose(1, 0, 2)):
-        problem = GRUProblem(spec, source, None, NO_MASK)
+        problem = GRUProblem(spec=spec, x=source)
         out = machine.backend.forward(problem, weights, save=True)
         want = REFERENCE.backward(*wide_call(problem, weights), *wide(out.states, dy), None)
         odd = np.empty(dy.nbytes + 4, np.uint8)[4:].view("float32").reshape(dy.shape)
@@ -156,7 +157,7 @@ def test_pieces_of_time(monkeypatch, flags, lengths):
     weights = make_weights(rng, spec)
     problem = draw(rng, spec, "none", False, "none", flags, (5, 50))
     if lengths is not None:
-        problem.mask = plan_mask(None, lengths, 5, 50)
+        problem = problem._replace(mask=plan_mask(None, lengths, 5, 50))
         problem.x[~problem.mask.valid(50)] = np.nan
     assert_agrees(machine, problem, weights)
     machine.clear()
@@ -170,7 +171,7 @@ def test_a_step_more_than_cudnn_takes():
     x = np.random.default_rng(13).standard_normal((1, 65536, 1))
     machine = Machine()
     weights = make_weights(np.random.default_rng(14), spec)
-    problem = GRUProblem(spec, x, None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x)
     got = machine.backend.forward(problem, weights)
     assert machine.fake.calls.count("RNNForward") == 2
     assert_near(got.y, REFERENCE.forward(problem, weights).y, spec.dtype, "y")
@@ -184,8 +185,8 @@ def halves(rng, spec, kind, sequences=(True, True), zero_masked=(False, False)):
         draw(rng, spec, "none", False, "none", (bool(d), sequences[d], zero_masked[d]), (B, T))
         for d in range(2)
     )
-    one.mask = draw(rng, spec, kind, False, "none", (False,) * 3, (B, T)).mask
-    other.x, other.mask = one.x, one.mask
+    mask = draw(rng, spec, kind, False, "none", (False,) * 3, (B, T)).mask
+    one, other = one._replace(mask=mask), other._replace(x=one.x, mask=mask)
     if kind == "lengths":
         one.x[~one.mask.valid(T)] = np.nan
     return one, other
@@ -202,11 +203,11 @@ def test_both_directions_at_once(machine, kind, dtype):
     ):
         problems = halves(rng, spec, kind, sequences, zero_masked[1:])
         if zero_masked[1] and not zero_masked[2]:
-            problems[1].h0 = None
-        assert machine.backend.supports_both(problems) is None
+            problems = problems[0], problems[1]._replace(h0=None)
+        assert machine.backend.supports_pair(problems) is None
         machine.clear()
-        outs = machine.backend.forward_both(problems, weights, save=True)
-        again = machine.backend.forward_both(problems, weights)
+        outs = machine.backend.forward_pair(problems, weights, save=True)
+        again = machine.backend.forward_pair(problems, weights)
         wides = [wide_call(*half) for half in zip(problems, weights, strict=True)]
         expected = [REFERENCE.forward(*half, save=True) for half in wides]
         for out, second, want in zip(outs, again, expected, strict=True):
@@ -216,7 +217,7 @@ def test_both_directions_at_once(machine, kind, dtype):
         dys = [rng.standard_normal(out.y.shape).astype(dtype) for out in outs]
         dstates = [rng.standard_normal(out.state.shape).astype(dtype) for out in outs]
         dstates[0] = None
-        grads = machine.backend.backward_both(problems, weights, dys, dstates, outs[0].workspace)
+        grads = machine.backend.backward_pair(problems, weights, dys, dstates, outs[0].workspace)
         want = [
             REFERENCE.backward(*half, out.states, dy.astype(float), dstate)
             for half, out, dy, dstate in zip(wides, expected, dys, dstates, strict=True)
@@ -234,7 +235,7 @@ def test_both_are_packed_together_once(machine):
     one, other, third = (make_weights(rng, spec) for _ in range(3))
     problems = halves(rng, spec, "none")
     for pair, count in (((one, other), 2), ((one, other), 2), ((one, third), 4)):
-        machine.backend.forward_both(problems, pair)
+        machine.backend.forward_pair(problems, pair)
         assert machine.emulator.launched.count("pack_weights") == count
 
 
@@ -243,10 +244,8 @@ def test_what_it_cannot_serve_in_both_directions(machine, monkeypatch):
     rng = np.random.default_rng(25)
 
     def refused(reason, kind="none", **changes):
-        problems = halves(rng, spec, kind)
-        for name, value in changes.items():
-            setattr(problems[1], name, value)
-        assert reason in machine.backend.supports_both(problems)
+        one, other = halves(rng, spec, kind)
+        assert reason in machine.backend.supports_pair((one, other._replace(**changes)))
 
     refused("one layer in both directions", x=np.ones((B, T, I), "f"))
     refused("one layer in both directions", reverse=False)

@@ -8,7 +8,6 @@ from random_problems import draw_problem, make_spec, make_weights
 
 from fastgru import activations
 from fastgru.backends import cuda, cuda_persistent
-from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
 
 pytestmark = pytest.mark.gpu
@@ -37,8 +36,10 @@ def test_random_configurations(seeds, path):
     for seed in seeds:
         problem, weights = draw_problem(seed)
         if seed % 5:  # compiling takes 0.3 s; every fifth draw keeps its own activations
-            problem.spec = problem.spec._replace(
-                activation=activations.tanh, recurrent_activation=activations.sigmoid
+            problem = problem._replace(
+                spec=problem.spec._replace(
+                    activation=activations.tanh, recurrent_activation=activations.sigmoid
+                )
             )
         assert_agrees(problem, weights, seed)
 
@@ -60,7 +61,7 @@ def test_long_sequence(path):
     rng = np.random.default_rng(2)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((2, 65537, 3)).astype("float32")
-    assert_agrees(GRUProblem(spec, x, None, NO_MASK), weights)
+    assert_agrees(GRUProblem(spec=spec, x=x), weights)
 
 
 def test_second_stream_and_repeatability(path):
@@ -68,7 +69,7 @@ def test_second_stream_and_repeatability(path):
     rng = np.random.default_rng(3)
     weights = make_weights(rng, spec)
     x = cupy.asarray(rng.standard_normal((8, 50, 32)).astype("float32"))
-    problem = GRUProblem(spec, x, None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x)
     first = cuda.CudaBackend().forward(problem, weights).y.get()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         second = cuda.CudaBackend().forward(problem, weights).y

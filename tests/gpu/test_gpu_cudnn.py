@@ -9,7 +9,7 @@ from device_support import REFERENCE, assert_near, draw, moved, wide_call
 from random_problems import make_spec, make_weights
 
 from fastgru.backends import cudnn
-from fastgru.masks import NO_MASK, plan_mask
+from fastgru.masks import plan_mask
 from fastgru.problem import BackendError, GRUProblem
 
 pytestmark = pytest.mark.gpu
@@ -49,7 +49,7 @@ def test_rows_without_a_step(lengths):
     weights = make_weights(rng, spec)
     for flags in itertools.product([False, True], repeat=3):
         problem = draw(rng, spec, "none", False, "none", flags, (5, 6))
-        problem.mask = plan_mask(None, lengths, 5, 6)
+        problem = problem._replace(mask=plan_mask(None, lengths, 5, 6))
         problem.x[~problem.mask.valid(6)] = np.nan
         assert_agrees(problem, weights)
 
@@ -75,7 +75,7 @@ def test_long_sequence():
     spec = make_spec(3, 16)
     rng = np.random.default_rng(4)
     x = rng.standard_normal((2, 65537, 3)).astype("float32")
-    assert_agrees(GRUProblem(spec, x, None, NO_MASK), make_weights(rng, spec))
+    assert_agrees(GRUProblem(spec=spec, x=x), make_weights(rng, spec))
 
 
 @pytest.mark.parametrize("kind", ["none", "lengths"])
@@ -86,15 +86,15 @@ def test_both_directions_at_once(kind):
     one, other = (
         draw(rng, spec, kind, False, "none", (bool(d), True, False), (6, 7)) for d in range(2)
     )
-    other.x, other.mask = one.x, one.mask
+    other = other._replace(x=one.x, mask=one.mask)
     halves = [moved(half, cupy.asarray) for half in (one, other)]
-    halves[1].x = halves[0].x
+    halves[1] = halves[1]._replace(x=halves[0].x)
     backend = cudnn.CudnnBackend()
-    assert backend.supports_both(halves) is None
-    outs = backend.forward_both(halves, weights, save=True)
+    assert backend.supports_pair(halves) is None
+    outs = backend.forward_pair(halves, weights, save=True)
     dys = [rng.standard_normal(out.y.shape).astype("float32") for out in outs]
     given = [cupy.asarray(dy) for dy in dys]
-    grads = backend.backward_both(halves, weights, given, (None, None), outs[0].workspace)
+    grads = backend.backward_pair(halves, weights, given, (None, None), outs[0].workspace)
     dx = 0
     for half, w, out, dy, grad in zip((one, other), weights, outs, dys, grads, strict=True):
         wide = wide_call(half, w)
@@ -113,7 +113,7 @@ def test_second_stream_and_repeatability():
     rng = np.random.default_rng(6)
     weights = make_weights(rng, spec)
     x = cupy.asarray(rng.standard_normal((8, 50, 32)).astype("float32"))
-    problem, backend = GRUProblem(spec, x, None, NO_MASK), cudnn.CudnnBackend()
+    problem, backend = GRUProblem(spec=spec, x=x), cudnn.CudnnBackend()
     first = backend.forward(problem, weights).y.get()
     with cupy.cuda.Stream(non_blocking=True) as stream:
         second = backend.forward(problem, weights).y
@@ -126,11 +126,11 @@ def test_products_are_rounded_only_where_that_is_asked_for():
     rng = np.random.default_rng(7)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((64, 4, 512)).astype("float32")
-    problem = GRUProblem(spec, x, None, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x)
     assert_agrees(problem, weights)
     if int(cupy.cuda.Device().compute_capability) < 80:
         pytest.skip("this device has no TF32")
-    rounded = GRUProblem(spec._replace(precision="tf32"), x, None, NO_MASK)
+    rounded = GRUProblem(spec=spec._replace(precision="tf32"), x=x)
     got = cudnn.CudnnBackend().forward(moved(rounded, cupy.asarray), weights).y.get()
     exact = REFERENCE.forward(*wide_call(problem, weights)).y
     assert 1e-5 < np.abs(got - exact).max() < 1e-2

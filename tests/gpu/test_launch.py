@@ -1,4 +1,4 @@
-"""The native loop that issues launches and products, and the library that tests give to it."""
+"""The command list that issues launches and products, and the library that tests give to it."""
 
 import ctypes
 import itertools
@@ -10,7 +10,7 @@ from cuda_emulator import Kernels, library, library_path, needs_compiler, shim
 
 from fastgru._cuda import engine as engines
 from fastgru._cuda.engine import Each, Launch, Product, each
-from fastgru._native._launch import Program
+from fastgru._native._command_list import CommandList
 from fastgru.errors import BackendError
 
 pytestmark = needs_compiler
@@ -144,15 +144,15 @@ def test_a_status_without_a_name():
 
 def test_numbers_that_do_not_fit():
     """CUDA and cuBLAS take ints: more is an error, and not what its low bits are."""
-    program, most = Program(0, 0, 0), 2**31 - 1
+    commands, most = CommandList(0, 0, 0), 2**31 - 1
     with pytest.raises(ValueError, match=f"up to {most} blocks, got {most + 1}"):
-        program.add_kernel(0, most + 1, 128, 0, False, [])
+        commands.add_kernel(0, most + 1, 128, 0, False, [])
     with pytest.raises(ValueError, match="up to 24 arguments, got 25"):
-        program.add_kernel(0, 1, 128, 0, False, 25 * [(0, 0)])
+        commands.add_kernel(0, 1, 128, 0, False, 25 * [(0, 0)])
     for position in range(6):
         m, n, k, lda, ldb, ldc = (2 if i != position else most + 1 for i in range(6))
         with pytest.raises(ValueError, match="expected sizes up to 2147483647"):
-            program.add_product(
+            commands.add_product(
                 (0, 0), (m, n, k), (0, 0, 0, lda), (0, 0, 0, ldb), (0, 0, 0, ldc), 0, 0, 68, -1
             )
 
@@ -183,8 +183,8 @@ def test_the_products_of_the_tests_own_cublas(kind):
         (b, b_values) = matrix(*((n, k) if op_b else (k, n)), 7)
         c = np.full((n, 8), np.nan, sums)
         functions = engines._Functions(library(), library())
-        program = Program(*functions.addresses)
-        program.add_product(
+        commands = CommandList(*functions.addresses)
+        commands.add_product(
             (op_a, op_b),
             (m, n, k),
             (a.ctypes.data, 0, code, 6),
@@ -192,9 +192,9 @@ def test_the_products_of_the_tests_own_cublas(kind):
             (c.ctypes.data, 0, 1 if kind == "float64" else 0, 8),
             *(one.ctypes.data, zero.ctypes.data, compute, -1),
         )
-        assert program.issue(1, 0, 1) is None
+        assert commands.issue(1, 0, 1) is None
         want = (a_values.T if op_a else a_values).astype(float)
         want = want @ (b_values.T if op_b else b_values).astype(float)
         np.testing.assert_allclose(c[:, :m].T, want, rtol=1e-5, atol=1e-5)
         assert np.isnan(c[:, m:]).all()
-        assert program.issue(1, 0, 0) == (7, 0, 0)  # no handle
+        assert commands.issue(1, 0, 0) == (7, 0, 0)  # no handle

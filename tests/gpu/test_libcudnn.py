@@ -20,7 +20,6 @@ from random_problems import make_spec
 from fastgru._cuda import libcudnn
 from fastgru._cuda.libcudnn import Cudnn, CudnnError
 from fastgru.backends import cudnn, cudnn_call
-from fastgru.masks import NO_MASK
 from fastgru.problem import BackendError, GRUProblem, GRUWeights
 
 REAL = libcudnn.missing()
@@ -54,7 +53,7 @@ def net(session, monkeypatch, dtype="float32", algorithm=cudnn.STANDARD, directi
 def test_what_every_dtype_is_asked_for(session, monkeypatch, dtype, directions):
     made = net(session, monkeypatch, dtype, directions=directions)
     for steps_first in (True, False):
-        assert all(made.sequences(3, [3, 1], steps_first))
+        assert all(made.descriptors(3, [3, 1], steps_first))
     for algorithm in (cudnn.STATIC, cudnn.SMALL):
         if dtype != "float64":
             net(session, monkeypatch, dtype, algorithm, directions)
@@ -71,19 +70,19 @@ def test_bfloat16_is_taken(monkeypatch):
     with contextlib.ExitStack() as opened:
         session = cudnn_call.Session(None, libcudnn.load(), 0, opened)
         for algorithm in (cudnn.STANDARD, cudnn.STATIC, cudnn.SMALL):
-            assert net(session, monkeypatch, "bfloat16", algorithm).sequences(3, [3, 1], True)
+            assert net(session, monkeypatch, "bfloat16", algorithm).descriptors(3, [3, 1], True)
 
 
 def test_limits_of_time(session, monkeypatch):
     made = net(session, monkeypatch)
-    assert made.sequences(65535, [65535, 2], True)
+    assert made.descriptors(65535, [65535, 2], True)
     assert cudnn_call.STEPS <= 65535
     with pytest.raises(CudnnError, match=r"cudnnSetRNNDataDescriptor: .*NOT_SUPPORTED") as refused:
-        made.sequences(65536, [3], True)
+        made.descriptors(65536, [3], True)
     assert refused.value.not_supported
     for steps, lengths in ((0, [0]), (3, [4]), (3, [-1])):
         with pytest.raises(CudnnError, match=r"cudnnSetRNNDataDescriptor: .*BAD_PARAM") as refused:
-            made.sequences(steps, lengths, True)
+            made.descriptors(steps, lengths, True)
         assert not refused.value.not_supported
 
 
@@ -106,7 +105,7 @@ def test_a_machine_without_a_gpu():
     with contextlib.suppress(CudnnError):
         library.destroy(library.create())
         pytest.skip("needs a machine without a GPU")
-    problem = GRUProblem(make_spec(1, 1), np.ones((1, 1, 1), "f"), None, NO_MASK)
+    problem = GRUProblem(spec=make_spec(1, 1), x=np.ones((1, 1, 1), "f"))
     weights = GRUWeights(*np.ones((3, 1, 3)))
     with pytest.raises(
         BackendError, match=r"cudnnCreate: CUDNN_STATUS_NOT_INITIALIZED \(1001\): \w"

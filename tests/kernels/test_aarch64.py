@@ -10,12 +10,13 @@ import pytest
 from random_problems import REFERENCE, TOLERANCE, make_spec, make_weights, widened
 from subprocesses import SUPPORT
 
-from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem
 
-packing = pytest.importorskip("fastgru._native.packing", reason="the extension is not built")
+weights_module = pytest.importorskip(
+    "fastgru._native._weights", reason="the extension is not built"
+)
 COMPILER, EMULATOR = "aarch64-linux-gnu-gcc", "qemu-aarch64"
-SOURCES = Path(__file__).parents[2] / "fastgru" / "_native"
+SOURCES = Path(__file__).parents[2] / "fastgru" / "_native" / "kernels"
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-std=gnu11"]
 pytestmark = pytest.mark.skipif(
     not (shutil.which(COMPILER) and shutil.which(EMULATOR)),
@@ -28,9 +29,7 @@ def program(tmp_path_factory):
     path = tmp_path_factory.mktemp("aarch64") / "program"
     here = SUPPORT / "aarch64.c"
     command = [COMPILER, *FLAGS, "-Wall", "-Werror", "-static", f"-I{SOURCES}", str(here)]
-    subprocess.run(
-        [*command, *map(str, SOURCES.glob("gates*.c")), "-lm", "-o", str(path)], check=True
-    )
+    subprocess.run([*command, *map(str, SOURCES.glob("*.c")), "-lm", "-o", str(path)], check=True)
     return path
 
 
@@ -43,8 +42,8 @@ def run(program, lanes, problem, weights, dy, dstate):
     """Return y of a plain call, y of one that keeps the gates, dh0, dx, and [dW; db; dU]."""
     spec, x = problem.spec, problem.x
     (B, T, I), H = x.shape, spec.units
-    w, u, uh, bias = packing.forward_panels(spec, weights, lanes, 1)
-    ut, wt = packing.backward_panels(weights.kernel, weights.recurrent_kernel, lanes, 1)
+    w, u, uh, bias = weights_module.forward_panels(spec, weights, lanes, 1)
+    ut, wt = weights_module.backward_panels(weights.kernel, weights.recurrent_kernel, lanes, 1)
     numbers = np.array([spec.dtype.itemsize, B, T, I, H, spec.reset_after], np.int64)
     arrays = [numbers, x, problem.h0, w, u, *([] if uh is None else [uh]), bias, ut, wt, dy, dstate]
     out = np.frombuffer(
@@ -70,7 +69,7 @@ def test_forward_and_backward(program, shape, reset_after, dtype):
     x, h0, dy, dstate = (
         rng.standard_normal(size).astype(dtype) for size in ((B, T, I), (B, H), (B, T, H), (B, H))
     )
-    problem = GRUProblem(spec, x, h0, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x, h0=h0)
     y, kept, dh0, dx, dw = run(program, lanes, problem, weights, dy, dstate)
 
     wide, wide_weights = widened(problem, weights)
@@ -85,6 +84,6 @@ def test_forward_and_backward(program, shape, reset_after, dtype):
     for got, wanted in ((dh0, grads.h0), (dx, grads.x), (dw, np.concatenate(weight_grads))):
         np.testing.assert_allclose(got, wanted, atol=20 * tolerance * abs(wanted).max())
 
-    row = GRUProblem(spec, x[-1:], h0[-1:], NO_MASK)
+    row = GRUProblem(spec=spec, x=x[-1:], h0=h0[-1:])
     alone = run(program, lanes, row, weights, dy[-1:], dstate[-1:])
     np.testing.assert_array_equal(alone[0], y[-1:])

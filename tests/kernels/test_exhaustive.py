@@ -9,7 +9,7 @@ from exhaustive import EVERYTHING
 
 from fastgru import activations
 
-cpu = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 
 ALL = 2**32
 CHUNK = 2**22
@@ -23,12 +23,12 @@ ABSOLUTE = {"tanh": 0.0, "sigmoid": 2e-8}
 ULPS = 4
 
 
-@pytest.fixture(params=cpu.supported_isas())
+@pytest.fixture(params=kernels.supported_isas())
 def isa(request):
-    before = cpu.get_isa()
-    cpu.set_isa(request.param)
+    before = kernels.get_isa()
+    kernels.set_isa(request.param)
     yield request.param
-    cpu.set_isa(before)
+    kernels.set_isa(before)
 
 
 def check(name, bits):
@@ -39,7 +39,7 @@ def check(name, bits):
     """
     activation, exact = FUNCTIONS[name]
     x = bits.view(np.float32)
-    cpu.apply_activation(activation, got := x.copy())
+    kernels.apply_activation(activation, got := x.copy())
     nan = np.isnan(x)
     assert np.array_equal(np.isnan(got), nan)
     x, got = x[~nan], got[~nan]
@@ -80,7 +80,7 @@ def test_special_values(isa, name):
     check(name, np.concatenate([finite, -finite]).view(np.uint32))
     # In the vectorised part of the loop and in what is left over from it.
     ends = np.array([np.nan, -np.inf, np.inf] * 17, np.float32)
-    cpu.apply_activation(FUNCTIONS[name][0], ends)
+    kernels.apply_activation(FUNCTIONS[name][0], ends)
     low = -1 if name == "tanh" else 0
     np.testing.assert_allclose(ends, [np.nan, low, 1] * 17, rtol=0, atol=1e-37)
 

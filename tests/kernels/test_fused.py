@@ -14,13 +14,12 @@ from subprocesses import run_python
 
 from fastgru import activations
 from fastgru.backends import cpu as cpu_backend
-from fastgru.masks import NO_MASK, plan_mask
+from fastgru.masks import plan_mask
 from fastgru.problem import GRUProblem, GRUWeights
 
-native = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
-fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 pytestmark = pytest.mark.skipif(
-    not fused.lanes(4), reason="this compiler has no vector types, which the fused kernel needs"
+    not kernels.lanes(4), reason="this compiler has no vector types, which the fused kernel needs"
 )
 BACKEND = cpu_backend.CPUBackend()
 DTYPES = ["float32", "float64"]
@@ -30,21 +29,19 @@ DTYPES = ["float32", "float64"]
 TOLERANCE = {"float32": 2e-5, "float64": 1e-12}
 
 
-@pytest.fixture(params=native.supported_isas())
+@pytest.fixture(params=kernels.supported_isas())
 def isa(request, monkeypatch):
     cpu_backend._load()
     monkeypatch.setattr(cpu_backend, "_forced_kernel", "fused")
-    before = native.get_isa()
-    native.set_isa(request.param)
+    before = kernels.get_isa()
+    kernels.set_isa(request.param)
     yield request.param
-    native.set_isa(before)
+    kernels.set_isa(before)
 
 
 def forward(*arguments, save=False, **keywords):
     problem, weights = arguments
-    for name, value in keywords.items():
-        setattr(problem, name, value)
-    return BACKEND.forward(problem, weights, save=save)
+    return BACKEND.forward(problem._replace(**keywords), weights, save=save)
 
 
 def assert_gradients_agree(problem, weights, seed=0, keep_workspace=True):
@@ -108,7 +105,7 @@ def test_gradient_of_every_activation(activation, reset_after):
             weights.kernel * 0.3, weights.recurrent_kernel * 0.3, weights.bias * 0.3
         )
         x = rng.standard_normal((3, 4, 5)) * 0.5
-        assert_gradients_agree(GRUProblem(spec, x, None, NO_MASK), weights, seed=1)
+        assert_gradients_agree(GRUProblem(spec=spec, x=x), weights, seed=1)
 
 
 def test_backward_without_the_workspace():
@@ -124,13 +121,13 @@ def test_gradients_of_empty_axes(shape, reset_after):
     spec = make_spec(inputs, units, reset_after=reset_after)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((batch, steps, inputs)).astype("float32")
-    assert_gradients_agree(GRUProblem(spec, x, None, NO_MASK), weights, seed=1)
+    assert_gradients_agree(GRUProblem(spec=spec, x=x), weights, seed=1)
 
 
 def draw(dtype, kind, batch=64, steps=7, inputs=37, units=75):
     rng = np.random.default_rng(11)
     if kind == "narrow":  # few enough units that the rows of a larger batch share the vectors
-        units = max(1, fused.lanes(np.dtype(dtype).itemsize) // 2)
+        units = max(1, kernels.lanes(np.dtype(dtype).itemsize) // 2)
     other = {}
     if kind == "other":
         names = {"activation": "softsign", "recurrent_activation": "elu"}
@@ -149,9 +146,9 @@ class TestBitForBit:
 
     def test_rule_12_batch_of_one_equals_batch_of_64(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind)
-        whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        whole = forward(GRUProblem(spec=spec, x=x, h0=h0), weights)
         for size in (1, 2, 3, 5, 7, 9, 13):
-            part = forward(GRUProblem(spec, x[:size], h0[:size], NO_MASK), weights)
+            part = forward(GRUProblem(spec=spec, x=x[:size], h0=h0[:size]), weights)
             np.testing.assert_array_equal(part.y, whole.y[:size])
             np.testing.assert_array_equal(part.state, whole.state[:size])
 
@@ -159,67 +156,71 @@ class TestBitForBit:
         spec, weights, x, h0, rng = draw(dtype, kind)
         lengths = rng.integers(0, 8, 64)
         order = rng.permutation(64)
-        first = forward(GRUProblem(spec, x, h0, plan_mask(None, lengths, 64, 7)), weights)
+        first = forward(
+            GRUProblem(spec=spec, x=x, h0=h0, mask=plan_mask(None, lengths, 64, 7)), weights
+        )
         mask = plan_mask(None, lengths[order], 64, 7)
-        second = forward(GRUProblem(spec, x[order], h0[order], mask), weights)
+        second = forward(GRUProblem(spec=spec, x=x[order], h0=h0[order], mask=mask), weights)
         np.testing.assert_array_equal(second.y, first.y[order])
 
     def test_rule_12_threads(self, isa, dtype, kind):
         for batch, steps in ((64, 7), (3, 60), (2, 7)):
             spec, weights, x, h0, _ = draw(dtype, kind, batch, steps, units=150)
             ys = [
-                forward(GRUProblem(spec, x, h0, NO_MASK, num_threads=n), weights).y
+                forward(GRUProblem(spec=spec, x=x, h0=h0, num_threads=n), weights).y
                 for n in (1, 2, 3)
             ]
             np.testing.assert_array_equal(ys[1], ys[0])
             np.testing.assert_array_equal(ys[2], ys[0])
 
     def test_rule_12_cuts(self, isa, dtype, kind):
-        from fastgru._native import _cut
+        from fastgru._native import _partition
 
         spec, weights, x, h0, _ = draw(dtype, kind, 10, 9, units=150)
         ys = []
         try:
             for threads, shared in ((1, False), (2, False), (4, False), (2, True), (3, True)):
-                _cut.force(threads, shared)
-                ys.append(forward(GRUProblem(spec, x, h0, NO_MASK, num_threads=4), weights).y)
+                _partition.force(threads, shared)
+                ys.append(forward(GRUProblem(spec=spec, x=x, h0=h0, num_threads=4), weights).y)
         finally:
-            _cut.force(0, False)
+            _partition.force(0, False)
         for y in ys[1:]:
             np.testing.assert_array_equal(y, ys[0])
 
     @pytest.mark.parametrize("masked", [False, True])
     def test_gradients_depend_on_neither_threads_nor_cuts(self, isa, dtype, kind, masked):
-        from fastgru._native import _cut
+        from fastgru._native import _partition
 
         spec, weights, x, h0, rng = draw(dtype, kind, 45, 9, units=150)
-        problem = GRUProblem(spec, x, h0, NO_MASK)
+        problem = GRUProblem(spec=spec, x=x, h0=h0)
         if masked:
-            problem.mask = plan_mask(rng.random((45, 9)) < 0.97, None, 45, 9)
-            problem.dropout = rng.random((3, 45, 37)).astype(dtype)
-            problem.recurrent_dropout = rng.random((3, 45, spec.units)).astype(dtype)
+            problem = problem._replace(mask=plan_mask(rng.random((45, 9)) < 0.97, None, 45, 9))
+            problem = problem._replace(dropout=rng.random((3, 45, 37)).astype(dtype))
+            problem = problem._replace(
+                recurrent_dropout=rng.random((3, 45, spec.units)).astype(dtype)
+            )
         dy = rng.standard_normal((45, 9, spec.units)).astype(dtype)
         found = []
         try:
             for threads, shared in ((1, False), (2, False), (4, False), (2, True), (3, True)):
-                _cut.force(threads, shared)
-                problem.num_threads = threads
+                _partition.force(threads, shared)
+                problem = problem._replace(num_threads=threads)
                 out = BACKEND.forward(problem, weights, save=True)
                 found.append(
                     BACKEND.backward(problem, weights, out.states, dy, None, out.workspace)
                 )
         finally:
-            _cut.force(0, False)
+            _partition.force(0, False)
         for grads in found[1:]:
             for got, want in zip(grads, found[0], strict=True):
                 np.testing.assert_array_equal(got, want)
 
     def test_rule_12_pieces(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind, steps=29)
-        whole = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        whole = forward(GRUProblem(spec=spec, x=x, h0=h0), weights)
         pieces, state = [], h0
         for low, high in ((0, 1), (1, 4), (4, 20), (20, 29)):
-            out = forward(GRUProblem(spec, x[:, low:high], state, NO_MASK), weights)
+            out = forward(GRUProblem(spec=spec, x=x[:, low:high], h0=state), weights)
             pieces.append(out.y)
             state = out.state
         np.testing.assert_array_equal(np.concatenate(pieces, axis=1), whole.y)
@@ -227,22 +228,24 @@ class TestBitForBit:
 
     def test_rule_12_masked_rows_change_nothing_in_others(self, isa, dtype, kind):
         spec, weights, x, h0, rng = draw(dtype, kind)
-        alone = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+        alone = forward(GRUProblem(spec=spec, x=x, h0=h0), weights)
         mask = rng.random((64, 7)) < 0.5
         mask[::3] = True
-        mixed = forward(GRUProblem(spec, x, h0, plan_mask(mask, None, 64, 7)), weights)
+        mixed = forward(
+            GRUProblem(spec=spec, x=x, h0=h0, mask=plan_mask(mask, None, 64, 7)), weights
+        )
         np.testing.assert_array_equal(mixed.y[::3], alone.y[::3])
 
     def test_rule_12_saving_for_backward_changes_no_output(self, isa, dtype, kind):
         spec, weights, x, h0, _ = draw(dtype, kind)
-        plain = forward(GRUProblem(spec, x, h0, NO_MASK), weights)
-        saved = forward(GRUProblem(spec, x, h0, NO_MASK), weights, save=True)
+        plain = forward(GRUProblem(spec=spec, x=x, h0=h0), weights)
+        saved = forward(GRUProblem(spec=spec, x=x, h0=h0), weights, save=True)
         np.testing.assert_array_equal(saved.y, plain.y)
 
 
 def test_the_forced_isa_has_its_lanes(isa):
     size = {"base": 16, "avx2": 32, "avx512": 64}[isa]
-    assert (fused.lanes(4), fused.lanes(8)) == (size // 4, size // 8)
+    assert (kernels.lanes(4), kernels.lanes(8)) == (size // 4, size // 8)
 
 
 @pytest.mark.parametrize("limit", ["1", "2"])
@@ -271,7 +274,7 @@ def test_fewer_threads_than_asked_for(limit):
 
 def test_the_memory_of_a_spent_workspace_serves_the_next():
     spec, weights, x, h0, _ = draw("float32", "after")
-    problem = GRUProblem(spec, x, h0, NO_MASK)
+    problem = GRUProblem(spec=spec, x=x, h0=h0)
 
     def gradients(out):
         return BACKEND.backward(problem, weights, out.states, out.y, None, out.workspace)
@@ -298,9 +301,9 @@ def test_a_nan_at_a_zero_state_is_not_lost(dtype, isa):
     kernel[1, 5] = -1
     weights = GRUWeights(kernel, weights.recurrent_kernel, weights.bias)
     x = np.full((1, 1, 3), np.inf, dtype)
-    alone = forward(GRUProblem(spec, x, None, NO_MASK), weights).y
-    zeros = forward(GRUProblem(spec, x, np.zeros((1, 5), dtype), NO_MASK), weights).y
+    alone = forward(GRUProblem(spec=spec, x=x), weights).y
+    zeros = forward(GRUProblem(spec=spec, x=x, h0=np.zeros((1, 5), dtype)), weights).y
     with np.errstate(invalid="ignore"):
-        expected = REFERENCE.forward(GRUProblem(spec, x, None, NO_MASK), weights).y
+        expected = REFERENCE.forward(GRUProblem(spec=spec, x=x), weights).y
     for y in (alone, zeros, expected):
         assert np.isnan(y).all()

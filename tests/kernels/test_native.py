@@ -23,8 +23,7 @@ from fastgru.backends.cpu import CPUBackend, build_info
 from fastgru.masks import NO_MASK, plan_mask
 from fastgru.problem import GRUProblem, GRUWeights
 
-cpu = pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
-fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 BACKEND = CPUBackend()
 
 
@@ -32,7 +31,7 @@ BACKEND = CPUBackend()
 def kernel(request, monkeypatch):
     """Every test here runs on both kernels of the backend."""
     cpu_backend._load()
-    if request.param == "fused" and not fused.lanes(4):
+    if request.param == "fused" and not kernels.lanes(4):
         pytest.skip("this compiler has no vector types, which the fused kernel needs")
     monkeypatch.setattr(cpu_backend, "_forced_kernel", request.param)
     return request.param
@@ -79,7 +78,8 @@ def test_threads_agree(shape, reset_after, dtype):
     lengths = rng.integers(0, steps + 1, batch)
     for mask in (NO_MASK, plan_mask(None, lengths, batch, steps)):
         outputs = [
-            assert_agrees(GRUProblem(spec, x, h0, mask, num_threads=n), weights) for n in (1, 2, 3)
+            assert_agrees(GRUProblem(spec=spec, x=x, h0=h0, mask=mask, num_threads=n), weights)
+            for n in (1, 2, 3)
         ]
         for other in outputs[1:]:
             np.testing.assert_allclose(
@@ -91,16 +91,38 @@ def test_threads_agree(shape, reset_after, dtype):
 @pytest.mark.parametrize("panels", [True, False])
 def test_both_matrix_layouts(dtype, panels, monkeypatch):
     """Panels for OpenBLAS with small-matrix kernels, plain matrices (and gemv) for the others."""
+    from fastgru._native import _blas
+
     monkeypatch.setattr(cpu_backend, "_forced_kernel", "blas")
     rng = np.random.default_rng(2)
-    for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
-        spec = make_spec(600, 150, dtype)
-        weights = make_weights(rng, spec)
-        weights.packed["cpu"] = cpu.Packed(spec, weights, panels)
-        x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
-        problem = GRUProblem(spec, x, None, NO_MASK, num_threads=threads)
-        assert_agrees(problem, weights)
-        assert weights.packed["cpu"].panels is panels
+    before = _blas.use_panels(panels)
+    try:
+        for reset_after in (True, False):
+            spec = make_spec(600, 150, dtype, reset_after=reset_after)
+            weights = make_weights(rng, spec)
+            for batch, threads in ((1, 1), (1, 2), (2, 3), (30, 2)):
+                x = rng.standard_normal((batch, 5, 600)).astype(dtype) * 0.3
+                assert_agrees(GRUProblem(spec=spec, x=x, num_threads=threads), weights)
+            assert weights.packed["blas"].panels == (3 if panels else 1)
+    finally:
+        _blas.use_panels(before)
+
+
+def test_the_same_bits_on_fewer_threads():
+    """A call that gets fewer threads than it may use rounds as one that gets them all."""
+    from fastgru._native import _threads
+
+    rng = np.random.default_rng(12)
+    spec = make_spec(33, 65)
+    weights = make_weights(rng, spec)
+    x = rng.standard_normal((8, 12, 33)).astype("float32")
+    problem = GRUProblem(spec=spec, x=x, num_threads=3)
+    expected = BACKEND.forward(problem, weights).y
+    granted = _threads.lease_threads(100)
+    try:
+        np.testing.assert_array_equal(BACKEND.forward(problem, weights).y, expected)
+    finally:
+        _threads.give_back_threads(granted)
 
 
 def test_chunks_and_blocks():
@@ -111,7 +133,7 @@ def test_chunks_and_blocks():
     for batch, steps in ((2, 3000), (700, 9), (1, 5000)):
         x = rng.standard_normal((batch, steps, 7)).astype("float32")
         for reverse in (False, True):
-            assert_agrees(GRUProblem(spec, x, None, NO_MASK, reverse=reverse), weights)
+            assert_agrees(GRUProblem(spec=spec, x=x, reverse=reverse), weights)
 
 
 @pytest.mark.parametrize("reset_after", [True, False])
@@ -132,7 +154,7 @@ def test_activation_in_a_layer(activation, reset_after):
         steps = 1 if activation.name == "exponential" else 3  # of two exponentials overflows
         x = 0.3 * rng.standard_normal((3, steps, 4)).astype(dtype)
         h0 = 0.1 * rng.standard_normal((3, 37)).astype(dtype)
-        assert_agrees(GRUProblem(spec, x, h0, NO_MASK), weights)
+        assert_agrees(GRUProblem(spec=spec, x=x, h0=h0), weights)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -141,7 +163,7 @@ def test_activation(activation, dtype):
     grid = np.concatenate([np.linspace(-30, 30, 6000), np.linspace(-1, 1, 2000), [0.0, -0.0]])
     values = grid.astype(dtype)
     expected = activation(values.astype(np.float64))
-    cpu.apply_activation(activation, got := values.copy())
+    kernels.apply_activation(activation, got := values.copy())
     eps = np.finfo(dtype).eps
     if activation.name == "exponential":
         np.testing.assert_allclose(got, expected, rtol=6 * eps)
@@ -154,16 +176,16 @@ def test_activation(activation, dtype):
 @pytest.mark.parametrize("activation", ELEMENTWISE, ids=repr)
 def test_activation_of_nan(activation, dtype):
     values = np.full(35, np.nan, dtype)
-    cpu.apply_activation(activation, values)
+    kernels.apply_activation(activation, values)
     assert np.isnan(values).all()
 
 
 @pytest.mark.parametrize(
     ("dtype", "bound"), [("float32", 1.5e-7), ("float64", 4.5e-16)], ids=["float32", "float64"]
 )
-@pytest.mark.parametrize("isa", cpu.supported_isas())
+@pytest.mark.parametrize("isa", kernels.supported_isas())
 def test_accuracy_of_tanh_and_sigmoid(isa, dtype, bound):
-    before = cpu.get_isa()
+    before = kernels.get_isa()
     rng = np.random.default_rng(4)
     size = 1_000_000
     values = np.concatenate(
@@ -176,16 +198,16 @@ def test_accuracy_of_tanh_and_sigmoid(isa, dtype, bound):
     ).astype(dtype)
     # longdouble for float64, float64 for float32
     wide = values.astype(np.float64 if dtype == "float32" else np.longdouble)
-    cpu.set_isa(isa)
+    kernels.set_isa(isa)
     try:
-        assert cpu.get_isa() == isa
-        cpu.apply_activation(activations.tanh, tanh := values.copy())
-        cpu.apply_activation(activations.sigmoid, sigmoid := values.copy())
+        assert kernels.get_isa() == isa
+        kernels.apply_activation(activations.tanh, tanh := values.copy())
+        kernels.apply_activation(activations.sigmoid, sigmoid := values.copy())
         ends = np.array([-np.inf, np.inf] * 17, dtype)
-        cpu.apply_activation(activations.tanh, tanh_ends := ends.copy())
-        cpu.apply_activation(activations.sigmoid, sigmoid_ends := ends.copy())
+        kernels.apply_activation(activations.tanh, tanh_ends := ends.copy())
+        kernels.apply_activation(activations.sigmoid, sigmoid_ends := ends.copy())
     finally:
-        cpu.set_isa(before)
+        kernels.set_isa(before)
     assert np.max(np.abs(tanh - np.tanh(wide))) <= bound
     assert np.max(np.abs(sigmoid - 1 / (1 + np.exp(-wide)))) <= bound
     assert np.max(np.abs(tanh / np.tanh(wide) - 1)) < 4 * np.finfo(dtype).eps  # near 0 too
@@ -193,16 +215,16 @@ def test_accuracy_of_tanh_and_sigmoid(isa, dtype, bound):
     np.testing.assert_allclose(sigmoid_ends, ends > 0, rtol=0, atol=1e-37)
 
 
-@pytest.mark.parametrize("isa", cpu.supported_isas())
+@pytest.mark.parametrize("isa", kernels.supported_isas())
 def test_forced_isa_runs(isa):
     code = """
         import numpy as np
         from fastgru.backends.cpu import build_info
         print(build_info()["isa"])
         import fastgru.activations as activations
-        from fastgru._native import _cpu
+        from fastgru._native import _kernels
         a = np.linspace(-3, 3, 50)
-        _cpu.apply_activation(activations.tanh, b := a.copy())
+        _kernels.apply_activation(activations.tanh, b := a.copy())
         assert abs(b - np.tanh(a)).max() < 1e-15
     """
     assert run_python(code, FASTGRU_ISA=isa).split() == [isa]
@@ -210,7 +232,7 @@ def test_forced_isa_runs(isa):
 
 def test_unknown_isa_is_an_error():
     with pytest.raises(ValueError, match=r"FASTGRU_ISA: expected one of base.*, got 'avx1024'"):
-        cpu.set_isa("avx1024")
+        kernels.set_isa("avx1024")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -222,16 +244,16 @@ def test_input_memory(shape, dtype):
     weights = make_weights(rng, spec)
     x = rng.standard_normal((batch, steps, inputs)).astype(dtype)
     h0 = rng.standard_normal((batch, units)).astype(dtype)
-    expected = BACKEND.forward(GRUProblem(spec, x, h0, NO_MASK), weights)
+    expected = BACKEND.forward(GRUProblem(spec=spec, x=x, h0=h0), weights)
     for name, view in layouts(x):
         for start in (h0, np.asfortranarray(h0), h0[::-1].copy()[::-1]):
-            out = BACKEND.forward(GRUProblem(spec, view, start, NO_MASK), weights)
+            out = BACKEND.forward(GRUProblem(spec=spec, x=view, h0=start), weights)
             np.testing.assert_allclose(
                 out.y, expected.y, rtol=0, atol=TOLERANCE[dtype] / 5, err_msg=name
             )
         np.testing.assert_array_equal(view, x)
     repeated = np.broadcast_to(x[:, :1], x.shape)  # stride 0
-    assert_agrees(GRUProblem(spec, repeated, h0, NO_MASK), weights)
+    assert_agrees(GRUProblem(spec=spec, x=repeated, h0=h0), weights)
 
 
 @pytest.mark.parametrize("return_sequences", [True, False])
@@ -245,7 +267,13 @@ def test_out(return_sequences):
 
     def problem(out=None):
         return GRUProblem(
-            spec, x, None, mask, return_sequences=return_sequences, out=out, reverse=True
+            spec=spec,
+            x=x,
+            h0=None,
+            mask=mask,
+            return_sequences=return_sequences,
+            out=out,
+            reverse=True,
         )
 
     expected = BACKEND.forward(problem(), weights).y
@@ -268,7 +296,7 @@ def test_state_and_states_are_apart_from_out():
     weights = make_weights(np.random.default_rng(7), spec)
     x = np.ones((2, 4, 3), "float32")
     out = np.empty((2, 4, 6), "float32")
-    result = BACKEND.forward(GRUProblem(spec, x, None, NO_MASK, out=out), weights, save=True)
+    result = BACKEND.forward(GRUProblem(spec=spec, x=x, out=out), weights, save=True)
     assert not np.shares_memory(result.states, out)
     np.testing.assert_array_equal(result.states, out)
     np.testing.assert_array_equal(result.state, out[:, -1])
@@ -286,7 +314,7 @@ def test_empty_axes(shape, return_sequences):
     h0 = rng.standard_normal((batch, units)).astype("float32")
     x = np.zeros((batch, steps, inputs), "float32")
     out = assert_agrees(
-        GRUProblem(spec, x, h0, NO_MASK, return_sequences=return_sequences), weights
+        GRUProblem(spec=spec, x=x, h0=h0, return_sequences=return_sequences), weights
     )
     if steps == 0:
         np.testing.assert_array_equal(out.state, h0)
@@ -307,7 +335,7 @@ def test_nan_at_masked_steps_changes_no_bit(reverse):
     for dropout in (None, np.full((6, 5), 1.25, "float32")):
         clean_out, dirty_out = (
             BACKEND.forward(
-                GRUProblem(spec, a, None, mask, dropout=dropout, reverse=reverse),
+                GRUProblem(spec=spec, x=a, mask=mask, dropout=dropout, reverse=reverse),
                 weights,
                 save=True,
             )
@@ -325,7 +353,12 @@ def test_decaying_state_keeps_its_speed_and_the_floating_point_mode():
     kernel = np.zeros((1, 24), "float32")
     recurrent = np.concatenate([np.zeros((8, 16)), np.eye(8) * 0.01], 1).astype("float32")
     out = BACKEND.forward(
-        GRUProblem(spec, np.zeros((1, 40, 1), "float32"), np.ones((1, 8), "float32"), NO_MASK),
+        GRUProblem(
+            spec=spec,
+            x=np.zeros((1, 40, 1), "float32"),
+            h0=np.ones((1, 8), "float32"),
+            mask=NO_MASK,
+        ),
         GRUWeights(kernel, recurrent, None),
     )
     assert not out.state.any()
@@ -337,30 +370,29 @@ def test_supports(kernel):
     x = np.zeros((1, 2, 3), "float32")
 
     def reason(**changes):
-        return BACKEND.supports(GRUProblem(make_spec(3, 4, **changes), x, None, NO_MASK))
+        return BACKEND.supports(GRUProblem(spec=make_spec(3, 4, **changes), x=x))
 
     assert reason() is None
     assert reason(activation=activations.softmax) == "activation 'softmax' is not elementwise"
     assert "custom Python code" in reason(recurrent_activation=np.tanh)
-    backward = BACKEND.supports_backward(GRUProblem(make_spec(3, 4), x, None, NO_MASK))
+    backward = BACKEND.supports_backward(GRUProblem(spec=make_spec(3, 4), x=x))
     assert backward == (None if kernel == "fused" else "the BLAS kernel has no backward")
     for activation in ELEMENTWISE:
         assert reason(activation=activation) is None, activation
 
 
 def test_packed_copies_follow_the_spec(kernel):
-    key = {"fused": "cpu-fused", "blas": "cpu"}[kernel]
     spec = make_spec(3, 4)
     rng = np.random.default_rng(10)
     weights = make_weights(rng, spec)
     x = rng.standard_normal((1, 2, 3)).astype("float32")
-    assert_agrees(GRUProblem(spec, x, None, NO_MASK), weights)
-    packed = weights.packed[key]
-    assert_agrees(GRUProblem(make_spec(3, 4), x, None, NO_MASK), weights)
-    assert weights.packed[key] is packed  # an equal spec
+    assert_agrees(GRUProblem(spec=spec, x=x), weights)
+    packed = weights.packed[kernel]
+    assert_agrees(GRUProblem(spec=make_spec(3, 4), x=x), weights)
+    assert weights.packed[kernel] is packed  # an equal spec
     other = spec._replace(activation=activations.relu)
-    assert_agrees(GRUProblem(other, x, None, NO_MASK), weights)
-    assert weights.packed[key] is not packed
+    assert_agrees(GRUProblem(spec=other, x=x), weights)
+    assert weights.packed[kernel] is not packed
 
 
 def test_build_info():

@@ -30,7 +30,7 @@ def numbers(*shape, dtype="float32"):
 
 def served_quickly():
     cpu_backend._load()
-    return cpu_backend._forced_kernel != "blas" and cpu_backend._fused.lanes(4) > 0
+    return cpu_backend._forced_kernel != "blas" and cpu_backend._native._kernels.lanes(4) > 0
 
 
 OPTIONS = [{}, {"reset_after": False}, {"dtype": "float64"}, {"activation": "relu"}]
@@ -138,19 +138,19 @@ def test_wrong_calls_of_a_layer_that_is_built():
 
 
 def test_the_instruction_set_may_change_between_calls():
-    cpu = cpu_backend._load()
+    kernels = cpu_backend._load()._kernels
     layer = fastgru.GRU(19, bias_initializer="random_normal")
     x, h = numbers(2, 1, 5), np.zeros((2, 19), "float32")
     layer(x)
     stream = layer.stream(2)
-    before = cpu.get_isa()
+    before = kernels.get_isa()
     try:
-        for isa in cpu.supported_isas():
-            cpu.set_isa(isa)
+        for isa in kernels.supported_isas():
+            kernels.set_isa(isa)
             expected = layer(x, lengths=[1, 1])
             for y in (layer(x), layer.cell(x[:, 0], h)[0]):
                 np.testing.assert_array_equal(y, expected)
             stream.reset()
             np.testing.assert_array_equal(stream.step(x[:, 0]), expected)
     finally:
-        cpu.set_isa(before)
+        kernels.set_isa(before)

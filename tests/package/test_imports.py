@@ -1,4 +1,4 @@
-"""Imports run one way, and `import fastgru` brings nothing along beyond NumPy and SciPy's BLAS."""
+"""Imports run one way, and `import fastgru` brings nothing along beyond NumPy."""
 
 import ast
 import re
@@ -35,14 +35,25 @@ def storey(module):
     return next((i for i, rooms in enumerate(STOREYS) if room in rooms), 0)
 
 
+# The files of layers/, each of which imports only from those before it.
+LAYERS = [
+    *("nested", "tape", "config", "base", "cell", "stacked", "stream", "call", "step_loop"),
+    *("direction_pair", "sequence", "rnn", "gru", "composed", "bidirectional", "sequential"),
+]
+
+
 def modules():
-    """Name and source file of every module of the package, compiled ones included."""
-    for path in sorted([*SOURCE.rglob("*.py"), *SOURCE.rglob("*.pyx")]):
-        parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+    """Name and source files of every module of the package; of compiled ones .pyx, .pxd, .pyi."""
+    found = {}
+    for path in sorted(SOURCE.rglob("*.py*")):
+        if path.suffix in (".py", ".pyx", ".pxd", ".pyi"):
+            parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+            name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+            found.setdefault(name, []).append(path)
+    return found
 
 
-MODULES = dict(modules())
+MODULES = modules()
 
 
 def target(name, imported=None):
@@ -52,10 +63,13 @@ def target(name, imported=None):
     return found if found.partition(".")[0] == "fastgru" else None
 
 
-def imports(path, everywhere):
-    """Modules of fastgru that a Python file imports: at import time, or everywhere in it."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree) if everywhere else import_time(tree.body):
+def imports(path):
+    """Modules of fastgru that a file imports: in functions and for type checkers too."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix in (".pyx", ".pxd"):
+        yield from compiled_imports(text)
+        return
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
             yield from (target(alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -63,40 +77,51 @@ def imports(path, everywhere):
             yield from (target(node.module, alias.name) for alias in node.names)
 
 
-def import_time(body):
-    for node in body:
-        if isinstance(node, ast.If | ast.Try):
-            if "TYPE_CHECKING" not in ast.unparse(getattr(node, "test", ast.Constant(0))):
-                yield from import_time(node.body)
-            yield from import_time(node.orelse)
-        else:
-            yield node
+def compiled_imports(text):
+    """Find the same in Cython, which `ast` cannot read."""
+    text = re.sub(r"#.*", "", text)
+    pattern = r"^[ \t]*from[ \t]+(fastgru[\w.]*)[ \t]+c?import[ \t]+(\([^)]*\)|[^\n]*)"
+    for match in re.finditer(pattern, text, re.MULTILINE):
+        for name in re.findall(r"(\w+)(?:\s+as\s+\w+)?", match[2]):
+            yield target(match[1], name)
+    for match in re.finditer(r"^[ \t]*c?import[ \t]+(fastgru[\w.]*)", text, re.MULTILINE):
+        yield target(match[1])
 
 
-def compiled_imports(path):
-    """Find the same in Cython, which `ast` cannot read; a leading dot is the folder itself."""
-    pattern = r"^\s*(?:from|c?import)\s+(fastgru[\w.]*)(?:\s+c?import\s+(\w+))?"
-    for match in re.finditer(pattern, path.read_text(encoding="utf-8"), re.MULTILINE):
-        yield target(match[1], match[2])
+def graph():
+    """What each module imports, by any import."""
+    return {
+        module: {name for path in paths for name in imports(path) if name and name != module}
+        for module, paths in MODULES.items()
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
-    path = MODULES[module]
-    found = compiled_imports(path) if path.suffix == ".pyx" else imports(path, everywhere=True)
-    upward = {name for name in found if name and storey(name) > storey(module)}
+    # A stub names the types of what is handed in; the extension itself imports nothing for them.
+    sources = [path for path in MODULES[module] if path.suffix != ".pyi"]
+    found = {name for path in sources for name in imports(path) if name}
+    upward = {name for name in found if storey(name) > storey(module)}
     assert not upward, f"{module} stands below what it imports"
 
 
-def test_no_module_needs_itself_to_be_imported():
-    graph = {
-        module: {name for name in imports(path, everywhere=False) if name and name != module}
-        for module, path in MODULES.items()
-        if path.suffix == ".py"
-    }
-    assert "fastgru.problem" in graph["fastgru.dispatch"], "the imports were not read"
-    order = [*TopologicalSorter(graph).static_order()]  # raises CycleError, naming the cycle
+def test_there_are_no_circles():
+    """By any import: in functions, for type checkers and cimports too."""
+    found = graph()
+    assert "fastgru.problem" in found["fastgru.dispatch"], "the imports were not read"
+    native = set().union(*(found[name] for name in found if "._native." in name))
+    assert "fastgru._native._threads" in native, "nor Cython's"
+    order = [*TopologicalSorter(found).static_order()]  # raises CycleError, naming the cycle
     assert order.index("fastgru.problem") < order.index("fastgru.dispatch") < order.index("fastgru")
+
+
+def test_layers_stand_in_their_order():
+    found = graph()
+    names = {name.rpartition(".")[2] for name in MODULES if name.startswith("fastgru.layers.")}
+    assert names == set(LAYERS), "LAYERS in this file lists them"
+    for place, name in enumerate(LAYERS):
+        later = {f"fastgru.layers.{other}" for other in LAYERS[place:]}
+        assert not found[f"fastgru.layers.{name}"] & later, f"layers/{name}.py"
 
 
 def loaded_by(*statements):
@@ -109,8 +134,12 @@ def loaded_by(*statements):
     "first_call", [(), ("fastgru.GRU(2)([[[0.5], [1.0]]])",)], ids=["import", "first call"]
 )
 def test_nothing_is_brought_along(first_call):
-    """No optional package, and no module at all that NumPy and SciPy's BLAS have not loaded."""
-    below = loaded_by("import numpy", "import scipy.linalg.cython_blas")
+    """Nothing but NumPy and what is named here of Python's own: no SciPy, no optional package."""
+    below = loaded_by(
+        "import numpy.ma, numpy.random",
+        "import __future__, copy, importlib.util, pathlib, threading",
+    )
+    assert not {name for name in below if name.startswith("scipy")}, "then the test shows nothing"
     ours = loaded_by("import fastgru", *first_call)
     roots = {name.partition(".")[0] for name in ours}
     assert "fastgru" in roots

@@ -15,7 +15,7 @@ import sys
 import pytest
 from subprocesses import SUPPORT, environment, run_python
 
-fused = pytest.importorskip("fastgru._native._fused", reason="the extension is not built")
+kernels = pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="preloads a malloc for glibc"),
     pytest.mark.skipif(not shutil.which("gcc"), reason="gcc is not installed"),
@@ -26,8 +26,8 @@ SETUP = """
 import ctypes, os, threading, time
 import numpy as np
 import fastgru
-from fastgru._native import _crowd, _cut
-from fastgru.layers.call import flatten
+from fastgru._native import _coalescing, _partition
+from fastgru.layers.nested import flatten
 
 shim = ctypes.CDLL(None)
 fail = shim.fail_allocations
@@ -93,7 +93,7 @@ state = {}
 def fresh():
     state["layer"] = filled(fastgru.GRU(H, return_state=True))
 for cut in ((1, False), (2, True)):
-    _cut.force(*cut)
+    _partition.force(*cut)
     every_failure("packing", lambda: state["layer"](x, h), fresh=fresh)
 """,
     "forward": """
@@ -174,7 +174,7 @@ for options in ({}, {"reset_after": False}):
 layer = fastgru.GRU(128, seed=1, return_state=True)
 data = [numbers(1, 60, I) for _ in range(4)]
 expected = [layer(d) for d in data]
-_crowd.set_processors(1)
+_coalescing.set_processors(1)
 
 def together(n, all):
     # All are in line, and then run as one batch, or what of them memory allows.
@@ -184,14 +184,14 @@ def together(n, all):
             results[i] = layer(data[i])
         except MemoryError as error:
             results[i] = error
-    _crowd.take_place()
+    _coalescing.take_place()
     threads = [threading.Thread(target=call, args=(i,)) for i in range(len(data))]
     for i, thread in enumerate(threads):
         thread.start()
-        while _crowd.counts()[1] != i + 1:
+        while _coalescing.counts()[1] != i + 1:
             time.sleep(1e-3)
     fail(n, LEAST, all)
-    _crowd.leave_place()
+    _coalescing.leave_place()
     for thread in threads:
         thread.join()
     seen = shim.allocations_seen()
@@ -207,7 +207,7 @@ for all in (0, 1):
                 failed += 1
             else:
                 same(got, right)
-        assert _crowd.counts()[:2] == (0, 0)
+        assert _coalescing.counts()[:2] == (0, 0)
 assert failed
 print("crowd", failed)
 """,
@@ -236,7 +236,7 @@ def preloaded(tmp_path_factory):
 @pytest.mark.parametrize("kernel", ["fused", "blas"])
 @pytest.mark.parametrize("name", CODE)
 def test_every_allocation_that_fails(name, kernel, preloaded):
-    if kernel == "fused" and not fused.lanes(4):
+    if kernel == "fused" and not kernels.lanes(4):
         pytest.skip("this compiler has no vector types, which the fused kernel needs")
     if kernel == "blas" and name in ("crowd", "backward"):
         pytest.skip("the BLAS kernel has no crowd and no backward")

@@ -136,13 +136,13 @@ def test_a_child_may_start_threads_again():
 from fastgru.backends import cpu
 
 def shared():
-    lanes = cpu._load() and cpu._fused.lanes(4)  # the BLAS kernel has other ways to share
-    if lanes and cpu._load().OPENMP and fastgru.get_num_threads() > 1:
-        from fastgru._native import _cut
+    lanes = cpu._load() and cpu._native._kernels.lanes(4)  # the BLAS kernel has other ways to share
+    if lanes and cpu._native._kernels.OPENMP and fastgru.get_num_threads() > 1:
+        from fastgru._native import _partition
         x = np.repeat(large, 10, axis=0)
         layer(x, num_threads=2)
-        assert _cut.costs()["region"] > 0
-        assert _cut.plan(layer.cell.spec, lanes, (4800, 200), False, 2)[0] == 2
+        assert _partition.costs()["region"] > 0
+        assert _partition.plan(layer.cell.spec, lanes, (4800, 200), False, 2)[0] == 2
 shared()
 finish(fork(shared))
 """,

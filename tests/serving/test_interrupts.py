@@ -9,7 +9,7 @@ import os
 import pytest
 from subprocesses import environment, run_python
 
-pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
+pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 pytestmark = [
     pytest.mark.alone,
     pytest.mark.skipif(os.name != "posix", reason="sends SIGINT with os.kill"),
@@ -19,7 +19,7 @@ SETUP = """
 import os, signal, threading, time
 import numpy as np
 import fastgru
-from fastgru._native import _cut
+from fastgru._native import _partition
 
 rng = np.random.default_rng(0)
 
@@ -58,9 +58,9 @@ x = numbers(6, 50, 8)
 expected = layer(x, num_threads=2)
 before = weights(layer)
 long = np.broadcast_to(numbers(ROWS, 1, 8).astype(layer.dtype), (ROWS, STEPS, 8))
-_cut.force(CUT)
+_partition.force(CUT)
 assert interrupted(lambda: layer(long, ARGUMENTS))
-_cut.force(0, False)
+_partition.force(0, False)
 same(layer, x, expected)
 for w, other in zip(layer.get_weights(), before):
     np.testing.assert_array_equal(w, other)
@@ -143,13 +143,13 @@ def gradients(x):
 
 expected = gradients(small)[1]
 before = weights(layer)
-_cut.force(CUT)
+_partition.force(CUT)
 ended = None
 while ended is None:  # other processes make some calls longer
     seconds, _ = gradients(x)
     y, tape = layer.forward(x)
     ended = interrupted(lambda: layer.backward(tape, y), after=SHARE * seconds)
-_cut.force(0, False)
+_partition.force(0, False)
 for one, other in zip(gradients(small)[1], expected):
     np.testing.assert_array_equal(one, other)
 for w, other in zip(layer.get_weights(), before):
@@ -168,7 +168,7 @@ layer = fastgru.Sequential([first, second, both])
 layer(numbers(2, 20, 3))
 
 def photograph():
-    parts = first, second, *both.halves
+    parts = first, second, *both.parts
     return [p.states[0].numpy() for p in parts] + [np.array(p.losses) for p in parts]
 
 before = photograph()

@@ -5,7 +5,7 @@ import sys
 import pytest
 from subprocesses import environment, run_python
 
-pytest.importorskip("fastgru._native._cpu", reason="the extension is not built")
+pytest.importorskip("fastgru._native._kernels", reason="the extension is not built")
 pytestmark = pytest.mark.alone
 
 CODE = """

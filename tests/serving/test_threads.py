@@ -209,7 +209,7 @@ def assert_same(leases):
 @pytest.mark.parametrize("shared", [False, True], ids=["rows split", "panels split"])
 def test_concurrent_calls_stay_within_the_limit(leases, assert_same, shared):
     """Each call wants four threads; beside the callers' own there are three in all."""
-    from fastgru._native import _cut
+    from fastgru._native import _partition
 
     limit, callers = 4, 6
     threads.set_num_threads(limit)
@@ -227,7 +227,7 @@ def test_concurrent_calls_stay_within_the_limit(leases, assert_same, shared):
             layer(x[0])
 
     try:
-        _cut.force(4, shared)
+        _partition.force(4, shared)
         with ThreadPoolExecutor(callers) as pool:
             calls = [pool.submit(call, i) for i in range(60)]
             while not all(c.done() for c in calls):
@@ -236,7 +236,7 @@ def test_concurrent_calls_stay_within_the_limit(leases, assert_same, shared):
             for c in calls:
                 c.result()
     finally:
-        _cut.force(0, False)
+        _partition.force(0, False)
     assert max(running) <= limit + callers - 1
 
 
@@ -262,7 +262,7 @@ IDLE = """
 
 
 def test_threads_sleep_soon_after_a_call(leases):
-    if not cpu_backend._load().OPENMP or len(os.sched_getaffinity(0)) < 2:
+    if not cpu_backend._load()._kernels.OPENMP or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one thread: built without OpenMP, or one processor")
     long = "1000000"  # what the user has set is left alone: gcc's runtime spins for tens of ms
     ours, users = (
@@ -288,20 +288,20 @@ def test_all_threads_taken(leases, assert_same):
 CROWD = """
     import numpy as np
     import fastgru
-    from fastgru._native import _cut, _threads
+    from fastgru._native import _partition, _threads
 
     fastgru.set_num_threads(2)
     layer, x = fastgru.GRU(256), np.zeros((1, {steps}, 32), np.float32)
     layer(x[:, :1])
     _threads.set_processors(2)
-    assert _cut.costs()["region"] == 0
+    assert _partition.costs()["region"] == 0
     callers = [_threads.lease_threads(2)]
     if {crowded}:
         callers.append(_threads.lease_threads(1))
     for granted in callers:
         _threads.give_back_threads(granted)
     layer(x)
-    print(_cut.costs()["region"] > 0)
+    print(_partition.costs()["region"] > 0)
 """
 
 
@@ -310,7 +310,7 @@ CROWD = """
 )
 def test_short_calls_among_many_are_not_made_by_teams(leases, steps, crowded, considered):
     """What two threads would take is measured by the first call that may be theirs."""
-    if not cpu_backend._load().OPENMP or cpu_backend.build_info()["kernel"] != "fused":
+    if not cpu_backend._load()._kernels.OPENMP or cpu_backend.build_info()["kernel"] != "fused":
         pytest.skip("no teams of the fused kernel: built without OpenMP or without vectors")
     code = CROWD.format(steps=steps, crowded=crowded)
     assert subprocesses.run_python(code).strip() == str(considered)

@@ -1,7 +1,7 @@
 /* The baseline's fused loop on one problem from standard input, forward and back: test_aarch64.py
  * compiles it for another machine than this one, and says what is read and written. */
-#include "gates.h"
-#include "loop.h"
+#include "kernels.h"
+#include "job.h"
 #include <stdio.h>
 #include <stdlib.h>
 

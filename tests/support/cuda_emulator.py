@@ -1,7 +1,7 @@
 """The CUDA backend's engine on the host: kernels compiled as C++, and a driver and cuBLAS in C++.
 
-All launches and products go the way they go on a device, through fastgru's native loop. New arrays
-are full of NaN, so that what a kernel fails to write is seen.
+All launches and products go through fastgru's command list, as on a device. New arrays are full of
+NaN, so that what a kernel fails to write is seen.
 """
 
 import ctypes
@@ -163,9 +163,9 @@ class Emulator(LateEngine):
     def address(self, array):
         return 0 if array is None else array.ctypes.data
 
-    def repeat(self, steps, calls):
+    def repeat(self, steps, commands):
         with _one_at_a_time:
-            super().repeat(steps, calls)
+            super().repeat(steps, commands)
 
     def residency(self):
         return self.blocks, self.shared_bytes
@@ -191,10 +191,10 @@ class Emulator(LateEngine):
         assert len(arguments) == program.count, name
         return super()._slots(name, arguments)
 
-    def _issue(self, program, steps, names, products):
+    def _issue(self, command_list, steps, names):
         shim("seed").value = len(self.launched)
         self.launched += steps * [name for name in names if name != "cublasGemmEx"]
-        super()._issue(program, steps, names, products)
+        super()._issue(command_list, steps, names)
 
     def _handle_on(self, stream):
         return 8765

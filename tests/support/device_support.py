@@ -1,6 +1,5 @@
 """Problems for the backends of a device, and how their results compare with the reference."""
 
-import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -8,7 +7,6 @@ from random_problems import draw_mask
 from random_problems import widened as wide_call
 
 from fastgru.backends.reference import ReferenceBackend
-from fastgru.device import on_device
 from fastgru.masks import plan_resets
 from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUWeights
 
@@ -50,13 +48,13 @@ def draw(rng, spec, kind, resets, dropout, flags, shape=(5, 5)):
     shapes = {"one": one, "three": three, "both": three}
     recurrent = dropout in ("recurrent", "both")
     return GRUProblem(
-        spec,
-        x,
-        rng.standard_normal((batch, spec.units)).astype(spec.dtype),
-        mask,
-        plan_resets(rng.random((batch, steps)) < 0.3, batch, steps) if resets else None,
-        factors(*shapes[dropout]) if dropout in shapes else None,
-        factors(3, batch, spec.units) if recurrent else None,
+        spec=spec,
+        x=x,
+        h0=rng.standard_normal((batch, spec.units)).astype(spec.dtype),
+        mask=mask,
+        resets=plan_resets(rng.random((batch, steps)) < 0.3, batch, steps) if resets else None,
+        dropout=factors(*shapes[dropout]) if dropout in shapes else None,
+        recurrent_dropout=factors(3, batch, spec.units) if recurrent else None,
         reverse=reverse,
         return_sequences=sequences,
         zero_output_for_mask=zero_masked,
@@ -88,10 +86,8 @@ def expect(problem, weights, seed=1):
 
 def moved(problem, move):
     """Return the problem where ``move`` takes arrays."""
-    there = copy.copy(problem)
-    there.x, there.h0 = move(problem.x), None if problem.h0 is None else move(problem.h0)
-    there.on_device = on_device(there.x)
-    return there
+    h0 = None if problem.h0 is None else move(problem.h0)
+    return problem._replace(x=move(problem.x), h0=h0)
 
 
 def assert_expected(expected, backend, keep_gates=True, move=lambda array: array):

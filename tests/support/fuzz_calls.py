@@ -20,7 +20,7 @@ import numpy as np
 from hostile_arrays import BAD, EITHER, SAME, Hostile, forms, infected
 
 import fastgru
-from fastgru.layers.call import flatten
+from fastgru.layers.nested import flatten
 
 ERRORS = (ValueError, TypeError, MemoryError, fastgru.BackendError, Hostile)
 I, H = 3, 5

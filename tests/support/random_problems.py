@@ -65,16 +65,16 @@ def widened(problem, weights):
     p = problem
     spec = p.spec._replace(dtype=np.dtype(np.float64))
     return GRUProblem(
-        spec,
-        wide(p.x),
-        wide(p.h0),
-        p.mask,
-        p.resets,
-        wide(p.dropout),
-        wide(p.recurrent_dropout),
-        p.reverse,
-        p.return_sequences,
-        p.zero_output_for_mask,
+        spec=spec,
+        x=wide(p.x),
+        h0=wide(p.h0),
+        mask=p.mask,
+        resets=p.resets,
+        dropout=wide(p.dropout),
+        recurrent_dropout=wide(p.recurrent_dropout),
+        reverse=p.reverse,
+        return_sequences=p.return_sequences,
+        zero_output_for_mask=p.zero_output_for_mask,
     ), GRUWeights(wide(weights.kernel), wide(weights.recurrent_kernel), wide(weights.bias))
 
 
@@ -127,13 +127,13 @@ def draw_problem(seed):
     if flag(0.3):
         recurrent_dropout = dropout_mask(3, batch, units)
     problem = GRUProblem(
-        spec,
-        x,
-        h0,
-        mask,
-        resets,
-        dropout,
-        recurrent_dropout,
+        spec=spec,
+        x=x,
+        h0=h0,
+        mask=mask,
+        resets=resets,
+        dropout=dropout,
+        recurrent_dropout=recurrent_dropout,
         reverse=flag(0.3),
         return_sequences=flag(),
         zero_output_for_mask=flag(0.3),

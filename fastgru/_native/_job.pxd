@@ -1,0 +1,78 @@
+# The one place where a gru_job or gru_back_job (kernels/job.h) is filled with what a call brings.
+# Who calls these has zeroed the job, and keeps the arrays.
+
+from fastgru._native._arrays cimport bytes_of, cnp, plain_bytes, shape_of, strides_of, walkable
+from fastgru._native._headers cimport gru_back_job, gru_job
+from fastgru._native._weights cimport PackedWeights
+
+ctypedef fused any_job:
+    gru_job
+    gru_back_job
+
+
+cdef inline Py_ssize_t padded(Py_ssize_t size) noexcept nogil:
+    return (size + 63) & ~63
+
+
+cdef inline double flops_of(const gru_job *job) noexcept nogil:
+    return 6.0 * job.B * job.T * job.H * (job.H + job.inputs)
+
+
+cdef inline void set_weights(gru_job *job, PackedWeights packed) noexcept:
+    job.H = packed.units
+    job.w, job.u, job.uh, job.bias = packed.w, packed.u, packed.uh, packed.bias
+    job.u_finite = packed.u_finite
+    job.functions = packed.functions
+    job.reset_after = packed.reset_after
+
+
+cdef inline void set_x(any_job *job, x) noexcept:
+    # (B, T, I), walkable.
+    cdef cnp.npy_intp *shape = shape_of(x)
+    job.B, job.T, job.inputs = shape[0], shape[1], shape[2]
+    job.x, job.x_b, job.x_t = bytes_of(x), strides_of(x)[0], strides_of(x)[1]
+
+
+cdef inline void set_y(gru_job *job, y) noexcept:
+    # (B, T, H) with sequences, else (B, H); walkable.
+    job.y, job.y_b = bytes_of(y), strides_of(y)[0]
+    job.y_s = strides_of(y)[1] if job.sequences else 0
+
+
+cdef inline void set_step(
+    gru_job *job, Py_ssize_t B, Py_ssize_t inputs, Py_ssize_t H, Py_ssize_t size,
+) noexcept:
+    # One step, whose x (B, I) and y (B, H) are C-contiguous.
+    job.B, job.T, job.inputs, job.H = B, 1, inputs, H
+    job.x_b, job.y_b = inputs * size, H * size
+    job.sequences = True
+
+
+cdef inline int set_problem(any_job *job, problem, Py_ssize_t size, list kept) except -1:
+    # What forward and backward read of a GRUProblem. Copies, where they are needed, go to `kept`.
+    mask = problem.mask
+    x = walkable(problem.x, size)
+    kept.append(x)
+    set_x(job, x)
+    job.reverse, job.sequences = problem.reverse, problem.return_sequences
+    job.zero_masked = problem.zero_output_for_mask
+    value = problem.h0
+    if value is not None:
+        job.h0 = plain_bytes(value, kept)
+    value = mask.lengths
+    if value is not None:
+        job.lengths = <const Py_ssize_t *> plain_bytes(value, kept)
+    value = mask.steps
+    if value is not None:
+        job.steps = <const unsigned char *> plain_bytes(value, kept)
+    value = problem.resets
+    if value is not None:
+        job.resets = <const unsigned char *> plain_bytes(value, kept)
+    value = problem.dropout
+    if value is not None:
+        job.dropout = plain_bytes(value, kept)
+        job.dropout_gates = 3 if value.ndim == 3 else 1
+    value = problem.recurrent_dropout
+    if value is not None:
+        job.recurrent_dropout = plain_bytes(value, kept)
+    return 0
