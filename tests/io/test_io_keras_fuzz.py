@@ -8,12 +8,14 @@ import subprocess
 import sys
 
 import keras_fuzz
+import pytest
 import subprocesses
 from exhaustive import EVERYTHING
 
 COUNT = 70_000 if EVERYTHING else 1_200
 
 
+@pytest.mark.alone
 def test_altered_files(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", keras_fuzz.__file__, "0", str(COUNT), tmp_path],

@@ -350,6 +350,7 @@ def quickly_refused(source, message):
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.alone
 def test_arrays_that_double_again_and_again():
     nodes = [op("Concat", [f"w{i}", f"w{i}"], f"w{i + 1}", axis=0) for i in range(60)]
     model = make_model(
@@ -360,6 +361,7 @@ def test_arrays_that_double_again_and_again():
     quickly_refused(model.SerializeToString(), "would grow to more than 16 times")
 
 
+@pytest.mark.alone
 def test_chains_of_zeros_that_double_are_walked_once():
     nodes = [op("Concat", [f"h{i}", f"h{i}"], f"h{i + 1}", axis=0) for i in range(60)]
     nodes.insert(0, op("Expand", ["zero", "X"], "h0"))
@@ -373,6 +375,7 @@ def test_chains_of_zeros_that_double_are_walked_once():
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.alone
 def test_one_number_spread_over_huge_weights():
     units = 2000
     nodes = [op("Expand", ["one", f"shape{k}"], k) for k in "WRB"]
@@ -383,6 +386,7 @@ def test_one_number_spread_over_huge_weights():
     quickly_refused(model.SerializeToString(), "would grow to more than 16 times")
 
 
+@pytest.mark.alone
 def test_many_layers_that_share_their_weights():
     units = 256
     weights = random_weights(8, 1, 64, units)
@@ -398,12 +402,14 @@ def test_a_value_of_constant_of_shape_is_one_number():
         from_onnx(make_model(nodes, random_weights(9, 1, I, H)))
 
 
+@pytest.mark.alone
 def test_too_many_layers():
     many = [gru_node(outputs=(f"Y{i}",)) for i in range(1001)]
     model = make_model(many, random_weights(9, 1, 1, 1), outputs=["Y0"])
     quickly_refused(model.SerializeToString(), "expected at most 1000 GRUs, got more")
 
 
+@pytest.mark.alone
 def test_a_thousand_layers_of_one_name_are_read():
     many = [gru_node(outputs=(f"Y{i}",)) for i in range(1000)]
     model = make_model(many, random_weights(9, 1, 1, 1), outputs=["Y0"])
@@ -412,6 +418,7 @@ def test_a_thousand_layers_of_one_name_are_read():
     assert time.perf_counter() - start < 2
 
 
+@pytest.mark.alone
 def test_long_chains():
     nodes = [op("Identity", [f"w{i}"], f"w{i + 1}") for i in range(20000)]
     model = make_model(
@@ -422,6 +429,7 @@ def test_long_chains():
     quickly_refused(model.SerializeToString(), "more than 64 nodes before it")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("depth", [30, 70, 5000])
 def test_graphs_in_graphs(depth):
     """protobuf itself refuses a hundred levels of messages; the bytes are put together by hand."""
@@ -456,6 +464,7 @@ def test_graphs_in_graphs_that_no_file_can_hold():
 # ---- altered files -------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is set as Linux does it")
 def test_altered_files(tmp_path):
     """10,000 of them with FASTGRU_EXHAUSTIVE=1."""

@@ -56,6 +56,7 @@ def read_damaged(reader, files, seed, count):
     return json.loads(done.stdout)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="counts memory in /proc")
 @pytest.mark.parametrize(
     "reader", ["fastgru.io.torch.find", "fastgru.io.from_torch", "fastgru.load"]
@@ -163,6 +164,7 @@ ATTACKS = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", ATTACKS)
 def test_pickles_that_are_no_state_dict(tmp_path, name, monkeypatch):
     """Alone, and as a value beside good weights; nothing is allocated for what they announce."""

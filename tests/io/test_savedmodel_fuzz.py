@@ -111,6 +111,7 @@ def weights_of(folder):
     return {one.name: one.layer.get_weights() for one in find(folder)}
 
 
+@pytest.mark.alone
 def test_altered_files(originals, tmp_path):
     rng = np.random.default_rng(20)
     as_they_were = {name: weights_of(folder) for name, folder in originals.items()}
