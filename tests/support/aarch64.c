@@ -17,9 +17,7 @@ static char *make(size_t bytes) {
     return memory ? memory : (exit(2), NULL);
 }
 
-static void give(const char *memory, size_t bytes) {
-    fwrite(memory, 1, bytes, stdout);
-}
+static void give(const char *memory, size_t bytes) { fwrite(memory, 1, bytes, stdout); }
 
 int main(int argc, char **argv) {
     if (argc > 1) { /* the lanes of float32 and float64 */

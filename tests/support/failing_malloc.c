@@ -23,9 +23,7 @@ void fail_allocations(long n, size_t least, int all) {
     __atomic_store_n(&seen, 0, __ATOMIC_SEQ_CST);
 }
 
-long allocations_seen(void) {
-    return seen;
-}
+long allocations_seen(void) { return seen; }
 
 static int fails(size_t bytes) {
     if (bytes < smallest)
@@ -37,25 +35,19 @@ static int fails(size_t bytes) {
     return 1;
 }
 
-void *malloc(size_t bytes) {
-    return fails(bytes) ? NULL : __libc_malloc(bytes);
-}
+void *malloc(size_t bytes) { return fails(bytes) ? NULL : __libc_malloc(bytes); }
 
 void *calloc(size_t count, size_t bytes) {
     return fails(count * bytes) ? NULL : __libc_calloc(count, bytes);
 }
 
-void *realloc(void *old, size_t bytes) {
-    return fails(bytes) ? NULL : __libc_realloc(old, bytes);
-}
+void *realloc(void *old, size_t bytes) { return fails(bytes) ? NULL : __libc_realloc(old, bytes); }
 
 void *memalign(size_t alignment, size_t bytes) {
     return fails(bytes) ? NULL : __libc_memalign(alignment, bytes);
 }
 
-void *aligned_alloc(size_t alignment, size_t bytes) {
-    return memalign(alignment, bytes);
-}
+void *aligned_alloc(size_t alignment, size_t bytes) { return memalign(alignment, bytes); }
 
 int posix_memalign(void **memory, size_t alignment, size_t bytes) {
     void *found = memalign(alignment, bytes);

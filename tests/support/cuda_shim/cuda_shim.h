@@ -62,9 +62,7 @@ void spread(void (*kernel)(A...), void **arguments, std::index_sequence<N...>) {
 template <class... A> void call(void (*kernel)(A...), void **arguments) {
     spread(kernel, arguments, std::index_sequence_for<A...>());
 }
-template <class... A> int count(void (*)(A...)) {
-    return sizeof...(A);
-}
+template <class... A> int count(void (*)(A...)) { return sizeof...(A); }
 
 } // namespace shim
 
@@ -74,15 +72,9 @@ template <class... A> int count(void (*)(A...)) {
 #define gridDim (dim3{shim::blocks, 1, 1})
 #define SHARED(type, name) type *name = (type *)shim::shared()
 
-inline void __syncthreads() {
-    shim::wait(shim::AT_BLOCK);
-}
-inline void __threadfence() {
-    shim::fence();
-}
-inline unsigned atomicAdd(unsigned *at, unsigned value) {
-    return shim::add(at, value);
-}
+inline void __syncthreads() { shim::wait(shim::AT_BLOCK); }
+inline void __threadfence() { shim::fence(); }
+inline unsigned atomicAdd(unsigned *at, unsigned value) { return shim::add(at, value); }
 using shim::counted;
 /* Doubles hold every float exactly. */
 template <class V> V __shfl_xor_sync(unsigned, V value, unsigned mask) {
@@ -120,9 +112,7 @@ inline unsigned short float_to_half(float value) {
 
 /* NAME_run is shim::run of the kernel; NAME_arguments counts what it takes. */
 #define EXPORT(NAME)                                                                               \
-    extern "C" int NAME##_arguments() {                                                            \
-        return shim::count(NAME);                                                                  \
-    }                                                                                              \
+    extern "C" int NAME##_arguments() { return shim::count(NAME); }                                \
     extern "C" const char *NAME##_run(const shim::Launch *launch) {                                \
         return shim::run([](void **given) { shim::call(NAME, given); }, *launch);                  \
     }

@@ -34,13 +34,9 @@ const void *shim_handle; /* of the last product */
 static std::string message;
 
 /* What the last failed launch has to say. */
-extern "C" const char *shim_message() {
-    return message.c_str();
-}
+extern "C" const char *shim_message() { return message.c_str(); }
 
-static bool to_fail() {
-    return shim_fail_at && --shim_fail_at == 0;
-}
+static bool to_fail() { return shim_fail_at && --shim_fail_at == 0; }
 
 static int launch(Function *f, dim3 grid, dim3 block, unsigned shared_bytes, void *stream,
                   void **arguments, bool cooperative) {

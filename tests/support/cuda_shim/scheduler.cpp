@@ -47,9 +47,7 @@ static jmp_buf scheduler;
 static void (*kernel)(void **);
 static void **arguments;
 
-static Fiber *running() {
-    return static_cast<Fiber *>(me);
-}
+static Fiber *running() { return static_cast<Fiber *>(me); }
 
 void wait(Place place) {
     Fiber *fiber = running();
@@ -69,9 +67,7 @@ double exchange(double value, unsigned lane) {
     return (fiber - fiber->thread.x % WARP + lane)->slots[slot];
 }
 
-char *shared() {
-    return shared_memory[me->block.x].data();
-}
+char *shared() { return shared_memory[me->block.x].data(); }
 
 /* ---- memory that blocks share ---------------------------------------------------------------- */
 
@@ -109,9 +105,7 @@ static void exchange_writes(unsigned block) {
         memcpy(base, all, r.bytes);
     }
 }
-void fence() {
-    exchange_writes(me->block.x);
-}
+void fence() { exchange_writes(me->block.x); }
 
 static unsigned *for_all(const unsigned *at) {
     for (Shared &r : regions)
