@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import sys
 
 from fastgru.threads import get_num_threads
@@ -11,6 +10,8 @@ from fastgru.version import __version__
 
 def show_config() -> None:
     """Print versions, CPU features in use, BLAS, threads, GPU and cuDNN."""
+    import platform
+
     import numpy
     import scipy
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextvars
 import os
 from contextlib import contextmanager
-from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -243,7 +242,8 @@ class Explanation:
 
     def __str__(self) -> str:
         if self.parts:
-            return "\n".join(f"{name}:\n{indent(str(part), '  ')}" for name, part in self.parts)
+            blocks = (f"{name}:\n{part}".replace("\n", "\n  ") for name, part in self.parts)
+            return "\n".join(blocks)
         lines = [*self.details, f"served by: {self.backend}   backward: {self.backward}"]
         for name, reason in self.reasons.items():
             lines.append(f"  {name:<10}{'can serve it' if reason is None else reason}")

@@ -10,7 +10,6 @@ import contextvars
 import math
 import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastgru.problem import check_num_threads
@@ -98,7 +97,7 @@ def default_num_threads() -> int:
 
 def processors() -> int:
     """Return the number of processors of this process, min(affinity, cgroup quota rounded up)."""
-    return max(1, min(_affinity(), _cgroup_limit(Path("/")) or _affinity()))
+    return max(1, min(_affinity(), _cgroup_limit("/") or _affinity()))
 
 
 def _affinity() -> int:
@@ -113,7 +112,7 @@ def _omp_limit() -> int | None:
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
-def _cgroup_limit(root: Path) -> int | None:
+def _cgroup_limit(root: str) -> int | None:
     """Return the CPU quota of this process in whole CPUs, rounded up; None without one.
 
     A group's quota also limits the groups below it, so this reads all groups up to the root. In a
@@ -121,29 +120,30 @@ def _cgroup_limit(root: Path) -> int | None:
     quota.
     """
     quotas = []
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in _read(root, "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         names = controllers.split(",")
         if controllers == "":
-            base = root / "sys/fs/cgroup"
+            base = os.path.join(root, "sys/fs/cgroup")
         elif "cpu" in names:
-            base = root / "sys/fs/cgroup" / controllers
-            if not base.is_dir():
-                base = root / "sys/fs/cgroup/cpu"
+            base = os.path.join(root, "sys/fs/cgroup", controllers)
+            if not os.path.isdir(base):
+                base = os.path.join(root, "sys/fs/cgroup/cpu")
         else:
             continue
         parts = [part for part in path.split("/") if part and part != ".."]
         for depth in range(len(parts) + 1):
-            quotas.append(_quota(base.joinpath(*parts[:depth]), version_2=controllers == ""))
+            group = os.path.join(base, *parts[:depth])
+            quotas.append(_quota(group, version_2=controllers == ""))
     cpus = [quota for quota in quotas if quota is not None]
     return max(1, math.ceil(min(cpus))) if cpus else None
 
 
-def _quota(group: Path, version_2: bool) -> float | None:
+def _quota(group: str, version_2: bool) -> float | None:
     if version_2:
-        words = _read(group / "cpu.max").split()
+        words = _read(group, "cpu.max").split()
     else:
-        words = [_read(group / name).strip() for name in ("cpu.cfs_quota_us", "cpu.cfs_period_us")]
+        words = [_read(group, f"cpu.cfs_{name}_us").strip() for name in ("quota", "period")]
     try:
         quota, period = (int(word) for word in words)
     except ValueError:  # there is no such file, or it says "max"
@@ -151,8 +151,10 @@ def _quota(group: Path, version_2: bool) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def _read(path: Path) -> str:
+def _read(*parts: str) -> str:
     try:
-        return path.read_text()
+        # Not by pathlib, which `import fastgru` would import for this alone.
+        with open(os.path.join(*parts), encoding="utf-8") as file:
+            return file.read()
     except OSError:  # the system is not Linux, or the file system is not mounted
         return ""

@@ -6,7 +6,6 @@ Nothing here needs a GPU or CuPy. Engines compile it: `fastgru._cuda.engine`, th
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,6 +44,8 @@ RESIDENT = {
 @functools.cache
 def text(program: str) -> str:
     """Return the source of one of the `PROGRAMS`."""
+    from pathlib import Path  # not needed to import fastgru
+
     folder = Path(__file__).parent
     return "".join(
         f'#line 1 "{name}"\n' + (folder / name).read_text(encoding="utf-8")
