@@ -58,7 +58,7 @@ def run_file(
     """
     layers = layer.layers if isinstance(layer, Sequential) else [layer]
     for one in layers:
-        for part in one.parts if isinstance(one, Bidirectional) else [one]:
+        for part in one.halves if isinstance(one, Bidirectional) else [one]:
             part.stateful = False
     last = layers[-1]
     if getattr(last, "merge_mode", "") is None:

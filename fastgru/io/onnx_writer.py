@@ -118,7 +118,7 @@ def _check(layer: Any) -> None:
 
 
 def _halves(layer: Any) -> tuple[Any, ...]:
-    return layer.parts if isinstance(layer, Bidirectional) else (layer,)
+    return layer.halves if isinstance(layer, Bidirectional) else (layer,)
 
 
 def _numbered(name: str, count: int) -> list[str]:

@@ -286,7 +286,7 @@ def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state:
         )
         if sizes.directions == 2:
             layer = Bidirectional(layer)
-        for d, half in enumerate(layer.parts if sizes.directions == 2 else [layer]):
+        for d, half in enumerate(layer.halves if sizes.directions == 2 else [layer]):
             part = module.parts[k, d]
             arrays = [
                 part[role].read().astype(sizes.dtype, copy=False) for role in _ROLES if role in part
@@ -306,7 +306,7 @@ def _torch_layers(layer: Any) -> list[list[GRUCell]]:
     """Return the cells of each of torch's layers, one per direction."""
     if type(layer) is Sequential:
         return [cells for inner in layer.layers for cells in _torch_layers(inner)]
-    halves = layer.parts if type(layer) is Bidirectional else (layer,)
+    halves = layer.halves if type(layer) is Bidirectional else (layer,)
     stacks = [half.gru_cells or [] for half in halves if isinstance(half, RNN)]
     if not stacks or [] in stacks:
         raise ValueError(

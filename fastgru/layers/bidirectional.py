@@ -76,7 +76,7 @@ class Bidirectional(ComposedLayer):
         self.merge_mode = merge_mode
         self.trainable = bool(trainable)
         self._check_halves()
-        for half in self.parts:
+        for half in self.halves:
             half.use_cudnn = layer.use_cudnn
             half.zero_output_for_mask = half.return_sequences
         if weights is not None:
@@ -101,7 +101,7 @@ class Bidirectional(ComposedLayer):
             a, b = getattr(first, name), getattr(second, name)
             if a != b:
                 raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, got {b!r}")
-        sizes = [cell_output_size(half.cell) for half in self.parts]
+        sizes = [cell_output_size(half.cell) for half in self.halves]
         if self.merge_mode not in ("concat", None) and sizes[0] != sizes[1]:
             raise ValueError(
                 f"backward_layer: merge_mode={self.merge_mode!r} expects as many units as the "
@@ -113,9 +113,11 @@ class Bidirectional(ComposedLayer):
     # -- what the halves have in common ----------------------------------------------------
 
     @property
-    def parts(self) -> tuple[RNN, RNN]:
+    def halves(self) -> tuple[RNN, RNN]:
         """The forward and the backward layer."""
         return self.forward_layer, self.backward_layer
+
+    parts = halves
 
     @property
     def return_sequences(self) -> bool:
@@ -135,23 +137,23 @@ class Bidirectional(ComposedLayer):
     @property
     def states(self) -> tuple[Any, ...] | None:
         """The states of both halves, the forward layer's first; None before the first call."""
-        first, second = (half.states for half in self.parts)
+        first, second = (half.states for half in self.halves)
         return (*first, *second) if first and second else None
 
     @property
     def state_size(self) -> list[Any]:
         """Sizes of the states, the forward layer's first."""
-        return [size for half in self.parts for size in half.state_size]
+        return [size for half in self.halves for size in half.state_size]
 
     def build(self, input_shape: Any) -> None:
         """Create the weights of both halves for sequences of shape (B, T, I)."""
-        for half in self.parts:
+        for half in self.halves:
             half.build(input_shape)
         self.built = True
 
     def get_initial_state(self, batch_size: int | None) -> list[Any]:
         """Return the states a call starts from by default."""
-        return [s for half in self.parts for s in half.get_initial_state(batch_size)]
+        return [s for half in self.halves for s in half.get_initial_state(batch_size)]
 
     def reset_state(self) -> None:
         """Set the states of both halves to zero; AttributeError unless stateful, as in Keras."""
@@ -164,7 +166,7 @@ class Bidirectional(ComposedLayer):
         ----------
         states : list of array_like, the forward layer's first; None means zeros
         """
-        first, second = self.parts
+        first, second = self.halves
         if states is None:
             first.reset_states()
             second.reset_states()
@@ -184,7 +186,7 @@ class Bidirectional(ComposedLayer):
 
     def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:
         """Return the shape of the outputs, and with return_state of the states."""
-        shapes = [half.compute_output_shape(sequences_shape) for half in self.parts]
+        shapes = [half.compute_output_shape(sequences_shape) for half in self.halves]
         (y, *states), (y_rev, *states_rev) = shapes if self.return_state else [(s,) for s in shapes]
         if self.merge_mode is None:
             return (y, y_rev, *states, *states_rev) if self.return_state else [y, y_rev]
@@ -208,7 +210,7 @@ class Bidirectional(ComposedLayer):
         done = self._run(call)
         outputs = [
             half.finish(part, y, states)
-            for half, part, (y, states, _) in zip(self.parts, call.parts, done, strict=True)
+            for half, part, (y, states, _) in zip(self.halves, call.parts, done, strict=True)
         ]
         return self._merge(outputs, call.out)[0]
 
@@ -216,7 +218,7 @@ class Bidirectional(ComposedLayer):
         """Return what `RNN.run` gives, of each half."""
         return run_pair(call.parts, save, keep_gates) or [
             half.run(part, save, keep_gates)
-            for half, part in zip(self.parts, call.parts, strict=True)
+            for half, part in zip(self.halves, call.parts, strict=True)
         ]
 
     def feed(self, call: ComposedCall, sequences: np.ndarray) -> None:
@@ -232,7 +234,7 @@ class Bidirectional(ComposedLayer):
         second.keep_inputs(first.x)
         outputs, tapes = [], []
         for half, part, ran in zip(
-            self.parts, call.parts, self._run(call, True, keep_gates), strict=True
+            self.halves, call.parts, self._run(call, True, keep_gates), strict=True
         ):
             output, tape = half.record(part, *ran)
             outputs.append(output)
@@ -256,7 +258,7 @@ class Bidirectional(ComposedLayer):
             starts = [list(initial_state[:count]), list(initial_state[count:])]
         parts = [
             half.prepare(arguments._replace(initial_state=start, out=None))
-            for half, start in zip(self.parts, starts, strict=True)
+            for half, start in zip(self.halves, starts, strict=True)
         ]
         parts[1].x = parts[0].x  # one array, where each had made its own
         return ComposedCall(parts, self._check_out(parts[0], arguments.out))
@@ -329,7 +331,7 @@ class Bidirectional(ComposedLayer):
             batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
             like = kept["tapes"][0].kept["x"]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
-            for half, given in zip(self.parts, dstates, strict=True):
+            for half, given in zip(self.halves, dstates, strict=True):
                 check_states(half, given, batch, "state_gradients", like)
         first, second = self._backward(kept["tapes"], (dy, dy_rev), dstates)
         tape.spend()
@@ -341,7 +343,7 @@ class Bidirectional(ComposedLayer):
 
     def _backward(self, tapes: list[Tape], dys: Any, dstates: list[Any]) -> list[Gradients]:
         """Return the gradients of each half, from one call of the backend where forward was one."""
-        parts = list(zip(self.parts, tapes, dys, dstates, strict=True))
+        parts = list(zip(self.halves, tapes, dys, dstates, strict=True))
         records = [tape.kept["records"][0] for tape in tapes]
         if not records[0].pair:
             return [half.backward(tape, d, ds) for half, tape, d, ds in parts]
@@ -349,12 +351,12 @@ class Bidirectional(ComposedLayer):
         for tape in tapes:
             tape.spend()
         done = backward_pair(records, [dy for dy, _ in given], [states[0] for _, states in given])
-        return [half.gradients(*grads) for half, grads in zip(self.parts, done, strict=True)]
+        return [half.gradients(*grads) for half, grads in zip(self.halves, done, strict=True)]
 
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""
         check_tape(tape, self)
-        for half, part in zip(self.parts, tape.kept["tapes"], strict=True):
+        for half, part in zip(self.halves, tape.kept["tapes"], strict=True):
             half.check_tape(part)
 
     def _split(self, kept: dict[str, Any], gradients: Any) -> tuple[Any, Any]:

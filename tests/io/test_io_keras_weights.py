@@ -167,7 +167,7 @@ def test_sizes_that_do_not_follow_from_each_other(tmp_path):
     with pytest.raises(ValueError, match=r"w.weights.h5: .*built for I = 4 features, got .*5"):
         load_keras_weights(ours, path)
     assert not ours.built
-    assert not any(layer.built for layer in (*ours.layers, *ours.layers[1].parts))
+    assert not any(layer.built for layer in (*ours.layers, *ours.layers[1].halves))
     assert ours.weights == []
     theirs_of("sequential").save_weights(path)
     load_keras_weights(ours, path)  # nothing of the failure is left

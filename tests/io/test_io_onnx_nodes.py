@@ -164,7 +164,7 @@ def test_activations_of_each_direction():
         activation_alpha=[0.2, 0.5, 0.25],
         activation_beta=[0.5],
     )
-    forward, backward = from_onnx(model, "g").parts
+    forward, backward = from_onnx(model, "g").halves
     assert forward.recurrent_activation == activations.hard_sigmoid_keras2
     assert forward.activation == activations.leaky_relu.with_params(0.5)
     assert backward.recurrent_activation == activations.sigmoid

@@ -107,7 +107,7 @@ def test_a_subclassed_model(folder):
         "the unused layer has no weights"
     )
     both = layers["bidirectional"].layer
-    assert [half.cell.units for half in both.parts] == [3, 2]
+    assert [half.cell.units for half in both.halves] == [3, 2]
     np.testing.assert_allclose(both(x), expected["bidirectional"], atol=TOLERANCE)
     for name in ("in_list", "in_dict"):
         y = layers[name].layer(expected["bidirectional"])

@@ -168,7 +168,7 @@ layer = fastgru.Sequential([first, second, both])
 layer(numbers(2, 20, 3))
 
 def photograph():
-    parts = first, second, *both.parts
+    parts = first, second, *both.halves
     return [p.states[0].numpy() for p in parts] + [np.array(p.losses) for p in parts]
 
 before = photograph()

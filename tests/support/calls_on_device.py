@@ -14,7 +14,7 @@ import numpy as np
 import fastgru
 from fastgru import dispatch, functional
 from fastgru.device import on_device
-from fastgru.layers import base, bidirectional, cell, rnn, sequential, stream
+from fastgru.layers import bidirectional, cell, rnn, sequence, sequential, stream
 from fastgru.variables import Variable
 
 _calls = 0
@@ -92,8 +92,8 @@ def pytest_configure(config):
     for owner in (rnn.RNN, bidirectional.Bidirectional, sequential.Sequential):
         _wrap(owner, "backward")
         _wrap(owner, "explain")
-    _wrap(base.SequenceLayer, "__call__")
-    _wrap(base.SequenceLayer, "forward")
+    _wrap(sequence.SequenceLayer, "__call__")
+    _wrap(sequence.SequenceLayer, "forward")
     _wrap(cell.GRUCell, "__call__")
     _wrap(stream.Stream, "step")
     _wrap_property(stream.Stream, "state")
