@@ -447,7 +447,7 @@ class RNN(SequenceLayer):
         swap = self.time_major and self.return_sequences
         shape = (y_shape[1], y_shape[0], y_shape[2]) if swap else y_shape
         dy = gradient_array(
-            output_gradients, shape, kept["x"], "output_gradients", "that of the outputs"
+            output_gradients, shape, kept["x"], "output_gradients", "of the outputs"
         )
         if swap and dy is not None:
             dy = dy.transpose(1, 0, 2)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.device import follow, plain
-from fastgru.layers.nested import map_nested
+from fastgru.layers.nested import described, map_nested
 from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
 
@@ -66,7 +66,9 @@ def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[n
     """Return a cell's output and new states in the layer's dtype, or say what is wrong."""
     name = type(cell).__name__
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(f"{name}: expected it to return (output, new_states), got {returned!r}")
+        raise ValueError(
+            f"{name}: expected it to return (output, new_states), got {described(returned)}"
+        )
     output = as_array(returned[0], like.dtype, f"output of {name}", like)
     check_shape(output, like.shape, f"output of {name}", "(B, output_size)")
     new_states = returned[1] if isinstance(returned[1], (list, tuple)) else [returned[1]]
