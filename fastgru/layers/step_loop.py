@@ -8,7 +8,7 @@ import numpy as np
 
 from fastgru.device import follow, plain
 from fastgru.layers.nested import described, map_nested
-from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
+from fastgru.layers.stacked import caller_of, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
 
 if TYPE_CHECKING:
@@ -36,13 +36,12 @@ def run(layer: CalledLayer, call: Call) -> tuple[np.ndarray, list[Any], None]:
     size = cell_output_size(cell)
     previous = np.zeros_like(x, dtype, "C", shape=(batch, size))
     y = np.empty_like(x, dtype, "C", shape=(batch, steps, size)) if layer.return_sequences else None
+    step = caller_of(cell)
     order = range(steps - 1, -1, -1) if layer.go_backwards else range(steps)
     for s, t in enumerate(order):
         if call.resets is not None:
             states = select(call.resets[:, t], None, states)
-        output, new_states = _checked(
-            cell, call_cell(cell, x[:, t], states, call.training), previous, states
-        )
+        output, new_states = _checked(cell, step(x[:, t], states, call.training), previous, states)
         if valid is None:
             states, previous = list(new_states), output
         else:
