@@ -157,25 +157,9 @@ class GRUProblem(_Fields):
         use_cudnn: bool | str = "auto",
         unroll: bool = False,
     ) -> GRUProblem:
-        return tuple.__new__(
-            cls,
-            (
-                spec,
-                x,
-                h0,
-                mask,
-                resets,
-                dropout,
-                recurrent_dropout,
-                reverse,
-                return_sequences,
-                zero_output_for_mask,
-                out,
-                num_threads,
-                use_cudnn,
-                unroll,
-            ),
-        )
+        what = (spec, x, h0, mask, resets, dropout, recurrent_dropout, reverse, return_sequences)
+        how = (zero_output_for_mask, out, num_threads, use_cudnn, unroll)
+        return tuple.__new__(cls, what + how)
 
     def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
         return (), self._asdict()
