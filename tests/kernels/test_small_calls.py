@@ -1,4 +1,4 @@
-"""Calls with nothing special to them, which go to the kernels by a road of their own."""
+"""Calls with nothing special to them, which go to the kernels by the fast path."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def numbers(*shape, dtype="float32"):
     return RNG.standard_normal(shape).astype(dtype)
 
 
-def served_quickly():
+def takes_the_fast_path():
     cpu_backend._load()
     return cpu_backend._forced_kernel != "blas" and cpu_backend._native._kernels.lanes(4) > 0
 
@@ -47,7 +47,7 @@ def test_a_cell_gives_the_same_by_either_road(options, rows, forward_calls):
     y, state = cell(x, h)
     assert state is y
     assert not np.shares_memory(y, first)
-    assert bool(forward_calls) != served_quickly()
+    assert bool(forward_calls) != takes_the_fast_path()
     for states in ([h], (h,)):
         y, state = cell(x, states)
         assert type(state) is list
@@ -110,12 +110,12 @@ def test_a_layer_gives_the_same_by_either_road(options, steps, sequences, state,
     x = numbers(3, steps, 5, dtype=layer.dtype)
     layer(x)
     del forward_calls[:]
-    quick = layer(x)
-    assert bool(forward_calls) != (served_quickly() and steps > 0)  # no steps: no strides
+    fast = layer(x)
+    assert bool(forward_calls) != (takes_the_fast_path() and steps > 0)  # no steps: no strides
     whole = layer(x, lengths=[steps] * 3)
     if not state:
-        quick, whole = [quick], [whole]
-    for one, other in zip(quick, whole, strict=True):
+        fast, whole = [fast], [whole]
+    for one, other in zip(fast, whole, strict=True):
         np.testing.assert_array_equal(one, other)
     wide = np.repeat(x, 2, axis=1)[:, ::2]
     for array in (np.asfortranarray(x), x.astype(x.dtype.newbyteorder()), wide, x.tolist()):

@@ -1,6 +1,6 @@
 """Errors, wrong calls: each is refused before any work, with a message that helps.
 
-Checked for each: the type, what the message says was expected and came, and that nothing has
+Checked for each: the type, what the message says was expected and what it got, and that nothing has
 changed: weights, states, losses, dropout counters, built flags, ``out``. The same table is run
 through the call and through ``forward``, on layers that are built and that are not.
 

@@ -1,6 +1,6 @@
 """Errors, everything but calls: constructors, weights, states, configs, functions.
 
-Each is checked for its type and for a message that says what was expected and what came; what
+Each is checked for its type and for a message that says what was expected and what it got; what
 already existed is unchanged afterwards. Wrong calls are in test_errors.py, tapes in test_tape.py.
 """
 

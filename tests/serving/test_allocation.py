@@ -92,8 +92,8 @@ CODE = {
 state = {}
 def fresh():
     state["layer"] = filled(fastgru.GRU(H, return_state=True))
-for cut in ((1, False), (2, True)):
-    _partition.force(*cut)
+for partition in ((1, False), (2, True)):
+    _partition.force(*partition)
     every_failure("packing", lambda: state["layer"](x, h), fresh=fresh)
 """,
     "forward": """
@@ -116,7 +116,7 @@ for options in ({}, {"reset_after": False}, {"time_major": True}, {"go_backwards
                       {"out": out}, {"out": spread}, {"reset_mask": steps, "mask": ~steps}):
         every_failure("forward", lambda: [layer(data, **arguments)], keeps, fresh=fresh)
 plain = fastgru.GRU(H, seed=1)
-every_failure("quick", lambda: [plain(x)])
+every_failure("fast path", lambda: [plain(x)])
 cell = fastgru.GRUCell(H, seed=1)
 every_failure("cell", lambda: [cell(x[:, 0], h)[0]])
 """,
@@ -170,7 +170,7 @@ for options in ({}, {"reset_after": False}):
         every_failure("step", lambda: [state["stream"].step(*arguments)],
                       lambda: [state["stream"].state], fresh=fresh)
 """,
-    "crowd": """
+    "coalescing": """
 layer = fastgru.GRU(128, seed=1, return_state=True)
 data = [numbers(1, 60, I) for _ in range(4)]
 expected = [layer(d) for d in data]
@@ -209,7 +209,7 @@ for all in (0, 1):
                 same(got, right)
         assert _coalescing.counts()[:2] == (0, 0)
 assert failed
-print("crowd", failed)
+print("coalescing", failed)
 """,
     "functions": """
 kernel, recurrent, bias = numbers(I, 3 * H), numbers(H, 3 * H), numbers(2, 3 * H)
@@ -238,7 +238,7 @@ def preloaded(tmp_path_factory):
 def test_every_allocation_that_fails(name, kernel, preloaded):
     if kernel == "fused" and not kernels.lanes(4):
         pytest.skip("this compiler has no vector types, which the fused kernel needs")
-    if kernel == "blas" and name in ("crowd", "backward"):
-        pytest.skip("the BLAS kernel has no crowd and no backward")
+    if kernel == "blas" and name in ("coalescing", "backward"):
+        pytest.skip("the BLAS kernel has no coalescing and no backward")
     code = (SETUP + CODE[name]).replace("LEAST", str(LEAST))
     assert run_python(code, {**preloaded, "FASTGRU_KERNEL": kernel})

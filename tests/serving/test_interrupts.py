@@ -58,7 +58,7 @@ x = numbers(6, 50, 8)
 expected = layer(x, num_threads=2)
 before = weights(layer)
 long = np.broadcast_to(numbers(ROWS, 1, 8).astype(layer.dtype), (ROWS, STEPS, 8))
-_partition.force(CUT)
+_partition.force(PARTITION)
 assert interrupted(lambda: layer(long, ARGUMENTS))
 _partition.force(0, False)
 same(layer, x, expected)
@@ -72,8 +72,14 @@ def run(code, **variables):
     return run_python(SETUP + code, environment(), **{"OMP_NUM_THREADS": "2", **variables})
 
 
-def forward(rows=3, steps=10**7, cut="1, False", arguments="", options=""):
-    values = {"ROWS": rows, "STEPS": steps, "CUT": cut, "ARGUMENTS": arguments, "OPTIONS": options}
+def forward(rows=3, steps=10**7, partition="1, False", arguments="", options=""):
+    values = {
+        "ROWS": rows,
+        "STEPS": steps,
+        "PARTITION": partition,
+        "ARGUMENTS": arguments,
+        "OPTIONS": options,
+    }
     code = FORWARD
     for name, value in values.items():
         code = code.replace(name, str(value))
@@ -82,12 +88,12 @@ def forward(rows=3, steps=10**7, cut="1, False", arguments="", options=""):
 
 FORWARDS = {
     "one thread": forward(),
-    "as it is cut": forward(rows=8, cut="0, False"),
-    "rows split": forward(cut="2, False"),
-    "panels split": forward(cut="2, True"),
-    "panels split, reset_after=False": forward(cut="2, True", options="reset_after=False"),
+    "as it is partition": forward(rows=8, partition="0, False"),
+    "rows split": forward(partition="2, False"),
+    "panels split": forward(partition="2, True"),
+    "panels split, reset_after=False": forward(partition="2, True", options="reset_after=False"),
     # The caller's own rows are done at once, and it waits for the other thread.
-    "unequal rows": forward(rows=2, cut="2, False", arguments="lengths=[1, STEPS]"),
+    "unequal rows": forward(rows=2, partition="2, False", arguments="lengths=[1, STEPS]"),
     "masked": forward(
         arguments="mask=np.broadcast_to(np.bool([[1, 0] * (STEPS // 2)]), (3, STEPS))"
     ),
@@ -108,7 +114,7 @@ def test_forward_of_few_units():
 
 def test_forward_through_blas():
     run(forward(), FASTGRU_KERNEL="blas")
-    run(forward(rows=64, cut="0, False"), FASTGRU_KERNEL="blas")
+    run(forward(rows=64, partition="0, False"), FASTGRU_KERNEL="blas")
 
 
 def test_the_reference():
@@ -126,9 +132,10 @@ assert interrupted(lambda: layer(x, num_threads=1), after=0.3)
 
 # The walk back through time is about the first half. Kernels without vectors make it long.
 @pytest.mark.parametrize(
-    ("cut", "share"), [("1, False", 0.2), ("1, False", 0.75), ("2, False", 0.2), ("2, True", 0.2)]
+    ("partition", "share"),
+    [("1, False", 0.2), ("1, False", 0.75), ("2, False", 0.2), ("2, True", 0.2)],
 )
-def test_backward(cut, share):
+def test_backward(partition, share):
     run(
         """
 layer = fastgru.GRU(512, return_sequences=True)
@@ -143,7 +150,7 @@ def gradients(x):
 
 expected = gradients(small)[1]
 before = weights(layer)
-_partition.force(CUT)
+_partition.force(PARTITION)
 ended = None
 while ended is None:  # other processes make some calls longer
     seconds, _ = gradients(x)
@@ -154,7 +161,7 @@ for one, other in zip(gradients(small)[1], expected):
     np.testing.assert_array_equal(one, other)
 for w, other in zip(layer.get_weights(), before):
     np.testing.assert_array_equal(w, other)
-""".replace("CUT", cut).replace("SHARE", str(share)),
+""".replace("PARTITION", partition).replace("SHARE", str(share)),
         FASTGRU_ISA="base",
     )
 

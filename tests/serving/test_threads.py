@@ -285,7 +285,7 @@ def test_all_threads_taken(leases, assert_same):
         leases.give_back_threads(granted)
 
 
-CROWD = """
+OVERSUBSCRIBED = """
     import numpy as np
     import fastgru
     from fastgru._native import _partition, _threads
@@ -312,7 +312,7 @@ def test_short_calls_among_many_are_not_made_by_teams(leases, steps, crowded, co
     """What two threads would take is measured by the first call that may be theirs."""
     if not cpu_backend._load()._kernels.OPENMP or cpu_backend.build_info()["kernel"] != "fused":
         pytest.skip("no teams of the fused kernel: built without OpenMP or without vectors")
-    code = CROWD.format(steps=steps, crowded=crowded)
+    code = OVERSUBSCRIBED.format(steps=steps, crowded=crowded)
     assert subprocesses.run_python(code).strip() == str(considered)
 
 

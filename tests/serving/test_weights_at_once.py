@@ -41,7 +41,7 @@ def short_turns():
 
 
 def results(layer, stream):
-    """One call of each road that weights are read on."""
+    """One call of each way in which weights are read."""
     y = layer(X)
     masked = layer(X, lengths=[7, 0, 3, 7, 1])
     trained, _ = layer.forward(X)

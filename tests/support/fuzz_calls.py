@@ -384,7 +384,7 @@ class Fuzzer:
             with fastgru.use_backend("reference"):
                 return go(x, dy)
 
-        if not (np.abs(x) < 100).all():  # 0 times infinity, by other roads
+        if not (np.abs(x) < 100).all():  # 0 times infinity, elsewhere
             self.verdicts.append(EITHER)
         # Sums over all rows and steps, of which there are up to 4,900.
         self.settle("backward", go, expected, lambda: self.photograph(layer), slack=50)
