@@ -34,7 +34,7 @@ _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
 _LINK_INFO, _LINK = 0x02, 0x06  # for a symbol table, in groups where a name is not plain ASCII
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Classes of datatypes, and a kind of entry in a symbol table.
-_FLOAT, _STRING, _VARIABLE_LENGTH = 1, 3, 9
+_FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 1, 3, 5, 9
 _SOFT_LINK = 2
 
 # Descriptions of the IEEE 754 floats without their byte order: the sign's bit and a zero; size in
@@ -267,13 +267,13 @@ class Node:
 
 
 class Array(Node):
-    """An array of floats in a file. Its shape and dtype are known before `read`."""
+    """An array of floats in a file, of bfloat16 too. Its shape is known before `read`."""
 
     def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         super().__init__(file, messages, path)
         form = self.cursor(_DATATYPE)
         self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
-        if self.dtype.kind != "f":
+        if self.dtype.kind not in "fV":
             form.wrong("floats of 16, 32 or 64 bits", str(self.dtype))
 
     def read(self) -> np.ndarray:
@@ -291,6 +291,10 @@ class Array(Node):
             data = Cursor(b"", self.place)
         else:
             data = self.file.fetch(layout.number(8), layout.number(8), self.path)
+        if self.dtype.kind == "V":
+            # Keras writes bfloat16 so: the upper half of a float32, in this byte order.
+            halves = _values(np.dtype("<u2"), self.shape, data)
+            return (halves.astype("u4") << 16).view("f4").reshape(self.shape)
         return _values(self.dtype, self.shape, data).astype(
             self.dtype.newbyteorder("="), copy=False
         )
@@ -416,6 +420,8 @@ def _dtype(form: Cursor) -> np.dtype:
     size = form.number(4)
     if kind == _STRING and size:
         return np.dtype(f"S{size}")
+    if kind == _OPAQUE and size == 2:
+        return np.dtype("V2")
     if kind == _FLOAT and order & ~1 == 0x20:  # mantissas with a hidden 1; bit 0 is the byte order
         name = (
             _FLOATS.get(rest + size.to_bytes(1, "little") + form.take(12)) if size < 256 else None
