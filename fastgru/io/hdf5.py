@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastgru.io.hdf5_links import dense_links
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, BinaryIO, NoReturn
@@ -31,7 +33,7 @@ _NOWHERE = 2**64 - 1  # HDF5's "undefined address"
 # Messages of object headers.
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE = 0x01, 0x03, 0x07, 0x08, 0x0C
 _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
-_LINK_INFO, _LINK = 0x02, 0x06  # for a symbol table, in groups where a name is not plain ASCII
+_LINK_INFO, _LINK = 0x02, 0x06  # not a symbol table, in groups where a name is not plain ASCII
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Classes of datatypes, and a kind of entry in a symbol table.
 _FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 1, 3, 5, 9
@@ -320,20 +322,20 @@ class Group(Node):
         self._links[text] = address
 
     def _read_links(self, info: Cursor, links: list[HeaderMessage]) -> None:
-        """Collect the links, at most eight, of a group that has them in its header."""
+        """Collect the links of a group that has them in its header or, if many, in a heap."""
         info.take(1)
         if info.number(1) & 1:
             info.take(8)
-        if info.number(8) != _NOWHERE:
-            info.wrong("at most eight names where one is not plain ASCII", "more")
-        for message in links:
-            link = Cursor(message.body, self.place)
+        heap, tree = info.number(8), info.number(8)
+        found = [Cursor(message.body, self.place) for message in links]
+        for link in dense_links(self.file, heap, tree) if heap != _NOWHERE else found:
             link.take(1)
             flags = link.number(1)
             direct = not flags & 8 or link.number(1) == 0
             link.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
             name = link.take(link.number(1 << (flags & 3)))
             self._add(name, link.number(8) if direct else 0, direct, link)
+        self._links = dict(sorted(self._links.items()))
 
     def _read_symbol_table(self, table: Cursor) -> None:
         """Collect the links of a group that has a heap of names and a B-tree of symbol tables."""

@@ -96,6 +96,12 @@ def from_keras(
     dict of str to layer, or one layer
         Every GRU, RNN of GRU cells, and Bidirectional of those. Other layers are left out.
 
+    Warns
+    -----
+    UserWarning
+        The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
+        the mask for the layer.
+
     Raises
     ------
     ValueError
@@ -110,6 +116,14 @@ def from_keras(
     what = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     found = find(source, name, custom_objects)
     result = by_name(found, name, what)
+    for one in found:
+        if one.mask and name in (None, one.name):
+            warnings.warn(
+                f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
+                f"comes from the {one.mask}",
+                UserWarning,
+                stacklevel=2,
+            )
     if verify is not None:
         layers = found if name is None else [one for one in found if one.name == name]
         if len(layers) != 1:
@@ -170,17 +184,11 @@ def _loaded(
         parts = [parts[names.index(name)]]
     found = []
     for config, arrays, mask in parts:
-        if mask:
-            warnings.warn(
-                f"{config.name}: the model gives it a mask, which its file cannot carry. It comes "
-                f"from the {mask}",
-                UserWarning,
-                stacklevel=4,
-            )
         with errors_at(f"{place}: {config.name}"):
             layer = deserialize_layer(config.form, custom_objects)
             convention = fill(layer, arrays(layer))
-        found.append(ImportedLayer(config.name, layer, convention, f"{place}: {config.class_name}"))
+        recognised = f"{place}: {config.class_name}"
+        found.append(ImportedLayer(config.name, layer, convention, recognised, mask))
     return found
 
 

@@ -23,10 +23,10 @@ from fastgru.io.keras_cells import (
     snake_of,
     variables_at,
 )
-from fastgru.io.keras_config import numbered, recurrent_layers
+from fastgru.io.keras_config import kind_of, numbered, recurrent_layers
 from fastgru.io.keras_legacy import LegacyModel, alone, stored_cells
 from fastgru.io.keras_shards import shards
-from fastgru.layers import Sequential
+from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from fastgru.io.keras_legacy import StoredCell
 
 _MOST_METADATA = 1 << 16
+_KINDS = "gru|rnn|bidirectional"
 
 
 def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
@@ -65,6 +66,8 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
             arrays = _from_legacy(layer, root, legacy)
         else:
             arrays = _from_keras3(layer, root)
+            # Keras 3 stores names with groups, and earlier versions did not.
+            version = version or ("3" if _name_at(root, "") else "")
         _check_formulas(layer, str(version), root.file.place)
         fill(layer, arrays)
 
@@ -141,7 +144,9 @@ def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list
         named = [_of_group(part, groups) for part in parts]
     if all(arrays is not None for arrays in named):
         return [cell for arrays in named for cell in arrays or []]
-    if any(arrays is not None for arrays in named) or len(groups) != len(parts):
+    unnamed = _automatic([part.name for part in parts])
+    some = any(arrays is not None for arrays in named)
+    if (some and not unnamed) or len(groups) != len(parts):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
             f"{', '.join(groups) or 'none'}; give the layer the name that it has there"
@@ -166,6 +171,9 @@ def _of_config(parts: list[Any], root: hdf5.Group) -> list[list[list[np.ndarray]
         found = [config for config in configs if config.name == part.name]
         found = found or [config for config in configs if config.path[-1] == part.name]
         if len(found) != 1 or found[0].cells != len(list(cells_of(part))):
+            return None
+        both = kind_of(found[0].form) == "Bidirectional"
+        if both != isinstance(part, Bidirectional):
             return None
         result.append(model.arrays(found[0]))
     return result
@@ -222,25 +230,25 @@ def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
         return arrays_at(root, "", layer)
     places = [place for part in layer.layers for place in _places(part, root)]
     there = {name for place in places for name in place.names}
-    if any(name in there for name in wanted):
-        groups = [_group_of(part, root, only_named=True) for part in layer.layers]
-        pairs = zip(layer.layers, groups, strict=True)
-        return [cell for part, group in pairs for cell in arrays_at(root, group, part)]
     inside = [key for key in root.group("layers").names if _is_recurrent(key)] if whole else []
-    if whole and len(inside) == len(own) and (_automatic(names) or _automatic(wanted)):
-        return arrays_at(root, "", layer)  # in order, as Keras does
-    for part in layer.layers:
-        _group_of(part, root, only_named=True)
-    raise ValueError(f"expected weights of {', '.join(wanted)}, got {', '.join(sorted(there))}")
+    if len(inside) == len(own):  # in order, as Keras does, unless the names say otherwise
+        if _automatic(wanted) and set(wanted) != set(names):
+            return arrays_at(root, "", layer)
+        if _automatic(names) and not there & set(wanted):
+            return arrays_at(root, "", layer)
+    groups = [_group_of(part, root, only_named=True) for part in layer.layers]
+    pairs = zip(layer.layers, groups, strict=True)
+    return [cell for part, group in pairs for cell in arrays_at(root, group, part)]
 
 
 def _is_recurrent(key: str) -> bool:
-    return re.fullmatch(r"(gru|rnn|bidirectional|time_distributed|sequential|functional)(_\d+)?", key) is not None
+    """Say whether a group of this name has GRUs, or may have them inside."""
+    return re.fullmatch(rf"({_KINDS}|time_distributed|sequential|functional)(_\d+)?", key) is not None
 
 
 def _automatic(names: list[str]) -> bool:
     """Say whether names are those that Keras gives to layers that have none."""
-    return all(re.fullmatch(r"(gru|rnn|bidirectional)(_\d+)?", name) for name in names)
+    return all(re.fullmatch(rf"({_KINDS})(_\d+)?", name) for name in names)
 
 
 def _group_of(layer: Any, root: Any, only_named: bool = False) -> str:
@@ -345,6 +353,10 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         for part in cells:
             for i, variable in enumerate(part.cell.weights):
                 file[f"{group}{part.group}vars/{i}"] = variable.numpy()
+        own = [layer] if group else layer.layers
+        snakes = [""] if group else [f"layers/{s}/" for s in numbered(map(snake_of, own))]
+        for one, below in zip(own, snakes, strict=True):
+            file.require_group(f"{group}{below}vars").attrs["name"] = one.name
         # Keras reads a single layer from the top of the file, and a model of it from layers/.
         for name in file[group] if group else ():
             file[name] = file[group][name]
