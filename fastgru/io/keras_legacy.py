@@ -428,5 +428,3 @@ def _numbered(cells: Sequence[StoredCell]) -> bool:
     return len({stem for stem, _ in pairs}) == 1 and all(
         a < b for a, b in zip(numbers, numbers[1:], strict=False)
     )
-
-

@@ -9,7 +9,10 @@ from keras_support import keras
 import fastgru
 from fastgru.io import from_keras
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning"),
+]
 
 L = keras.layers
 T, H = 5, 3
@@ -86,7 +89,7 @@ def test_no_mask(form, tmp_path):
     outputs = [
         gru("plain")(x),
         gru("free")(L.Embedding(9, 4)(ids)),
-        gru("behind")(L.Reshape((T, 1))(gru("last")(L.Conv1D(5, 1)(x)))),
+        gru("behind")(L.Reshape((H, 1))(gru("last")(L.Conv1D(5, 1)(x)))),
     ]
     assert notes(saved([x, ids], outputs, form, tmp_path)) == []
 

@@ -33,7 +33,7 @@ class Maker:
 
     def name(self):
         """A name, or None for Keras' own."""
-        names = ("a", "b", "слой", "a/b", "forward_x")
+        names = ("a", "b", "слой", "forward_x", "backward_x")
         chosen = self.rng.choice((None, None, *names))
         number = len(self.recurrent) + len(self.parts)
         return chosen and f"{chosen}{number}"
@@ -90,7 +90,9 @@ class Maker:
         name = None if self.rng.random() < 0.6 else f"part{depth}_{len(self.parts)}"
         x = keras.Input((4, features))
         if self.rng.random() < 0.3:
-            made = keras.Sequential([x, L.BatchNormalization(), self.layer_for(features)], name=name)
+            made = keras.Sequential(
+                [x, L.BatchNormalization(), self.layer_for(features)], name=name
+            )
         else:
             made = keras.Model(x, self.through(x, depth), name=name)
         self.parts.append(made)
