@@ -306,9 +306,10 @@ def _has(root: Any, group: str, layer: Any) -> bool:
         if variables is None:
             return False
         kernel, recurrent = variables.get("0"), variables.get("1")
-        for array in (kernel, recurrent):
-            if not isinstance(array, hdf5.Array) or len(array.shape) != 2:
-                return False
+        if not isinstance(kernel, hdf5.Array) or not isinstance(recurrent, hdf5.Array):
+            return False
+        if len(kernel.shape) != 2 or len(recurrent.shape) != 2:
+            return False
         if not kernel.shape[1] == recurrent.shape[1] == 3 * recurrent.shape[0]:
             return False
     return True

@@ -104,7 +104,7 @@ def test_the_advice_gives_keras_numbers(tmp_path):
     values[1, 2:] = -1
     words[:, 3:] = 0
     expected = model([values, words])
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="the model gives it a mask"):
         layers = from_keras(tmp_path / "m.keras")
     got = layers["a"](values, mask=(values != -1).any(-1))
     np.testing.assert_allclose(got, np.asarray(expected[0]), rtol=0, atol=1e-5)

@@ -309,7 +309,7 @@ def test_sequential_takes_the_layers_that_it_names(form, names, tmp_path):
 def test_sequential_of_other_names_is_refused(form, names, tmp_path):
     path = saved(through(*(gru(name) for name in ("enc", "mid", "dec"))), tmp_path / f"m{form}")
     ours = fastgru.Sequential([fastgru.GRU(H, name=name, **SEQUENCES) for name in names])
-    with pytest.raises(ValueError, match="expected weights of .*x.*enc"):
+    with pytest.raises(ValueError, match=r"expected weights of .*x.*enc"):
         load_keras_weights(ours, path)
 
 
