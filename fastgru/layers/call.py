@@ -291,10 +291,8 @@ def start_states(layer: CalledLayer, initial: Any, x: Any) -> list[Any] | None:
 
 
 def _nested_as(sizes: Any, states: Any) -> Any:
-    """Return states that are in one list, as calls return them, in the nesting of a stack."""
-    stacks = any(isinstance(size, (list, tuple)) for size in sizes)
-    lists = any(isinstance(state, (list, tuple)) for state in states)
-    if not stacks or lists or len(states) != len(flatten(sizes)):
+    """Return states that are in one list, as calls return them, in the nesting of stacks."""
+    if len(states) == len(sizes) or len(states) != len(flatten(sizes)):
         return states
     left = iter(states)
     return map_nested(lambda _: next(left), sizes)
