@@ -25,8 +25,10 @@ from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
+    cells_of,
     errors_at,
     fill,
+    variables_at,
 )
 from fastgru.io.keras_config import (
     LAYERS,
@@ -43,7 +45,7 @@ from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     import numpy as np
 
@@ -53,6 +55,7 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
 # Wrappers that put other weights in the place of those that the file has.
 _COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
+_MOST_SHARED = 100  # models that one layer is in
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
 
@@ -248,21 +251,39 @@ def _keras3_parts(
     root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
     room = path.stat().st_size if path.is_file() else len(text) + root.file.size
     configs, masks = _configs(text, f"{path}: {CONFIG}", root.file.size, kinds, room)
-    groups: dict[tuple[str, str], list[str]] = {}
+    same: dict[tuple[str, str], list[LayerConfig]] = {}
     for config in configs:
-        if root.group(config.group.rstrip("/")) is not None:
-            groups.setdefault(_identity(config), []).append(config.group)
+        same.setdefault(_identity(config), []).append(config)
     parts = []
     for config in configs:
-        # The file has the weights of a shared layer once, in the group of the first model.
-        candidates = groups.get(_identity(config), [])
-        group = candidates[0] if len(candidates) == 1 else config.group
 
-        def arrays(layer: Any, group: str = group) -> list[list[np.ndarray]]:
-            return arrays_at(root, group, layer)
+        def arrays(layer: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
+            return arrays_at(root, _group_in(root, layer, config, same[_identity(config)]), layer)
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
+
+
+def _group_in(root: hdf5.Group, layer: Any, config: LayerConfig, same: list[LayerConfig]) -> str:
+    """Return the group of a layer's weights.
+
+    The file has the weights of a shared layer once, in the group of the first model that has it;
+    ``same`` has all configs that are equal. A wrapper may hold its layer under a name of its own.
+    """
+    first = next(cells_of(layer)).group
+
+    def there(groups: Iterable[str]) -> list[str]:
+        return [group for group in groups if variables_at(root, group + first) is not None]
+
+    if there([config.group]):
+        return config.group
+    found = there(one.group for one in same[:_MOST_SHARED])
+    if not found and config.wrapper:
+        around = config.group.rstrip("/").rpartition("/")[0]
+        wrapper = root.group(around)
+        names = wrapper.names if wrapper is not None else []
+        found = there(f"{around}/{name}/" for name in names[:_MOST_SHARED])
+    return found[0] if len(found) == 1 else config.group
 
 
 def _note(masks: dict[str, str], config: LayerConfig) -> str:

@@ -190,6 +190,17 @@ def test_shared(form, tmp_path):
 
 
 @pytest.mark.parametrize("form", [".h5", ".keras"])
+def test_shared_with_a_model_that_comes_first(form, tmp_path):
+    theirs = gru("g")
+    x = keras.Input((T, I))
+    part = through(gru("other"), theirs, name="part")
+    model = keras.Model(x, theirs(part(x)))
+    layers = from_keras(saved(model, tmp_path / f"m{form}"))
+    same(layers["g"], theirs)
+    same(layers["part/g"], theirs)
+
+
+@pytest.mark.parametrize("form", [".h5", ".keras"])
 def test_a_cell_twice(form, tmp_path):
     cell = L.GRUCell(H)
     theirs = L.RNN([cell] * 2, name="r", **SEQUENCES)
@@ -226,6 +237,20 @@ class Outer(L.Layer):
 
 
 @keras.saving.register_keras_serializable("theirs")
+class Other(Outer):
+    """A wrapper whose config calls its layer by another name than the attribute that holds it."""
+
+    def get_config(self):
+        config = super().get_config()
+        config["layer"] = config.pop("rnn")
+        return config
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(keras.saving.deserialize_keras_object(config.pop("layer")), **config)
+
+
+@keras.saving.register_keras_serializable("theirs")
 class OwnGRU(L.GRU):
     """A subclass that changes nothing."""
 
@@ -236,8 +261,9 @@ def test_wrappers(form, tmp_path):
     x = keras.Input((2, T, I))
     model = keras.Model(x, L.TimeDistributed(rows, name="lines")(x))
     same(from_keras(saved(model, tmp_path / f"a{form}"), "lines"), rows)
-    model = through(Outer(own, name="outer"))
-    same(from_keras(saved(model, tmp_path / f"b{form}"), "outer"), own)
+    for cls in (Outer, Other):
+        model = through(cls(own, name="outer"))
+        same(from_keras(saved(model, tmp_path / f"b{form}"), "outer"), own)
 
 
 @keras.saving.register_keras_serializable("theirs")
