@@ -192,6 +192,14 @@ def test_right_or_refused(form, tmp_path):
             tolerance = 0.01 if "float16" in inner_policies(theirs) else 1e-5
             if not differs(ours, theirs) <= tolerance:
                 wrong.append((seed, name))
+            again = type(ours).from_config(ours.get_config())
+            try:
+                fastgru.io.load_keras_weights(again, path)
+            except ValueError as error:
+                refused.append(str(error))
+            else:
+                if not differs(again, theirs) <= tolerance:
+                    wrong.append((seed, name, "weights"))
     assert not wrong, wrong
     print(f"{form}: {total} layers, {len(refused)} refused", *sorted(set(refused))[:20], sep="\n")
     assert all("expected" in sentence for sentence in refused)
