@@ -481,3 +481,16 @@ def test_training_calls_at_once_keep_their_own_dropout_masks():
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(train, batches)) == [(x.shape[0], H) for x in batches]
     assert draws(layer) == [[len(batches)] * 2]
+
+
+@pytest.mark.parametrize("inner", [(4, 5), (4, 5, 3)])
+@pytest.mark.parametrize("nested", [True, False])
+def test_states_of_stacks_in_stacks_are_taken_as_they_were_given(inner, nested):
+    cells = fastgru.StackedRNNCells([fastgru.GRUCell(units) for units in inner])
+    parts = [fastgru.GRUCell(3), cells, fastgru.GRUCell(2)] if nested else [cells]
+    layer = fastgru.RNN(fastgru.StackedRNNCells(parts), return_state=True)
+    x = np.random.default_rng(0).normal(size=(2, 5, 3)).astype("float32")
+    whole, *_ = layer(x)
+    _, *states = layer(x[:, :3])
+    again, *_ = layer(x[:, 3:], initial_state=states)
+    assert np.array_equal(again, whole)
