@@ -241,6 +241,13 @@ def read_tensors(
     ImportError
         The package safetensors is not installed.
     """
+    return read_everything(path, mmap=mmap)[:2]
+
+
+def read_everything(
+    path: str | PathLike[str], *, mmap: bool = True
+) -> tuple[dict[str, str], dict[str, StoredTensor], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Return what `read_tensors` does, and dtypes and shapes of the tensors of other types."""
     package = _package()
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -267,6 +274,11 @@ def read_tensors(
                 for name, entry in header.items()
                 if entry["dtype"] in _DTYPES
             }
+            others = {
+                name: (str(entry["dtype"]), tuple(entry["shape"]))
+                for name, entry in header.items()
+                if entry["dtype"] not in _DTYPES
+            }
         except (
             package.SafetensorError,
             ValueError,
@@ -275,7 +287,7 @@ def read_tensors(
             OverflowError,
         ) as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from None
-    return metadata, stored
+    return metadata, stored, others
 
 
 def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:

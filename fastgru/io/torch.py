@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations, gates
 from fastgru.io.imported_layer import ImportedLayer, verify_layer
-from fastgru.io.torch_source import FLOATS, RECURRENT, LazyTensor, opened
+from fastgru.io.torch_source import opened
+from fastgru.io.torch_weights import FLOATS, RECURRENT, LazyTensor
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 MOST_NAMED = 50  # modules in one message
+# What DataParallel, torch.compile, FSDP and activation checkpoints put into the names.
+WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _OTHERS = {4: "an LSTM", 1: "a plain RNN"}  # by the rows of weight_hh, in H
 
@@ -29,6 +32,7 @@ class _Module(NamedTuple):
     prefix: str
     is_cell: bool
     parts: dict[tuple[int, int], dict[str, LazyTensor]]
+    problem: str = ""
 
     def key(self, place: tuple[int, int], role: str) -> str:
         """Return torch's name for a tensor of this module."""
@@ -99,8 +103,8 @@ def from_torch(
     >>> layer = fastgru.io.from_torch("model.pt", "encoder.gru")  # doctest: +SKIP
     >>> y, state = layer(x)  # doctest: +SKIP
     """
-    with opened(source) as (where, tensors):
-        module = _choose(where, _modules(tensors), prefix)
+    with opened(source) as (where, tensors, problems):
+        module = _choose(where, _modules(tensors, problems), prefix)
         layer = _layer(module, _sizes(where, module), return_sequences, return_state)
     verify_layer(layer, verify, f"{where}: {module.prefix or 'its GRU'}")
     return layer
@@ -109,8 +113,8 @@ def from_torch(
 def find(source: Any) -> list[ImportedLayer]:
     """Return every GRU of a source, as `from_torch` makes it; its name is its prefix."""
     found = []
-    with opened(source) as (where, tensors):
-        for module in _modules(tensors):
+    with opened(source) as (where, tensors, problems):
+        for module in _modules(tensors, problems):
             if _other(module) is None:
                 sizes = _sizes(where, module)
                 biases = "two biases" if sizes.use_bias else "no bias"
@@ -176,7 +180,9 @@ def to_torch(layer: Any) -> dict[str, np.ndarray]:
 # ---- which GRU -----------------------------------------------------------------------------------
 
 
-def _modules(tensors: Mapping[str, LazyTensor]) -> list[_Module]:
+def _modules(
+    tensors: Mapping[str, LazyTensor], problems: Mapping[str, str]
+) -> list[_Module]:
     """Return the modules whose tensors have torch's names of recurrent weights."""
     modules: dict[tuple[str, bool], _Module] = {}
     for key, tensor in tensors.items():
@@ -185,7 +191,8 @@ def _modules(tensors: Mapping[str, LazyTensor]) -> list[_Module]:
         if match:
             kind, which, number, reverse = match.groups()
             module = modules.setdefault(
-                (prefix, number is None), _Module(prefix, number is None, {})
+                (prefix, number is None),
+                _Module(prefix, number is None, {}, problems.get(prefix, "")),
             )
             place = int(number or 0), int(reverse is not None)
             module.parts.setdefault(place, {})[f"{kind}_{which}"] = tensor
@@ -205,6 +212,11 @@ def _other(module: _Module) -> str | None:
     return None
 
 
+def _unwrapped(prefix: str) -> str:
+    """Return a prefix without the parts that torch's wrappers of whole modules put in."""
+    return ".".join(part for part in prefix.split(".") if part not in WRAPPERS)
+
+
 def _choose(where: str, modules: list[_Module], prefix: str) -> _Module:
     """Return the only GRU under a prefix; ValueError with what there is instead."""
     if not isinstance(prefix, str):
@@ -213,7 +225,10 @@ def _choose(where: str, modules: list[_Module], prefix: str) -> _Module:
     if prefix:
         wanted = prefix.removesuffix(".")
         candidates = [m for m in modules if m.prefix == wanted]
-        candidates = candidates or [m for m in modules if m.prefix.startswith(f"{wanted}.")]
+        for name in (_unwrapped, str):  # "a.gru" stands for "module.a.gru" too
+            same = [m for m in modules if name(m.prefix) == name(wanted)]
+            inside = [m for m in modules if f"{name(m.prefix)}.".startswith(f"{name(wanted)}.")]
+            candidates = candidates or same or inside
     grus = [m for m in candidates if _other(m) is None]
     if len(grus) == 1:
         return grus[0]
@@ -231,6 +246,18 @@ def _choose(where: str, modules: list[_Module], prefix: str) -> _Module:
 
 def _sizes(where: str, module: _Module) -> _Sizes:
     """Return a GRU's sizes; ValueError unless all its tensors fit each other."""
+    if module.problem:
+        raise ValueError(
+            f"{where}: expected under {module.prefix or '.'!r} the weights that the GRU uses, "
+            f"{module.problem}"
+        )
+    for place, part in module.parts.items():
+        for role, tensor in part.items():
+            if tensor.problem:
+                raise ValueError(
+                    f"{where}: expected {module.key(place, role)} as a tensor of {', '.join(FLOATS)}, "
+                    f"got {tensor.problem}; make it a plain tensor before saving"
+                )
     layers = 1 + max(layer for layer, _ in module.parts)
     directions = 1 + max(direction for _, direction in module.parts)
     roles = _ROLES if any("bias_ih" in part for part in module.parts.values()) else _ROLES[:2]
@@ -239,8 +266,7 @@ def _sizes(where: str, module: _Module) -> _Sizes:
     if len(shapes) != 2 or any(len(shape) != 2 for shape in shapes) or shapes[1][1] < 1:
         raise ValueError(
             f"{where}: expected {module.key((0, 0), 'weight_ih')} (3H, I) and "
-            f"{module.key((0, 0), 'weight_hh')} (3H, H), got shapes {shapes} of {sorted(first)}; "
-            "take weight_norm and the like out before saving"
+            f"{module.key((0, 0), 'weight_hh')} (3H, H), got shapes {shapes} of {sorted(first)}"
         )
     inputs, units = shapes[0][1], shapes[1][1]
     dtypes = set()
