@@ -6,10 +6,12 @@ and compares shapes before it reads a tensor.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations, gates
 from fastgru.io.imported_layer import ImportedLayer, verify_layer
+from fastgru.io.torch_pickle import element_bytes
 from fastgru.io.torch_source import opened
 from fastgru.io.torch_weights import FLOATS, RECURRENT, LazyTensor
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential
@@ -24,6 +26,10 @@ MOST_NAMED = 50  # modules in one message
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _OTHERS = {4: "an LSTM", 1: "a plain RNN"}  # by the rows of weight_hh, in H
+
+
+_MOST_OVERLAP = 4  # times a storage's size
+_FREE_BYTES = 16 << 20
 
 
 class _Module(NamedTuple):
@@ -294,6 +300,7 @@ def _sizes(where: str, module: _Module) -> _Sizes:
             f"{where}: expected weights in {', '.join(FLOATS)}, got {', '.join(strange)}; "
             "dequantise them first"
         )
+    _refuse_overlaps(where, module)
     dtype = "float64" if "float64" in dtypes else "float32"
     return _Sizes(layers, directions, inputs, units, len(roles) == 4, dtype)
 
@@ -301,6 +308,7 @@ def _sizes(where: str, module: _Module) -> _Sizes:
 def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state: bool) -> Any:
     """Build the layer with the weights of a module that `_sizes` has checked."""
     layers: list[Any] = []
+    kept: dict[object, Any] = {}
     for k in range(sizes.layers):
         last = k == sizes.layers - 1
         layer: Any = GRU(
@@ -314,15 +322,50 @@ def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state:
             layer = Bidirectional(layer)
         for d, half in enumerate(layer.halves if sizes.directions == 2 else [layer]):
             part = module.parts[k, d]
-            arrays = [
-                part[role].read().astype(sizes.dtype, copy=False) for role in _ROLES if role in part
-            ]
-            converted = gates.to_keras("torch", *arrays)
-            half.cell.adopt(*(array for array in converted if array is not None))
+            half.cell.adopt(*_converted([part[r] for r in _ROLES if r in part], sizes.dtype, kept))
         layers.append(layer)
     result = layers[0] if sizes.layers == 1 else Sequential(layers)
     result.build((None, None, sizes.inputs))
     return result
+
+
+def _converted(
+    tensors: list[LazyTensor], dtype: str, kept: dict[object, Any]
+) -> list[np.ndarray]:
+    """Return kernel, recurrent kernel and bias; of tied tensors the same arrays, from ``kept``.
+
+    So a file in which many layers share a tensor does not take more memory than its size allows.
+    """
+    keys: list[Any] = [tensor.identity for tensor in tensors]
+    places = [keys[0], keys[1], tuple(keys[2:])][: 2 + (len(tensors) > 2)]
+    places = [(n, key) for n, key in enumerate(places)]
+    known = None not in keys
+    if known and all(place in kept for place in places):
+        return [kept[place] for place in places]
+    arrays = [tensor.read().astype(dtype, copy=False) for tensor in tensors]
+    fresh = [array for array in gates.to_keras("torch", *arrays) if array is not None]
+    if not known:
+        return fresh
+    return [kept.setdefault(place, array) for place, array in zip(places, fresh, strict=True)]
+
+
+def _refuse_overlaps(where: str, module: _Module) -> None:
+    """Raise ValueError if views overlap so much that they are many times what is stored."""
+    seen = set()
+    views: dict[object, int] = {}
+    stored: dict[object, int] = {}
+    for tensor in (tensor for part in module.parts.values() for tensor in part.values()):
+        if tensor.storage is not None and tensor.identity not in seen:
+            seen.add(tensor.identity)
+            key, size = tensor.storage
+            stored[key] = size
+            views[key] = views.get(key, 0) + math.prod(tensor.shape) * element_bytes(tensor.dtype)
+    for key, size in views.items():
+        if size > _MOST_OVERLAP * stored[key] + _FREE_BYTES:
+            raise ValueError(
+                f"{where}: expected tensors that share elements only where they are the same, got "
+                f"{size} bytes of overlapping tensors in a storage of {stored[key]}"
+            )
 
 
 # ---- back to torch -------------------------------------------------------------------------------
