@@ -1,6 +1,5 @@
 """Files made to do harm are refused, and nothing in them is executed, written or allocated."""
 
-import builtins
 import json
 import os
 import struct
@@ -170,7 +169,7 @@ SKIPPED = {
     "posix.system": "posix.system",
     "builtins.eval": "builtins.eval",
     "builtins.getattr": "builtins.getattr",
-    "by name on the stack": "os.system",
+    "by name on the stack": None,
     "torch.load": None,
     "NEWOBJ": None,
     "NEWOBJ_EX": None,
@@ -191,9 +190,7 @@ def test_objects_of_other_classes_are_skipped(tmp_path, name, monkeypatch):
     def executed(*arguments):
         raise AssertionError(f"executed {arguments}")
 
-    for module, function in ((os, "system"), (builtins, "eval"), (builtins, "getattr")):
-        if function in name:
-            monkeypatch.setattr(module, function, executed)
+    monkeypatch.setattr(os, "system", executed)  # hostile_files.py watches for all others
     good = {key: plain_tensor(str(i), w) for i, (key, w) in enumerate(weights().items())}
     members = {f"data/{i}": w.tobytes() for i, w in enumerate(weights().values())}
     path = write(tmp_path / "a.pt", pickled_dict({"extra": ATTACKS[name]} | good), members)
@@ -334,7 +331,7 @@ def test_gigantic_layers_in_small_files(tmp_path):
         "weight_hh_l0": tensor("0", 1, (3 * 2**20, 2**20), (0, 0)),
     }
     path = write(tmp_path / "b.pt", pickled_dict(expanded), {"data/0": bytes(4)})
-    refused(path, "inside its storage of 1 elements")
+    refused(path, "overlapping tensors in a storage of 4")
 
 
 def test_an_axis_of_one_may_have_any_stride(tmp_path):
