@@ -65,6 +65,7 @@ def test_damaged_files_are_read_or_refused(tmp_path, reader):
     """FASTGRU_EXHAUSTIVE=1: 10,000 of each instead of 400."""
     pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
     names = ["gru.pt", "one_storage.pt", "bfloat16.pt", "gru.safetensors", "half.safetensors"]
+    names += ["legacy.pt", "module.pt", "norm.pt", "tied.safetensors"]
     files = [DATA / name for name in names]
     if reader == "fastgru.io.torch.find":
         files.append(DATA / "checkpoint.pth")
