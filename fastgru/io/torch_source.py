@@ -20,6 +20,7 @@ from fastgru.io import torch_shards
 from fastgru.io.bounded import Archive
 from fastgru.io.safetensors import read_everything
 from fastgru.io.torch_legacy import LegacyFile, is_legacy
+from fastgru.io.torch_numpy import is_npz, read_npz
 from fastgru.io.torch_pickle import PickledTensor, Skipped, element_bytes, load_pickle
 from fastgru.io.torch_weights import FLOATS, LazyTensor, resolved, split, unreadable
 
@@ -106,7 +107,8 @@ def _one_file(path: Path, stack: ExitStack) -> tuple[dict[str, LazyTensor], dict
     with open(path, "rb") as file:
         head = file.read(32)
     if head[:2] == b"PK":
-        return _archived(stack.enter_context(Archive(path))), {}
+        archive = stack.enter_context(Archive(path))
+        return (read_npz if is_npz(archive) else _archived)(archive), {}
     if head[8:9] == b"{":
         return _safetensors(path)
     if is_legacy(head):

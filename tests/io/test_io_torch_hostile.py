@@ -69,6 +69,8 @@ def test_damaged_files_are_read_or_refused(tmp_path, reader):
     files = [DATA / name for name in names]
     if reader == "fastgru.io.torch.find":
         files.append(DATA / "checkpoint.pth")
+    np.savez(tmp_path / "a.npz", **weights())
+    files.append(tmp_path / "a.npz")
     if reader == "fastgru.load":
         files = [tmp_path / "a", tmp_path / "b"]
         half = fastgru.GRU(H, return_sequences=True, activation="relu", bias_constraint="max_norm")

@@ -273,6 +273,38 @@ def test_an_index_does_not_lead_out_of_its_folder(tmp_path):
     check(io.from_torch(index), weights())
 
 
+# ---- .npz ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "<f4", ">f4", "float64"])
+@pytest.mark.parametrize("save_to", [np.savez, np.savez_compressed])
+def test_npz_files(tmp_path, dtype, save_to):
+    state = {f"enc.{name}": w.astype(dtype) for name, w in weights(2, 2).items()}
+    state["enc.weight_ih_l0"] = np.asfortranarray(state["enc.weight_ih_l0"])
+    save_to(tmp_path / "a.npz", words=np.array([{}], object), step=np.array(3), **state)
+    layer = io.from_torch(tmp_path / "a.npz")
+    plain = {name[4:]: w.astype("float64") for name, w in state.items()}
+    x = rng(1).normal(size=(2, 5, I)).astype(layer.dtype)
+    np.testing.assert_allclose(layer(x)[0], torch_gru(plain, x)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([[1]], object), "got an array of objects"),
+        (np.array(["a"]), "got an array of '<U1'"),
+        (np.zeros((12, 4), "int8"), "dequantise"),
+        (np.zeros((12, 4), "complex64"), "got an array of '<c8'"),
+        (np.zeros((12, 4, 1), "float32"), "elements of float32 of shape"),
+        (np.zeros(2, [("a", "f4")]), "got an array of"),
+    ],
+)
+def test_npz_arrays_that_are_no_weights(tmp_path, array, message):
+    np.savez(tmp_path / "a.npz", **weights() | {"weight_hh_l0": array})
+    with pytest.raises(ValueError, match=message):
+        io.from_torch(tmp_path / "a.npz")
+
+
 # ---- prefixes ------------------------------------------------------------------------------------
 
 
