@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 # A tensor takes about 40 instructions. The worst pickle of so many takes a second and 200 MB.
-MOST_INSTRUCTIONS = 2 << 20
-MOST_BYTES = 64 << 20
+MOST_INSTRUCTIONS = 1 << 20
+MOST_BYTES = 32 << 20
 MOST_INTEGER_BYTES = 32  # longer ones take time to hash
 MOST_AXES = 64
 _LONGEST_NAME = 200  # of a class, in messages

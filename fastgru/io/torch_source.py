@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DEEPEST = 64  # nested dicts and modules
 LONGEST_NAME = 1024
+MOST_WEIGHTS = 20_000  # recurrent weights in all, so that searching them takes no second
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -141,6 +142,7 @@ def _tied(
 def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
     """Yield what has names of recurrent weights, in a mapping and those nested in it."""
     seen = set()
+    count = 0
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
     while left:
         prefix, mapping, depth = left.pop()
@@ -165,6 +167,12 @@ def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
             name = f"{prefix}.{text}" if prefix else text
             if split(name) is not None:
                 plain = name
+                count += 1
+                if count > MOST_WEIGHTS:
+                    raise ValueError(
+                        f"{where}: expected at most {MOST_WEIGHTS} recurrent weights, got more; "
+                        "save only the GRU's state_dict()"
+                    )
                 yield name, value
             elif inner:
                 left.append((name, value, depth + 1))

@@ -353,6 +353,12 @@ def test_work_that_is_shared_many_times_counts(tmp_path):
         io.from_torch(write(tmp_path / "a.pt", data))
 
 
+def test_more_weights_than_any_model_has():
+    names = {f"{n}.weight_hh_l0": np.zeros(1) for n in range(20_001)}
+    with pytest.raises(ValueError, match="at most 20000 recurrent weights"):
+        io.from_torch(names)
+
+
 @pytest.mark.parametrize("cut", [10, 200, 600, -1, -100])
 def test_legacy_files_cut_short(tmp_path, cut):
     whole = (DATA / "legacy.pt").read_bytes()
