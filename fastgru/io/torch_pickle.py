@@ -58,6 +58,15 @@ _UNLIKE = {"torch._utils._rebuild_sparse_tensor": "a sparse tensor"}
 _UNLIKE |= {"torch._utils._rebuild_qtensor": "a quantized tensor"}
 _UNLIKE |= {"torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, without numbers"}
 _UNLIKE |= {"torch._utils._rebuild_nested_tensor": "a nested tensor"}
+_UNLIKE |= {
+    f"numpy.{name}": "a pickled array of NumPy"
+    for name in (
+        "core.multiarray._reconstruct",
+        "_core.multiarray._reconstruct",
+        "_core.numeric._frombuffer",
+        "core.numeric._frombuffer",
+    )
+}
 
 
 _ARGUMENTS_KNOWN = (

@@ -115,6 +115,11 @@ def _one_file(path: Path, stack: ExitStack) -> tuple[dict[str, LazyTensor], dict
     if is_legacy(head):
         legacy = stack.enter_context(LegacyFile(path))
         return _pickled(str(path), legacy.tree, legacy.read, legacy.order), {}
+    if head.startswith(b"\x93NUMPY"):
+        raise ValueError(
+            f"{path}: expected weights with names, got one array of NumPy (or a pickled object in "
+            "it, which is not read); save the arrays by torch's names with numpy.savez"
+        )
     raise ValueError(
         f"{path}: expected a file of torch.save or a safetensors file, got one that begins with "
         f"{head[:20]!r}"

@@ -288,6 +288,20 @@ def test_npz_files(tmp_path, dtype, save_to):
     np.testing.assert_allclose(layer(x)[0], torch_gru(plain, x)[0], rtol=0, atol=1e-5)
 
 
+def test_an_array_alone_says_how_to_save_several(tmp_path):
+    np.save(tmp_path / "a.npy", np.array({"weight_hh_l0": np.ones(3)}, object))
+    with pytest.raises(ValueError, match=r"one array of NumPy .* numpy\.savez"):
+        io.from_torch(tmp_path / "a.npy")
+
+
+def test_pickled_arrays_are_named(tmp_path):
+    torch_like = {"weight_hh_l0": b"cnumpy._core.multiarray\n_reconstruct\n)R"}
+    from torch_files import pickled_dict, write
+
+    with pytest.raises(ValueError, match=r"weight_hh_l0 as a tensor .* a pickled array of NumPy"):
+        io.from_torch(write(tmp_path / "a.pt", pickled_dict(torch_like)))
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
