@@ -100,6 +100,8 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
     ImportError
         The package safetensors is not installed.
     """
+    _package()
+    _refuse_foreign(Path(path))
     metadata, stored = read_tensors(path, mmap=mmap)
     try:
         layer = _layer_of(_about(metadata)["layer"])
@@ -107,6 +109,35 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return layer
+
+
+# How files of other programs begin, and what reads them.
+_FOREIGN = {
+    b"PK\3\4": "a zip file; fastgru.io.from_torch reads PyTorch's, fastgru.io.from_keras Keras'",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file; fastgru.io.from_keras reads Keras'",
+    b"\x80": "a pickle; fastgru.io.from_torch reads PyTorch's",
+    b"\x93NUMPY": "an array of NumPy; numpy.load reads it",
+}
+
+
+def _refuse_foreign(path: Path) -> None:
+    """Raise ValueError with the name of the reader for a file of another program."""
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: expected a safetensors file of fastgru.save, got a folder; "
+            "fastgru.io.from_keras reads SavedModels"
+        )
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if head[8:] == b"{":
+        return
+    got = next((text for start, text in _FOREIGN.items() if head.startswith(start)), "")
+    if path.suffix == ".onnx":
+        got = "an ONNX model; fastgru.io.from_onnx reads it"
+    elif head[:1] == b"{":
+        got = "JSON; fastgru.io.from_torch reads the index of a model in several files"
+    if got:
+        raise ValueError(f"{path}: expected a safetensors file of fastgru.save, got {got}")
 
 
 def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
@@ -241,6 +272,13 @@ def read_tensors(
     ImportError
         The package safetensors is not installed.
     """
+    return read_everything(path, mmap=mmap)[:2]
+
+
+def read_everything(
+    path: str | PathLike[str], *, mmap: bool = True
+) -> tuple[dict[str, str], dict[str, StoredTensor], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Return what `read_tensors` does, and dtypes and shapes of the tensors of other types."""
     package = _package()
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -267,6 +305,11 @@ def read_tensors(
                 for name, entry in header.items()
                 if entry["dtype"] in _DTYPES
             }
+            others = {
+                name: (str(entry["dtype"]), tuple(entry["shape"]))
+                for name, entry in header.items()
+                if entry["dtype"] not in _DTYPES
+            }
         except (
             package.SafetensorError,
             ValueError,
@@ -275,7 +318,7 @@ def read_tensors(
             OverflowError,
         ) as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from None
-    return metadata, stored
+    return metadata, stored, others
 
 
 def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:
