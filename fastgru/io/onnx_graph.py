@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.io.onnx_folds import FOLDS, OPTIONAL, SPREADS, one_number
-from fastgru.io.onnx_tensors import BFLOAT16, check_text, read_sparse_tensor, read_tensor
+from fastgru.io.onnx_tensors import (
+    BFLOAT16,
+    check_text,
+    is_numeric,
+    read_sparse_tensor,
+    read_tensor,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator
@@ -155,6 +161,17 @@ class Scope:
             array = scope._fold(maker, name, depth, f"{place}, made by {maker.op_type}")
         scope._folded[name] = array
         return array
+
+    def stored(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the graph's tensors of numbers: initializers, and the outputs of Constants."""
+        for name, maker in self._makers.items():
+            if maker is None or (hasattr(maker, "op_type") and maker.op_type != "Constant"):
+                continue
+            try:
+                if is_numeric(maker):
+                    yield name, self.constant(name)
+            except NotConstant:  # a Constant of text
+                continue
 
     def _read(self, tensor: Any, name: str, place: str) -> NDArray[Any]:
         """Return a tensor, dense or sparse, and keep in mind whether it is of bfloat16."""

@@ -50,6 +50,12 @@ def check_text(text: Any, place: str) -> str:
     return text
 
 
+def is_numeric(maker: Any) -> bool:
+    """Say whether a tensor, dense or sparse, has numbers of a type that is read; True for nodes."""
+    tensor = maker.values if hasattr(maker, "indices") else maker
+    return getattr(tensor, "data_type", 1) in _TENSORS
+
+
 def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
     """Return a tensor's numbers; ValueError if they do not fill its shape."""
     from onnx import TensorProto

@@ -43,6 +43,9 @@ DEEPEST = 16  # parts of the name of a cell's place
 # The dtypes that a GRU may have, and how NumPy reads them: bfloat16 as its bits.
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Those that other tensors may have.
+_INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_INTEGERS |= {"U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
 def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
@@ -230,9 +233,11 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(
-    path: str | PathLike[str], *, mmap: bool = True
+    path: str | PathLike[str], *, mmap: bool = True, integers: bool = False
 ) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Return a safetensors file's metadata, and its tensors of float types, which are not read.
+
+    With ``integers`` also those of integers and booleans.
 
     Raises
     ------
@@ -265,7 +270,7 @@ def read_tensors(
             stored = {
                 name: _view(data, 8 + size, entry)
                 for name, entry in header.items()
-                if entry["dtype"] in _DTYPES
+                if entry["dtype"] in _DTYPES or (integers and entry["dtype"] in _INTEGERS)
             }
         except (
             package.SafetensorError,
@@ -280,8 +285,9 @@ def read_tensors(
 
 def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:
     begin, _ = entry["data_offsets"]
-    array = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], data, start + begin)
-    return StoredTensor(_NAMES[entry["dtype"]], array)
+    kind = entry["dtype"]
+    array = np.ndarray(entry["shape"], (_DTYPES | _INTEGERS)[kind], data, start + begin)
+    return StoredTensor(_NAMES.get(kind, array.dtype.name), array)
 
 
 def _replace(path: Path, data: bytes) -> None:

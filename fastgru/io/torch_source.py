@@ -42,13 +42,22 @@ class LazyTensor(NamedTuple):
     read: Callable[[], np.ndarray]
 
 
+def is_recurrent(name: str) -> bool:
+    """Say whether torch gives recurrent weights such a name."""
+    return RECURRENT.fullmatch(name.rpartition(".")[2]) is not None
+
+
 @contextmanager
-def opened(source: Any) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
+def opened(
+    source: Any, wanted: Callable[[str], Any] = is_recurrent
+) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
     """Open a source; give its name for messages and its recurrent weights, readable while open.
 
     Parameters
     ----------
     source : path, mapping, or object with state_dict()
+    wanted : callable
+        Says of a tensor's name whether it is given.
 
     Raises
     ------
@@ -58,18 +67,18 @@ def opened(source: Any) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
         The source is of another type.
     """
     if callable(getattr(source, "state_dict", None)):
-        yield type(source).__name__, _live(type(source).__name__, source.state_dict())
+        yield type(source).__name__, _live(type(source).__name__, source.state_dict(), wanted)
     elif isinstance(source, Mapping):
-        yield "state dict", _live("state dict", source)
+        yield "state dict", _live("state dict", source, wanted)
     elif isinstance(source, str) or hasattr(source, "__fspath__"):
         path = Path(source)
         with open(path, "rb") as file:
             head = file.read(len(_LEGACY))
         if head[:2] == b"PK":
             with Archive(path) as archive:
-                yield str(path), _archived(archive)
+                yield str(path), _archived(archive, wanted)
         elif head[8:9] == b"{":
-            yield str(path), _safetensors(path)
+            yield str(path), _safetensors(path, wanted)
         elif head == _LEGACY:
             raise ValueError(
                 f"{path}: expected a zip file, as torch.save writes since version 1.6, got the "
@@ -87,9 +96,11 @@ def opened(source: Any) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
         )
 
 
-def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """Yield the recurrent weights of a mapping and of the mappings nested in it."""
-    seen = set()
+def _tensors(
+    tree: Any, where: str, wanted: Callable[[str], Any] = is_recurrent
+) -> Iterator[tuple[str, Any]]:
+    """Yield the wanted values of a mapping and of the mappings nested in it."""
+    seen, names = set(), set()
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
     while left:
         prefix, mapping, depth = left.pop()
@@ -100,16 +111,21 @@ def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{where}: expected dicts at most {DEEPEST} deep, got {prefix!r}")
         for key, value in mapping.items():
             name = f"{prefix}.{key}" if prefix else str(key)
-            if RECURRENT.fullmatch(name.rpartition(".")[2]):
-                yield name, value
-            elif isinstance(value, Mapping):
+            if isinstance(value, Mapping):
                 left.append((name, value, depth + 1))
+            elif wanted(name):
+                if name in names:
+                    raise ValueError(f"{where}: expected each tensor once, got {name!r} twice")
+                names.add(name)
+                yield name, value
 
 
-def _live(where: str, mapping: Any) -> dict[str, LazyTensor]:
+def _live(
+    where: str, mapping: Any, wanted: Callable[[str], Any] = is_recurrent
+) -> dict[str, LazyTensor]:
     """Return the recurrent weights of a state dict of arrays or torch tensors."""
     tensors = {}
-    for name, value in _tensors(mapping, where):
+    for name, value in _tensors(mapping, where, wanted):
         for step in ("detach", "cpu"):  # methods of torch's tensors; NumPy's arrays have neither
             value = getattr(value, step, lambda same=value: same)()
         dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
@@ -123,16 +139,18 @@ def _live(where: str, mapping: Any) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _safetensors(path: Path) -> dict[str, LazyTensor]:
-    _, stored = read_tensors(path)
+def _safetensors(path: Path, wanted: Callable[[str], Any] = is_recurrent) -> dict[str, LazyTensor]:
+    _, stored = read_tensors(path, integers=wanted is not is_recurrent)
     return {
         name: LazyTensor(t.array.shape, t.dtype, partial(_widened, t.array, t.dtype))
         for name, t in stored.items()
-        if RECURRENT.fullmatch(name.rpartition(".")[2])
+        if wanted(name)
     }
 
 
-def _archived(archive: Archive) -> dict[str, LazyTensor]:
+def _archived(
+    archive: Archive, wanted: Callable[[str], Any] = is_recurrent
+) -> dict[str, LazyTensor]:
     """Return the recurrent weights of a zip file of torch.save."""
     names = archive.names
     pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
@@ -160,7 +178,7 @@ def _archived(archive: Archive) -> dict[str, LazyTensor]:
             tensor.storage.dtype,
             partial(_read, archive, root, order, name, tensor, kept),
         )
-        for name, tensor in _tensors(tree, str(archive.path))
+        for name, tensor in _tensors(tree, str(archive.path), wanted)
         if isinstance(tensor, PickledTensor)
     }
 
