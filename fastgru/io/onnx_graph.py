@@ -314,6 +314,8 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
     else:
         path = Path(source)
         where, folder, data = str(path), path.parent, path.read_bytes()
+    if data[:2] in (b"PK", b"\x1f\x8b"):
+        raise ValueError(f"{where}: expected an ONNX model, got an archive; unpack it")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)

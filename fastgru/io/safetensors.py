@@ -24,6 +24,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
+from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
@@ -103,6 +104,8 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
     ImportError
         The package safetensors is not installed.
     """
+    if foreign := reader_of(path):
+        raise ValueError(f"{path}: expected a .safetensors file of fastgru.save, got {foreign}")
     metadata, stored = read_tensors(path, mmap=mmap)
     try:
         layer = _layer_of(_about(metadata)["layer"])

@@ -1,14 +1,19 @@
 """read_arrays: every array of a file, as the library that wrote it holds it."""
 
 import io
+import json
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import savedmodel_support
+import subprocesses
+from exhaustive import EVERYTHING
 
 from fastgru.io import from_keras, from_onnx, from_torch, read_arrays
 
@@ -231,3 +236,33 @@ def test_what_is_not_there(tmp_path):
         read_arrays(tmp_path / "m.keras")
     with pytest.raises(ValueError, match=r"variables\.index"):
         read_arrays(tmp_path)
+
+
+@pytest.mark.alone
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is set as Linux does it")
+def test_altered_files(tmp_path):
+    """10,000 of them with FASTGRU_EXHAUSTIVE=1."""
+    pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
+    pytest.importorskip("onnx", reason="pip install 'fastgru[onnx]'")
+    files, scratch = tmp_path / "files", tmp_path / "scratch"
+    files.mkdir(), scratch.mkdir()
+    weights = {"gru/kernel": np.ones((4, 9), "f4"), "gru/recurrent_kernel": np.ones((3, 9), "f4")}
+    np.savez(files / "plain.npz", **ARRAYS, **weights)
+    np.savez_compressed(files / "small.npz", **weights)
+    np.save(files / "one.npy", ARRAYS["double"])
+    stored = ["keras/nested.h5", "keras/before.keras", "keras/before_weights.h5", "torch/gru.pt"]
+    stored += ["torch/checkpoint.pth", "torch/bfloat16.safetensors", "onnx/script_stack.onnx"]
+    count = 10_000 if EVERYTHING else 600
+    script = subprocesses.SUPPORT / "arrays_fuzz.py"
+    paths = [*sorted(files.iterdir()), *(DATA / name for name in stored)]
+    result = subprocess.run(
+        [sys.executable, "-P", str(script), str(count), "5", str(scratch), *map(str, paths)],
+        env={**subprocesses.environment(), "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=count,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    ends = json.loads(result.stdout)
+    assert min(ends["read"], ends["refused"]) > count / 20  # both ends are tested

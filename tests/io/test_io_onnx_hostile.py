@@ -352,6 +352,29 @@ def test_graphs_in_graphs_that_no_file_can_hold():
 # ---- altered files -------------------------------------------------------------------------------
 
 
+def made_of_constants():
+    """A model with a sparse R, W of integers with scales and casts, B of a shape."""
+    w, r, _ = random_weights(14, 1, I, H)
+    at = np.arange(0, r.size, 3)
+    extra = {
+        "w": (w * 40).astype("int8"),
+        "s": np.ones(3 * H, "float32"),
+        "z": np.ones(3 * H, "i1"),
+    }
+    nodes = [
+        op("DequantizeLinear", ["w", "s", "z"], "w1", axis=1),
+        op("Cast", ["w1"], "w2", to=10),
+        op("Cast", ["w2"], "W", to=1),
+        op("ConstantOfShape", ["shape"], "B", value=numpy_helper.from_array(np.ones(1, "f4"))),
+        gru_node(),
+    ]
+    model = make_model(nodes, extra=extra | {"shape": np.array([1, 6 * H])})
+    values = numpy_helper.from_array(r.ravel()[at], "R")
+    indices = numpy_helper.from_array(at, "at")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, r.shape))
+    return model
+
+
 @pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is set as Linux does it")
 def test_altered_files(tmp_path):
@@ -369,6 +392,7 @@ def test_altered_files(tmp_path):
     node = nested.graph.node.add()
     node.CopyFrom(helper.make_node("If", ["W"], ["Z"], then_branch=nested.graph))
     (tmp_path / "nested.onnx").write_bytes(nested.SerializeToString())
+    (tmp_path / "made.onnx").write_bytes(made_of_constants().SerializeToString())
     count = 10_000 if EVERYTHING else 600
     script = subprocesses.SUPPORT / "onnx_mutations.py"
     files = sorted([*DATA.glob("*.onnx"), *tmp_path.iterdir()])
