@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import io
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -148,7 +149,7 @@ def _checkpoint(folder: Path, name: str) -> Iterator[Entry]:
     bundle = Bundle(folder, name)
     for key in bundle.entries:
         if key != _CHECKPOINT_GRAPH and bundle.has_numbers(key):
-            yield key, bundle.locate(key).size, lambda key=key: bundle.any_array(key)
+            yield key, bundle.locate(key).size, partial(bundle.any_array, key)
 
 
 def _archived(path: Path) -> Iterator[Entry]:
@@ -194,7 +195,7 @@ def _onnx(path: Path) -> Iterator[Entry]:
         for name, array in scope.stored():
             full = unique(name, taken)
             taken.add(full)
-            yield full, array.nbytes, lambda array=array: array
+            yield full, array.nbytes, partial(np.asarray, array)
 
 
 def _npy(name: str, data: bytes, place: str) -> Entry:

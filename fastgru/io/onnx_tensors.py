@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from fastgru.io.onnx_graph import Model
 
 MOST_AXES = 8
 
@@ -41,6 +39,19 @@ _TENSORS = {
 # The types to which a Cast is folded, and their dtypes here; bfloat16 is kept as float32.
 NUMBERS = {kind: form for kind, (form, _) in _TENSORS.items() if kind not in (UINT4, INT4)}
 NUMBERS |= {FLOAT16: "<f2", BFLOAT16: "<f4"}
+
+
+class Model(Protocol):
+    """What a tensor needs to know of its model; see `onnx_graph.Model`."""
+
+    folder: Path | None
+    follow_links: bool
+
+    def add_source(self, nbytes: int, file: Path | None = None) -> None:
+        """Count bytes that the file has."""
+
+    def spend(self, nbytes: int, place: str) -> None:
+        """Count bytes before they are made; ValueError if too many."""
 
 
 def check_text(text: Any, place: str) -> str:
