@@ -12,7 +12,7 @@ import io
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,8 +42,8 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     ----------
     path : path
         ``.keras``, ``.h5``, ``.weights.h5``, a SavedModel folder, the ``.index`` of a TensorFlow
-        checkpoint, ``.pt``, ``.pth``, ``.safetensors``, ``.onnx``, ``.npz`` or ``.npy``. The file's
-        content decides, not its name.
+        checkpoint, ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json`` of several of them,
+        ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, not its name.
 
     Returns
     -------
@@ -93,7 +93,7 @@ def _bytes_of(path: Path) -> int:
         )
     if not path.is_file():
         raise ValueError(f"{path}: expected a model there, found nothing that can be read")
-    if path.suffix == ".index":
+    if path.suffix == ".index" or path.name.endswith(".index.json"):
         return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     return path.stat().st_size
 
@@ -115,7 +115,11 @@ def _entries(path: Path) -> Iterator[Entry]:
         raise ValueError(f"{path}: expected a model, got a compressed file; unpack it")
     if path.suffix == ".index":
         return _checkpoint(path.parent, path.stem)
-    if head[8:9] == b"{" or head[:1] == b"\x80":  # safetensors, or a pickle of torch before 1.6
+    if head[8:9] == b"{" and path.suffix != ".json":
+        return _safetensors(path)
+    if path.name.endswith(".index.json"):
+        return _sharded(path)
+    if head[:1] == b"\x80":  # a pickle of torch before 1.6
         return _torch(path)
     if path.suffix.lower() == ".onnx" or head[:1] == b"\x08":  # the number of an ONNX version
         return _onnx(path)
@@ -177,13 +181,37 @@ def packed(names: list[str]) -> str:
     return f"expected a model or an .npz file, got an archive of {few or 'nothing'}"
 
 
-def _torch(path: Path) -> Iterator[Entry]:
-    from fastgru.io.torch_source import opened
+def _safetensors(path: Path) -> Iterator[Entry]:
+    from fastgru.io.safetensors import read_everything
 
-    with opened(path, lambda name: True) as (_, tensors):
-        for name, tensor in tensors.items():
-            form = "float32" if tensor.dtype == "bfloat16" else tensor.dtype
-            yield name, math.prod(tensor.shape) * np.dtype(form).itemsize, tensor.read
+    metadata, stored, _ = read_everything(path, integers=True)
+    for name, tensor in stored.items():
+        yield name, *_widened(tensor)
+    for name, kept in metadata.items():  # tied tensors are in the file once
+        if kept in stored and name not in stored:
+            yield name, *_widened(stored[kept])
+
+
+def _widened(tensor: Any) -> tuple[int, Callable[[], np.ndarray]]:
+    """Return bytes and reader of a tensor, of bfloat16 as float32."""
+    array = tensor.array
+    if tensor.dtype == "bfloat16":
+        return 2 * array.nbytes, lambda: (array.astype(np.uint32) << 16).view(np.float32)
+    return array.nbytes, partial(np.asarray, array)
+
+
+def _sharded(path: Path) -> Iterator[Entry]:
+    from fastgru.io.torch_shards import read_index
+
+    index = read_index(path)
+    for file in index.files:
+        yield from _entries(index.folder / file)
+
+
+def _torch(path: Path) -> Iterator[Entry]:
+    from fastgru.io.torch_arrays import every_tensor
+
+    return every_tensor(path)
 
 
 def _onnx(path: Path) -> Iterator[Entry]:

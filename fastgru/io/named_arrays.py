@@ -52,10 +52,10 @@ def find(path: Path) -> list[ImportedLayer]:
     """
     arrays = read_arrays(path)
     from fastgru.io import torch
-    from fastgru.io.torch_source import is_recurrent
+    from fastgru.io.torch_weights import split
 
     found: list[ImportedLayer] = []
-    if any(map(is_recurrent, arrays)):
+    if any(split(name) is not None for name in arrays):
         found += torch.find(arrays)
     found += keras_named(arrays, str(path))
     if not found:

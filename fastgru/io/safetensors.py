@@ -236,11 +236,9 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(
-    path: str | PathLike[str], *, mmap: bool = True, integers: bool = False
+    path: str | PathLike[str], *, mmap: bool = True
 ) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Return a safetensors file's metadata, and its tensors of float types, which are not read.
-
-    With ``integers`` also those of integers and booleans.
 
     Raises
     ------
@@ -248,6 +246,16 @@ def read_tensors(
         The file is damaged.
     ImportError
         The package safetensors is not installed.
+    """
+    return read_everything(path, mmap=mmap)[:2]
+
+
+def read_everything(
+    path: str | PathLike[str], *, mmap: bool = True, integers: bool = False
+) -> tuple[dict[str, str], dict[str, StoredTensor], dict[str, tuple[str, tuple[int, ...]]]]:
+    """Return what `read_tensors` does, and dtypes and shapes of the tensors of other types.
+
+    With ``integers`` the tensors of integers and booleans are among the first.
     """
     package = _package()
     with open(path, "rb") as file:
@@ -275,6 +283,11 @@ def read_tensors(
                 for name, entry in header.items()
                 if entry["dtype"] in _DTYPES or (integers and entry["dtype"] in _INTEGERS)
             }
+            others = {
+                name: (str(entry["dtype"]), tuple(entry["shape"]))
+                for name, entry in header.items()
+                if entry["dtype"] not in _DTYPES
+            }
         except (
             package.SafetensorError,
             ValueError,
@@ -283,7 +296,7 @@ def read_tensors(
             OverflowError,
         ) as error:
             raise ValueError(f"{path}: expected a safetensors file, got {error}") from None
-    return metadata, stored
+    return metadata, stored, others
 
 
 def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:

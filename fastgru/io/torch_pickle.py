@@ -2,10 +2,11 @@
 
 Python's unpickler is not safe here, even with a restricted `find_class`. It gives its memo the size
 that the file asks for (gigabytes). It hashes every key of a dict: a tuple that is doubled forty
-times takes forever, and a tuple nested a million deep overflows the stack. This interpreter has the
-instructions of plain containers and tensors and no others. None of them imports or calls what the
-file names. Keys must be strings or numbers, which hash fast. An instruction makes at most one small
-object, so the size of the file bounds time and memory.
+times takes forever, and a tuple nested a million deep overflows the stack. In this interpreter no
+instruction imports or calls what the file names. An object of another class becomes a `Skipped`,
+which knows its name and what was put into it. Keys are strings or numbers, which hash fast, or a
+`Skipped` in the place of others. An instruction makes at most one small object, and their number
+has a limit, so time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -14,11 +15,17 @@ import pickletools
 import struct
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+import numpy as np
 
-# A tensor takes about 200 bytes. The worst pickle of this size takes a second and 200 MB.
-MOST_BYTES = 2 << 20
+if TYPE_CHECKING:
+    import mmap as memory_map
+    from collections.abc import Callable, Iterator
+
+# A tensor takes about 40 instructions. The worst pickle of so many takes a second and 200 MB.
+MOST_INSTRUCTIONS = 2 << 20
+MOST_BYTES = 64 << 20
+MOST_INTEGER_BYTES = 32  # longer ones take time to hash
+_LONGEST_NAME = 200  # of a class, in messages
 
 # torch's names of storages, and the element type of each. NumPy has no bfloat16.
 STORAGES = {
@@ -34,17 +41,41 @@ STORAGES = {
     "BoolStorage": "bool",
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
+    "UntypedStorage": "bytes",
 }
-_GLOBALS = {
+_SIZES = {"bfloat16": 2, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
+_SIZES |= {"bytes": 1}
+_DICTS = ("collections.OrderedDict", "collections.defaultdict")
+# Classes of tensors that are nothing more than a tensor.
+_TENSORS = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
+_UNLIKE = {"torch._utils._rebuild_sparse_tensor": "a sparse tensor"}
+_UNLIKE |= {"torch._utils._rebuild_qtensor": "a quantized tensor"}
+_UNLIKE |= {"torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, without numbers"}
+_UNLIKE |= {"torch._utils._rebuild_nested_tensor": "a nested tensor"}
+
+
+_ARGUMENTS_KNOWN = (
     "collections.OrderedDict",
-    "torch._utils._rebuild_tensor_v2",
-    "torch._utils._rebuild_parameter",
-    *(f"torch.{name}" for name in STORAGES),
-}
+    "_rebuild_parameter",
+    "_rebuild_parameter_with_state",
+    "_rebuild_tensor",
+    "_rebuild_tensor_v2",
+    "_rebuild_tensor_v3",
+)
+
+
+def element_bytes(dtype: str) -> int:
+    """Return the bytes of one element of a dtype in `STORAGES`."""
+    return _SIZES.get(dtype) or np.dtype(dtype).itemsize
 
 
 class Storage(NamedTuple):
-    """A storage: the member ``data/<key>`` of the archive has its ``size`` elements."""
+    """A storage: ``size`` elements, in the member ``data/<key>`` of an archive for instance."""
 
     key: str
     dtype: str
@@ -60,14 +91,44 @@ class PickledTensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Skipped:
+    """An object of another class, which is not made.
+
+    Attributes
+    ----------
+    name : str
+        Its class, or the function that would make it.
+    items : dict
+        What was set in it by keys.
+    state : object
+        Its attributes, or None.
+    """
+
+    __slots__ = ("items", "name", "state")
+
+    def __init__(self, name: str) -> None:
+        self.name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
+        self.items: dict[Any, Any] | None = None
+        self.state: Any = None
+
+    def children(self) -> Iterator[tuple[Any, Any]]:
+        """Yield names and values: of a module its tensors and modules, else the items."""
+        parts = ("_parameters", "_buffers", "_modules")
+        if isinstance(self.state, dict) and isinstance(self.state.get("_modules"), dict):
+            for part in parts:
+                found = self.state.get(part)
+                yield from found.items() if isinstance(found, dict) else ()
+        yield from self.items.items() if self.items else ()
+
+
 class _Global(NamedTuple):
-    """A name among `_GLOBALS`, which nobody looks up."""
+    """The name of a class or function, which nobody looks up."""
 
     name: str
 
 
 def load_pickle(data: bytes, where: str) -> Any:
-    """Return the pickled object: dicts, lists, tuples, str, bytes, numbers and `PickledTensor`.
+    """Return the pickled object: containers, str, bytes, numbers, `PickledTensor`, `Skipped`.
 
     Parameters
     ----------
@@ -78,50 +139,66 @@ def load_pickle(data: bytes, where: str) -> Any:
     Raises
     ------
     ValueError
-        The pickle is too large, damaged, or names objects other than tensors and OrderedDict.
+        The pickle is too large or damaged.
     """
     if len(data) > MOST_BYTES:
         raise ValueError(
             f"{where}: expected a pickle of at most {MOST_BYTES} bytes, got {len(data)}; save "
             "only the GRU's state_dict()"
         )
-    machine = _Machine(data, where)
-    try:
-        return machine.run()
-    except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{where}: damaged or cut short at byte {machine.at} ({error})") from None
+    return Machine(data, where).load()
 
 
-class _Machine:
-    """The interpreter: its stack, its memo and its place in the file."""
+class Machine:
+    """The interpreter: its stack, its memo and its place in the data, which may go on after it.
 
-    def __init__(self, data: bytes, where: str) -> None:
+    ``storages`` has every storage that the pickle names, also in objects that are skipped.
+    """
+
+    def __init__(self, data: bytes | memory_map.mmap, where: str, at: int = 0) -> None:
         self.data = data
         self.where = where
-        self.at = 0
+        self.at = at
+        self.count = 0
+        self.storages: dict[str, Storage] = {}
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def run(self) -> Any:
+    def load(self) -> Any:
+        """Return the object that the instructions make; ValueError if that fails."""
+        try:
+            return self._run()
+        except (IndexError, KeyError, struct.error, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"{self.where}: damaged or cut short at byte {self.at} ({error})"
+            ) from None
+
+    def _run(self) -> Any:
         """Run the instructions up to STOP; return the object that is left."""
         while (code := self.data[self.at]) != _STOP:
             self.at += 1
+            self.count += 1
+            if self.count > MOST_INSTRUCTIONS:
+                raise ValueError(
+                    f"{self.where}: expected a pickle of at most {MOST_INSTRUCTIONS} instructions; "
+                    "save only the GRU's state_dict()"
+                )
             instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
                 names = [op.name for op in pickletools.opcodes if op.code == chr(code)]
                 raise self.wrong(f"instruction {names[0] if names else hex(code)}")
             instruction(self)
+        self.at += 1
         if len(self.stack) != 1:
             raise self.wrong(f"{len(self.stack)} objects at its end instead of one")
         return self.stack[0]
 
     def wrong(self, got: str) -> ValueError:
-        """Return the error for a pickle that is not of a state dict."""
+        """Return the error for a pickle that torch.save does not write."""
         return ValueError(
-            f"{self.where}: expected tensors in plain containers, got {got} at byte {self.at}; "
-            "nothing in a file is executed, so save state_dict() and no objects of other classes: "
-            "torch.save(model.state_dict(), path)"
+            f"{self.where}: expected a pickle of torch.save, got {got} at byte {self.at}; nothing "
+            "in a file is executed; save the weights alone: torch.save(model.state_dict(), path)"
         )
 
     # -- parts of instructions -------------------------------------------------------------
@@ -174,8 +251,8 @@ class _Machine:
 # ---- the instructions, as pickletools describes them ---------------------------------------------
 
 
-def _tuple_of(count: int) -> Callable[[_Machine], None]:
-    def instruction(m: _Machine) -> None:
+def _tuple_of(count: int) -> Callable[[Machine], None]:
+    def instruction(m: Machine) -> None:
         start = len(m.stack) - count
         if start < m.floor():
             raise IndexError("nothing on the stack")
@@ -184,92 +261,176 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
     return instruction
 
 
-def _long(m: _Machine) -> None:
-    size = m.number("<B")
-    if size > 8:
-        raise m.wrong(f"an integer of {size} bytes")
-    m.push(int.from_bytes(m.take(size), "little", signed=True))
+def _long(m: Machine, size: int) -> None:
+    if size < 0:
+        raise IndexError("an integer of negative size")
+    data = m.take(size)
+    small = size <= MOST_INTEGER_BYTES
+    m.push(int.from_bytes(data, "little", signed=True) if small else Skipped("int"))
 
 
-def _append(m: _Machine) -> None:
-    item, target = m.pop(object), m.pop(list)
-    target.append(item)
+def _bytes(m: Machine, size: int) -> None:
+    data = m.take(size)
+    if len(data) != size:
+        raise IndexError("a string does not end")
+    m.push(data)
+
+
+def _text(m: Machine, size: int) -> None:
+    _bytes(m, size)
+    m.push(m.pop(bytes).decode("utf-8", "surrogatepass"))
+
+
+def _old_text(m: Machine, size: int) -> None:
+    """Push a str of Python 2, whose bytes may be anything."""
+    _bytes(m, size)
+    data = m.pop(bytes)
+    try:
+        m.push(data.decode())
+    except UnicodeDecodeError:
+        m.push(data)
+
+
+def _extend(m: Machine, items: list[Any], kind: type | tuple[type, ...]) -> None:
+    target = m.pop(object)
+    if not isinstance(target, kind):
+        raise m.wrong(f"{type(target).__name__} where a list belongs")
+    if isinstance(target, list):
+        target.extend(items)
     m.push(target)
 
 
-def _appends(m: _Machine) -> None:
-    items, target = m.pop_mark(), m.pop(list)
-    target.extend(items)
-    m.push(target)
-
-
-def _set(m: _Machine, target: dict[Any, Any], pairs: list[Any]) -> None:
+def _set(m: Machine, pairs: list[Any]) -> None:
+    target = m.pop(object)
     if len(pairs) % 2:
         raise IndexError("a key without a value")
+    if not isinstance(target, (dict, Skipped)):
+        raise m.wrong(f"{type(target).__name__} where dict belongs")
+    if isinstance(target, Skipped):
+        target.items = {} if target.items is None else target.items
+        items = target.items
+    else:
+        items = target
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        if not isinstance(key, (str, int, float, type(None))):  # these hash fast
-            raise m.wrong(f"{type(key).__name__} as a key")
-        target[key] = value
+        # Only these hash fast. Each other key is one of its own.
+        plain = isinstance(key, (str, int, float, type(None), Skipped))
+        items[key if plain else Skipped(type(key).__name__)] = value
+    m.push(target)
 
 
-def _set_item(m: _Machine) -> None:
+def _set_item(m: Machine) -> None:
     value, key = m.pop(object), m.pop(object)
-    target = m.pop(dict)
-    _set(m, target, [key, value])
+    _set(m, [key, value])
+
+
+def _build(m: Machine) -> None:
+    """Keep the attributes of a skipped object; drop those of an OrderedDict (_metadata)."""
+    state, target = m.pop(object), m.pop(object)
+    if isinstance(target, Skipped):
+        target.state = state
+    elif not isinstance(target, dict):
+        raise m.wrong(f"attributes of {type(target).__name__}")
     m.push(target)
 
 
-def _set_items(m: _Machine) -> None:
-    pairs = m.pop_mark()
-    target = m.pop(dict)
-    _set(m, target, pairs)
-    m.push(target)
+def _global(m: Machine, module: str, name: str) -> None:
+    m.push(_Global(f"{module}.{name}"))
 
 
-def _build(m: _Machine) -> None:
-    """Drop the attributes that are set on an OrderedDict: torch's _metadata."""
-    m.pop(object)
-    m.push(m.pop(dict))
-
-
-def _global(m: _Machine, module: str, name: str) -> None:
-    full = f"{module}.{name}"
-    if full not in _GLOBALS:
-        raise m.wrong(full if len(full) < 200 else full[:200] + "...")
-    m.push(_Global(full))
-
-
-def _stack_global(m: _Machine) -> None:
+def _stack_global(m: Machine) -> None:
     name, module = m.pop(str), m.pop(str)
+    if len(name) + len(module) > 4 * _LONGEST_NAME:  # not joined again and again
+        raise m.wrong(f"a name of {len(name) + len(module)} characters")
     _global(m, module, name)
 
 
-def _storage(m: _Machine) -> None:
+def _storage(m: Machine) -> None:
     match m.pop(tuple):
-        case ("storage", _Global(name), str(key), str(), int(count)) if name[6:] in STORAGES:
-            m.push(Storage(key, STORAGES[name[6:]], count))
+        case ("storage", _Global(name), str(key), str() | None, int(count), *view):
+            kind = name.rpartition(".")[2]
+            if kind not in STORAGES or not name.startswith("torch.") or view not in ([], [None]):
+                m.push(Skipped(name))
+                return
+            storage = Storage(key, STORAGES[kind], count)
+            if m.storages.setdefault(key, storage) != storage:
+                raise m.wrong(f"two descriptions of storage {key[:99]!r}")
+            m.push(storage)
+        case ("module", _Global() as kind, *_):  # with its source text
+            m.push(kind)
         case _:
             raise m.wrong("a persistent id that is no storage")
 
 
-def _reduce(m: _Machine) -> None:
-    arguments, function = m.pop(tuple), m.pop(_Global).name.rpartition(".")[2]
-    match function, arguments:
-        case "OrderedDict", ():
+def _reduce(m: Machine) -> None:
+    arguments, function = m.pop(tuple), m.pop(object)
+    m.push(_made(m, function, arguments))
+
+
+def _new_object(m: Machine, *, named: bool) -> None:
+    if named:
+        m.pop(object)
+    m.pop(object)
+    cls = m.pop(object)
+    if not isinstance(cls, (_Global, Skipped)):
+        raise m.wrong(f"{type(cls).__name__} where a class belongs")
+    m.push({} if cls.name in _DICTS else Skipped(cls.name))
+
+
+def _made(m: Machine, function: Any, arguments: tuple[Any, ...]) -> Any:
+    """Return what a function of torch makes of tensors; a `Skipped` for all other functions."""
+    if not isinstance(function, (_Global, Skipped)):
+        raise m.wrong(f"{type(function).__name__} where a function belongs")
+    name = function.name if isinstance(function, _Global) else ""
+    if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes
+        match arguments:
+            case (_Global(inner), _Global(cls), tuple(args), *_) if inner != name:
+                if cls in _TENSORS:
+                    return _made(m, _Global(inner), args)
+                return Skipped(cls)
+    short = name.rpartition(".")[2] if name.startswith("torch._utils.") else name
+    match short, arguments:
+        case ("collections.OrderedDict", ()) | ("collections.defaultdict", _):
+            return {}
+        case "collections.OrderedDict", (list(pairs) | tuple(pairs),):
+            if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
+                raise m.wrong("other pairs than keys and values")
             m.push({})
-        case "_rebuild_parameter", (PickledTensor() as tensor, *_):
-            m.push(tensor)
+            _set(m, [part for pair in pairs for part in pair])
+            return m.pop(dict)
+        case "_rebuild_parameter" | "_rebuild_parameter_with_state", (first, *_):
+            if isinstance(first, (PickledTensor, Skipped)):
+                return first
         case (
-            "_rebuild_tensor_v2",
-            (Storage() as storage, int(offset), tuple(shape), tuple(strides), *_),
+            "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3",
+            (storage, int(offset), tuple(shape), tuple(strides), *rest),
         ) if all(type(n) is int for n in (*shape, *strides)):
-            m.push(PickledTensor(storage, offset, shape, strides))
-        case _:
-            raise m.wrong(f"other arguments than torch.save gives {function}")
+            return _tensor(m, short, PickledTensor(storage, offset, shape, strides), rest)
+        case _ if short not in _ARGUMENTS_KNOWN:
+            return Skipped(_UNLIKE.get(name, function.name))
+    raise m.wrong(f"other arguments than torch.save gives {short}")
+
+
+def _tensor(m: Machine, function: str, tensor: PickledTensor, rest: list[Any]) -> Any:
+    """Return a tensor, or what it is if its numbers are not those in the storage."""
+    storage = tensor.storage
+    if isinstance(storage, Skipped):
+        return storage
+    if not isinstance(storage, Storage):
+        raise m.wrong(f"other arguments than torch.save gives {function}")
+    version_3 = function == "_rebuild_tensor_v3"
+    metadata = rest[2 + version_3] if len(rest) > 2 + version_3 else None
+    if isinstance(metadata, dict) and any(metadata.values()):
+        return Skipped(f"a tensor with {', '.join(map(str, list(metadata)[:3]))}")
+    if version_3:
+        match rest:
+            case (_, _, _Global(dtype), *_) if dtype.startswith("torch."):
+                return tensor._replace(storage=storage._replace(dtype=dtype[6:99]))
+        raise m.wrong(f"other arguments than torch.save gives {function}")
+    return tensor if storage.dtype != "bytes" else Skipped("a tensor of bytes without a dtype")
 
 
 _STOP = ord(".")
-_INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
+_INSTRUCTIONS: dict[int, Callable[[Machine], None]] = {
     ord(code): instruction
     for code, instruction in {
         "\x80": lambda m: m.take(1),  # PROTO
@@ -280,12 +441,18 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         "K": lambda m: m.push(m.number("<B")),
         "M": lambda m: m.push(m.number("<H")),
         "J": lambda m: m.push(m.number("<i")),
-        "\x8a": _long,
+        "\x8a": lambda m: _long(m, m.number("<B")),
+        "\x8b": lambda m: _long(m, m.number("<i")),
         "G": lambda m: m.push(m.number(">d")),
-        "\x8c": lambda m: m.push(m.take(m.number("<B")).decode("utf-8", "surrogatepass")),
-        "X": lambda m: m.push(m.take(m.number("<I")).decode("utf-8", "surrogatepass")),
-        "C": lambda m: m.push(m.take(m.number("<B"))),
-        "B": lambda m: m.push(m.take(m.number("<I"))),
+        "\x8c": lambda m: _text(m, m.number("<B")),
+        "X": lambda m: _text(m, m.number("<I")),
+        "\x8d": lambda m: _text(m, m.number("<Q")),
+        "U": lambda m: _old_text(m, m.number("<B")),
+        "T": lambda m: _old_text(m, m.number("<I")),
+        "C": lambda m: _bytes(m, m.number("<B")),
+        "B": lambda m: _bytes(m, m.number("<I")),
+        "\x8e": lambda m: _bytes(m, m.number("<Q")),
+        "\x96": lambda m: _bytes(m, m.number("<Q")),  # BYTEARRAY8
         "(": lambda m: m.marks.append(len(m.stack)),
         ")": lambda m: m.push(()),
         "t": lambda m: m.push(tuple(m.pop_mark())),
@@ -293,11 +460,15 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         "\x86": _tuple_of(2),
         "\x87": _tuple_of(3),
         "]": lambda m: m.push([]),
-        "a": _append,
-        "e": _appends,
+        "a": lambda m: _extend(m, [m.pop(object)], (list, Skipped)),
+        "e": lambda m: _extend(m, m.pop_mark(), (list, Skipped)),
+        "\x8f": lambda m: m.push(Skipped("set")),
+        "\x90": lambda m: _extend(m, m.pop_mark(), Skipped),
+        "\x91": lambda m: m.push(Skipped(f"frozenset of {len(m.pop_mark())}")),
         "}": lambda m: m.push({}),
         "s": _set_item,
-        "u": _set_items,
+        "u": lambda m: _set(m, m.pop_mark()),
+        "0": lambda m: m.pop(object),
         "q": lambda m: m.remember(m.number("<B")),
         "r": lambda m: m.remember(m.number("<I")),
         "\x94": lambda m: m.remember(len(m.memo)),
@@ -307,6 +478,8 @@ _INSTRUCTIONS: dict[int, Callable[[_Machine], None]] = {
         "\x93": _stack_global,
         "Q": _storage,
         "R": _reduce,
+        "\x81": lambda m: _new_object(m, named=False),
+        "\x92": lambda m: _new_object(m, named=True),
         "b": _build,
     }.items()
 }

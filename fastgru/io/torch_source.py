@@ -1,106 +1,144 @@
 """Where PyTorch's weights come from: files of torch.save, safetensors, dicts, live modules.
 
-`opened` gives each source as a dict of `LazyTensor` by dotted names. Their shapes and dtypes are
-known from the start. A tensor's bytes are read when the caller has checked its shape.
+`opened` gives each source as a `Source`: its recurrent weights as `LazyTensor` by dotted names. Their
+shapes and dtypes are known from the start. A tensor's bytes are read when the caller has checked its
+shape.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgru.io import torch_shards
 from fastgru.io.bounded import Archive
-from fastgru.io.safetensors import read_tensors
-from fastgru.io.torch_pickle import PickledTensor, load_pickle
+from fastgru.io.safetensors import read_everything
+from fastgru.io.torch_legacy import LegacyFile, is_legacy
+from fastgru.io.torch_pickle import PickledTensor, Skipped, element_bytes, load_pickle
+from fastgru.io.torch_weights import FLOATS, LazyTensor, resolved, split, unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# The last part of the names that torch gives recurrent weights; hr is an LSTM's projection.
-RECURRENT = re.compile(r"(weight|bias)_(ih|hh|hr)(?:_l([0-9]{1,3})(_reverse)?)?")
-FLOATS = ("float16", "bfloat16", "float32", "float64")
-DEEPEST = 16  # nested dicts of a checkpoint
+    Storages = Callable[[str], bytes | memoryview]
 
-_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the start of files of torch before 1.6
+DEEPEST = 64  # nested dicts and modules
+LONGEST_NAME = 4096
+_ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-class LazyTensor(NamedTuple):
-    """A tensor of a source that is not read yet.
+class Source(NamedTuple):
+    """An open source.
 
-    ``read()`` gives an array of ``shape`` with any strides and byte order, bfloat16 as float32.
+    ``weights`` are by torch's plain names; ``problems`` say of modules, by prefix, why their weights
+    cannot be told with certainty. ``where`` names the source in messages.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[], np.ndarray]
-
-
-def is_recurrent(name: str) -> bool:
-    """Say whether torch gives recurrent weights such a name."""
-    return RECURRENT.fullmatch(name.rpartition(".")[2]) is not None
+    where: str
+    weights: dict[str, LazyTensor]
+    problems: dict[str, str]
 
 
 @contextmanager
-def opened(
-    source: Any, wanted: Callable[[str], Any] = is_recurrent
-) -> Iterator[tuple[str, dict[str, LazyTensor]]]:
-    """Open a source; give its name for messages and its recurrent weights, readable while open.
+def opened(source: Any) -> Iterator[Source]:
+    """Open a source; its weights can be read while it is open.
 
     Parameters
     ----------
     source : path, mapping, or object with state_dict()
-    wanted : callable
-        Says of a tensor's name whether it is given.
 
     Raises
     ------
     ValueError
-        The file is damaged, or in a format that this does not read.
+        The file is damaged, a part of a model only, or in a format that this does not read.
     TypeError
         The source is of another type.
     """
-    if callable(getattr(source, "state_dict", None)):
-        yield type(source).__name__, _live(type(source).__name__, source.state_dict(), wanted)
-    elif isinstance(source, Mapping):
-        yield "state dict", _live("state dict", source, wanted)
-    elif isinstance(source, str) or hasattr(source, "__fspath__"):
-        path = Path(source)
-        with open(path, "rb") as file:
-            head = file.read(len(_LEGACY))
-        if head[:2] == b"PK":
-            with Archive(path) as archive:
-                yield str(path), _archived(archive, wanted)
-        elif head[8:9] == b"{":
-            yield str(path), _safetensors(path, wanted)
-        elif head == _LEGACY:
-            raise ValueError(
-                f"{path}: expected a zip file, as torch.save writes since version 1.6, got the "
-                "format before it; read it with torch.load and torch.save its state_dict() again"
-            )
+    with ExitStack() as stack:
+        if callable(getattr(source, "state_dict", None)):
+            where = type(source).__name__
+            tensors = _live(where, _state_of(source))
+        elif isinstance(source, Mapping):
+            where = "state dict"
+            tensors = _live(where, source)
+        elif isinstance(source, str) or hasattr(source, "__fspath__"):
+            where = str(source)
+            tensors = _file(Path(source), stack)
         else:
-            raise ValueError(
-                f"{path}: expected a zip file of torch.save or a safetensors file, got one that "
-                f"begins with {head!r}"
+            raise TypeError(
+                "source: expected a path, a state dict or a module with state_dict(), got "
+                f"{type(source).__name__}"
             )
-    else:
-        raise TypeError(
-            "source: expected a path, a state dict or a module with state_dict(), got "
-            f"{type(source).__name__}"
-        )
+        yield Source(where, *resolved(tensors))
 
 
-def _tensors(
-    tree: Any, where: str, wanted: Callable[[str], Any] = is_recurrent
-) -> Iterator[tuple[str, Any]]:
-    """Yield the wanted values of a mapping and of the mappings nested in it."""
-    seen, names = set(), set()
+def _file(path: Path, stack: ExitStack) -> dict[str, LazyTensor]:
+    """Return the tensors of a file, or of the files that an index names."""
+    if path.name.endswith(".json"):
+        index = torch_shards.read_index(path)
+        merged: dict[str, LazyTensor] = {}
+        metadata = dict(index.metadata)
+        for file, names in index.files.items():
+            found, more = _one_file(index.folder / file, stack)
+            metadata |= more
+            for name, tensor in found.items():
+                if name not in names:
+                    raise ValueError(
+                        f"{path}: expected the index to name {file} for {name}, which is in it"
+                    )
+                merged[name] = tensor
+            if absent := [name for name in names if split(name) and name not in found]:
+                raise ValueError(f"{path}: expected {absent[0]} in {file}, where it is not")
+        return _tied(str(path), merged, metadata)
+    torch_shards.refuse_shard(path)
+    tensors, metadata = _one_file(path, stack)
+    return _tied(str(path), tensors, metadata)
+
+
+def _one_file(path: Path, stack: ExitStack) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    """Return the tensors of one file and, of safetensors, its metadata."""
+    with open(path, "rb") as file:
+        head = file.read(32)
+    if head[:2] == b"PK":
+        return _archived(stack.enter_context(Archive(path))), {}
+    if head[8:9] == b"{":
+        return _safetensors(path)
+    if is_legacy(head):
+        legacy = stack.enter_context(LegacyFile(path))
+        return _pickled(str(path), legacy.tree, legacy.read, legacy.order), {}
+    raise ValueError(
+        f"{path}: expected a file of torch.save or a safetensors file, got one that begins with "
+        f"{head[:20]!r}"
+    )
+
+
+def _tied(
+    where: str, tensors: dict[str, LazyTensor], metadata: dict[str, str]
+) -> dict[str, LazyTensor]:
+    """Restore the tensors that are another's copy and only named in the metadata.
+
+    safetensors' ``save_model`` writes {name that is left out: name that is kept}.
+    """
+    for name, kept in metadata.items():
+        if name not in tensors and split(name) is not None:
+            if kept not in tensors:
+                raise ValueError(
+                    f"{where}: expected {name} to be the same tensor as {kept}, as the metadata "
+                    "say, got no such tensor"
+                )
+            tensors[name] = tensors[kept]
+    return {name: tensor for name, tensor in tensors.items() if split(name) is not None}
+
+
+def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
+    """Yield what has names of recurrent weights, in a mapping and those nested in it."""
+    seen = set()
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
     while left:
         prefix, mapping, depth = left.pop()
@@ -109,49 +147,150 @@ def _tensors(
         seen.add(id(mapping))
         if depth > DEEPEST:
             raise ValueError(f"{where}: expected dicts at most {DEEPEST} deep, got {prefix!r}")
-        for key, value in mapping.items():
-            name = f"{prefix}.{key}" if prefix else str(key)
-            if isinstance(value, Mapping):
-                left.append((name, value, depth + 1))
-            elif wanted(name):
-                if name in names:
-                    raise ValueError(f"{where}: expected each tensor once, got {name!r} twice")
-                names.add(name)
+        plain, odd = "", False
+        for key, value in _children(mapping):
+            inner = isinstance(value, (Mapping, Skipped))
+            if not inner and not isinstance(key, (str, Skipped)):
+                continue
+            text = "?" if isinstance(key, Skipped) else str(key)
+            if len(text) + len(prefix) > LONGEST_NAME:
+                if inner or isinstance(value, PickledTensor) or hasattr(value, "shape"):
+                    raise ValueError(
+                        f"{where}: expected names of at most {LONGEST_NAME} characters, got "
+                        f"{prefix[:50]}.{text[:50]}..."
+                    )
+                continue
+            name = f"{prefix}.{text}" if prefix else text
+            if split(name) is not None:
+                plain = name
                 yield name, value
+            elif inner:
+                left.append((name, value, depth + 1))
+            odd = odd or (isinstance(key, Skipped) and isinstance(value, PickledTensor))
+        if plain and odd:
+            raise ValueError(
+                f"{where}: expected strings as names, got an object of another class beside {plain}"
+            )
 
 
-def _live(
-    where: str, mapping: Any, wanted: Callable[[str], Any] = is_recurrent
-) -> dict[str, LazyTensor]:
-    """Return the recurrent weights of a state dict of arrays or torch tensors."""
-    tensors = {}
-    for name, value in _tensors(mapping, where, wanted):
-        for step in ("detach", "cpu"):  # methods of torch's tensors; NumPy's arrays have neither
-            value = getattr(value, step, lambda same=value: same)()
-        dtype = str(getattr(value, "dtype", "")).removeprefix("torch.")
-        if dtype == "bfloat16":  # not a dtype of NumPy
-            widen = getattr(value, "float", None)
-            value = np.asarray(value).astype(np.float32) if widen is None else widen()
-        array = np.asarray(value)
-        tensors[name] = LazyTensor(
-            array.shape, dtype or array.dtype.name, partial(np.asarray, array)
-        )
+def _children(value: Any) -> Any:
+    return value.children() if isinstance(value, Skipped) else value.items()
+
+
+def _by_name(where: str, found: Iterator[tuple[str, LazyTensor]]) -> dict[str, LazyTensor]:
+    """Return tensors by names; ValueError if two have one name."""
+    tensors: dict[str, LazyTensor] = {}
+    for name, tensor in found:
+        if name in tensors:
+            raise ValueError(f"{where}: expected one tensor called {name}, got two")
+        tensors[name] = tensor
     return tensors
 
 
-def _safetensors(path: Path, wanted: Callable[[str], Any] = is_recurrent) -> dict[str, LazyTensor]:
-    _, stored = read_tensors(path, integers=wanted is not is_recurrent)
-    return {
-        name: LazyTensor(t.array.shape, t.dtype, partial(_widened, t.array, t.dtype))
+# ---- what is in memory ---------------------------------------------------------------------------
+
+
+def _state_of(module: Any) -> dict[str, Any]:
+    """Return a live module's state dict, with weights that the module itself computes."""
+    state = dict(module.state_dict())
+    modules = dict(getattr(module, "named_modules", dict)())
+    parametrized: dict[tuple[str, str], list[str]] = {}
+    for name in state:
+        prefix, base, rest = split(name) or ("", "", "")
+        if rest.startswith("parametrizations.") and prefix in modules:
+            parametrized.setdefault((prefix, base), []).append(name)
+    for (prefix, base), names in parametrized.items():
+        parts = [name.rpartition(".")[2] for name in names]
+        stateful = not all(part.startswith("original") for part in parts)
+        if stateful and modules[prefix].training:  # asking would change its state
+            continue
+        for name in names:
+            del state[name]
+        state[f"{prefix}.{base}".removeprefix(".")] = getattr(modules[prefix], base)
+    # Weights that are plain tensors: a GRU computes with them, but its state dict has them not.
+    longer = {(found[0], found[1]) for found in map(split, state) if found and found[2]}
+    for prefix, inner in modules.items():
+        roles = _ROLES if hasattr(inner, "hidden_size") else ()
+        for base in getattr(inner, "_flat_weights_names", roles):
+            name = f"{prefix}.{base}".removeprefix(".")
+            if name not in state and (prefix, base) not in longer:
+                value = getattr(inner, base, None)
+                if value is not None:
+                    state[name] = value
+    return state
+
+
+def _live(where: str, mapping: Any) -> dict[str, LazyTensor]:
+    """Return the tensors of a state dict of arrays or torch tensors."""
+    return _by_name(
+        where, ((name, _in_memory(value)) for name, value in _tensors(mapping, where))
+    )
+
+
+def _in_memory(value: Any) -> LazyTensor:
+    """Return an array, a tensor of torch, or numbers, as what it is if it has no elements here."""
+    layout = str(getattr(value, "layout", "torch.strided")).removeprefix("torch.")
+    if getattr(value, "is_meta", False):
+        return unreadable("a meta tensor, without numbers")
+    if layout != "strided":
+        return unreadable(f"a {layout} tensor")
+    try:
+        if not hasattr(value, "dtype"):
+            value = np.asarray(value)
+        shape = tuple(value.shape)
+    except (ValueError, TypeError, AttributeError, RuntimeError):
+        return unreadable(f"a {type(value).__name__}")
+    dtype = str(value.dtype).removeprefix("torch.")
+    dtype = value.dtype.name if isinstance(value, np.ndarray) else dtype
+    return LazyTensor(shape, dtype, partial(_to_numpy, value, dtype))
+
+
+def _to_numpy(value: Any, dtype: str) -> np.ndarray:
+    for step in ("detach", "cpu"):  # methods of torch's tensors; NumPy's arrays have neither
+        value = getattr(value, step, lambda same=value: same)()
+    if dtype == "bfloat16":  # not a dtype of NumPy
+        widen = getattr(value, "float", None)
+        value = np.asarray(value).astype(np.float32) if widen is None else widen()
+    if getattr(value, "is_neg", bool)():
+        value = value.resolve_neg()
+    return np.asarray(value)
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
+def _safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    metadata, stored, others = read_everything(path)
+    tensors = {
+        name: LazyTensor(
+            t.array.shape,
+            t.dtype,
+            partial(_widened, t.array, t.dtype),
+            (str(path), name),
+            ((str(path), name), t.array.nbytes),
+        )
         for name, t in stored.items()
-        if wanted(name)
     }
+    for name, (dtype, shape) in others.items():
+        tensors[name] = LazyTensor(shape, dtype, partial(np.zeros, ()))
+    names = {*tensors, *metadata}
+    wanted = {name for name in names if split(name) is not None}
+    wanted |= {kept for name, kept in metadata.items() if name in wanted}
+    return (
+        {name: tensor for name, tensor in tensors.items() if name in wanted},
+        {name: kept for name, kept in metadata.items() if name in wanted},
+    )
 
 
-def _archived(
-    archive: Archive, wanted: Callable[[str], Any] = is_recurrent
-) -> dict[str, LazyTensor]:
+def _archived(archive: Archive) -> dict[str, LazyTensor]:
     """Return the recurrent weights of a zip file of torch.save."""
+    pickled, storages, order = storages_of(archive)
+    tree = load_pickle(pickled, str(archive.path))
+    return _pickled(str(archive.path), tree, storages, order)
+
+
+def storages_of(archive: Archive) -> tuple[bytes, Storages, str]:
+    """Return the pickle of a zip file of torch.save, the reader of its storages, its byte order."""
     names = archive.names
     pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in names):
@@ -166,21 +305,14 @@ def _archived(
         order = _plain(archive, f"{root}byteorder").decode("latin-1")
     if order not in ("little", "big"):
         raise ValueError(f"{archive.path}: expected byteorder little or big, got {order!r}")
-    tree = load_pickle(_plain(archive, pickles[0]), str(archive.path))
-    if not isinstance(tree, dict):
-        raise ValueError(
-            f"{archive.path}: expected a state dict, got a {type(tree).__name__}; save state_dict()"
-        )
     kept: dict[str, bytes] = {}  # the weights of a GRU on cuDNN share one storage
-    return {
-        name: LazyTensor(
-            tensor.shape,
-            tensor.storage.dtype,
-            partial(_read, archive, root, order, name, tensor, kept),
-        )
-        for name, tensor in _tensors(tree, str(archive.path), wanted)
-        if isinstance(tensor, PickledTensor)
-    }
+
+    def storage(key: str) -> bytes:
+        if key not in kept:
+            kept[key] = _plain(archive, f"{root}data/{key}")
+        return kept[key]
+
+    return _plain(archive, pickles[0]), storage, order
 
 
 def _plain(archive: Archive, name: str) -> bytes:
@@ -193,24 +325,47 @@ def _plain(archive: Archive, name: str) -> bytes:
     return archive.read(name)
 
 
-def _read(
-    archive: Archive,
-    root: str,
-    order: str,
-    name: str,
-    tensor: PickledTensor,
-    kept: dict[str, bytes],
+def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str, LazyTensor]:
+    """Return the tensors of a pickled dict or module."""
+    if isinstance(tree, PickledTensor) or not isinstance(tree, (dict, Skipped)):
+        kind = "tensor" if isinstance(tree, PickledTensor) else type(tree).__name__
+        raise ValueError(f"{where}: expected a state dict, got a {kind}; save state_dict()")
+    if isinstance(tree, Skipped) and not any(True for _ in tree.children()):
+        raise ValueError(
+            f"{where}: expected a state dict or a module, got an object of class {tree.name}, which "
+            "is not made here: nothing in a file is executed; save model.state_dict()"
+        )
+
+    def lazy(name: str, value: Any) -> LazyTensor:
+        if isinstance(value, Skipped):
+            return unreadable(value.name)
+        if not isinstance(value, PickledTensor):
+            return unreadable(f"a {type(value).__name__}")
+        storage = value.storage
+        small = storage.size * element_bytes(storage.dtype) if storage.dtype in FLOATS else 0
+        return LazyTensor(
+            value.shape,
+            storage.dtype,
+            partial(read_pickled, where, storages, order, name, value),
+            value,
+            (storage.key, small),
+        )
+
+    # A module has None for a bias that it does not have.
+    found = ((name, value) for name, value in _tensors(tree, where) if value is not None)
+    return _by_name(where, ((name, lazy(name, value)) for name, value in found))
+
+
+def read_pickled(
+    where: str, storages: Storages, order: str, name: str, tensor: PickledTensor
 ) -> np.ndarray:
     """Return a tensor's elements, a view of its storage."""
     (key, dtype, size), offset, shape, strides = tensor
     element = np.dtype("u2" if dtype == "bfloat16" else dtype)
-    if key not in kept:
-        kept[key] = _plain(archive, f"{root}data/{key}")
-    data = kept[key]
+    data = storages(key)
     if len(data) != size * element.itemsize:
         raise ValueError(
-            f"{archive.path}: expected {size} elements of {dtype} in data/{key}, got {len(data)} "
-            "bytes"
+            f"{where}: expected {size} elements of {dtype} in data/{key}, got {len(data)} bytes"
         )
     # The stride of an axis of length 1 has no meaning.
     strides = tuple(s if n > 1 else 0 for n, s in zip(shape, strides, strict=False))
@@ -223,7 +378,7 @@ def _read(
         or (count and last >= size)
     ):
         raise ValueError(
-            f"{archive.path}: expected {name} inside its storage of {size} elements, got shape "
+            f"{where}: expected {name} inside its storage of {size} elements, got shape "
             f"{shape} at {offset} with strides {tensor.strides}"
         )
     flat = np.frombuffer(data, element.newbyteorder("<" if order == "little" else ">"))

@@ -1,0 +1,83 @@
+"""Models in several files: the index that names them, and a file of them that stands alone."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from fastgru.io.bounded import parse_json
+
+MOST_INDEX_BYTES = 8 << 20
+_SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.[A-Za-z]+)")
+
+
+class Index(NamedTuple):
+    """An index: its folder, the names of the tensors in each file, and its metadata."""
+
+    folder: Path
+    files: dict[str, set[str]]
+    metadata: dict[str, str]
+
+
+def read_index(path: Path) -> Index:
+    """Return the index of a model in several files, ``model.safetensors.index.json``.
+
+    Raises
+    ------
+    ValueError
+        The file is no such index, or names files outside its folder, or files that are not there.
+    """
+    with open(path, "rb") as file:
+        text = file.read(MOST_INDEX_BYTES + 1)
+    if len(text) > MOST_INDEX_BYTES:
+        raise ValueError(f"{path}: expected an index of at most {MOST_INDEX_BYTES} bytes, got more")
+    try:
+        index = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path}: expected an index of a model's files, got {error}") from None
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+        raise ValueError(
+            f"{path}: expected an index of a model's files, with a weight_map of names and files, "
+            "got other JSON"
+        )
+    files: dict[str, set[str]] = {}
+    for name, file in names.items():
+        files.setdefault(file, set()).add(name)
+    # A cache keeps the index and its files as links into one other folder.
+    homes = {path.absolute().parent.resolve(), path.resolve().parent}
+    for file in files:
+        if not file or file in (".", "..") or re.search(r"[/\\:\0]", file):
+            raise ValueError(f"{path}: expected names of files in its folder, got {file[:200]!r}")
+        shard = path.parent / file
+        if not shard.is_file():
+            raise ValueError(f"{path}: expected the file {file} in its folder, which is not there")
+        if shard.resolve().parent not in homes:
+            raise ValueError(f"{path}: expected files in its folder, got a link to {file} elsewhere")
+    metadata = index.get("metadata")
+    pairs = metadata.items() if isinstance(metadata, dict) else ()
+    return Index(path.parent, files, {k: v for k, v in pairs if isinstance(v, str)})
+
+
+def refuse_shard(path: Path) -> None:
+    """Raise ValueError if a file is one of several that a model was divided into."""
+    match = _SHARD.fullmatch(path.name)
+    if match and int(match[3]) > 1:
+        index = f"{match[1]}{match[4]}.index.json"
+        raise ValueError(
+            f"{path}: expected a whole model, got file {int(match[2])} of {int(match[3])}; pass "
+            f"the index that names them all, {path.with_name(index)}"
+        )
+    if not path.is_file():
+        return
+    for beside in sorted(path.parent.glob("*.index.json"))[:20]:
+        try:
+            index_of = read_index(beside)
+        except (ValueError, OSError):
+            continue  # it is not what the caller asked for
+        if len(index_of.files) > 1 and path.name in index_of.files:
+            raise ValueError(
+                f"{path}: expected a whole model, got one of {len(index_of.files)} files; pass the "
+                f"index that names them all, {beside}"
+            )
