@@ -108,7 +108,7 @@ def gru(
     if out is None:
         target = np.empty_like(x, order="C", shape=shape) if swap else None
     else:
-        target = check_out(out, shape, spec.dtype, "the output's", x)
+        target = check_out(out, shape, spec.dtype, "of the output", x)
         inputs = (x, h0, weights.kernel, weights.recurrent_kernel, weights.bias, mask, reset_mask)
         if any(overlap(target, a) for a in inputs):
             copy_to, target = target, np.empty_like(x, order="C", shape=shape)

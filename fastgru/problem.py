@@ -136,6 +136,7 @@ class GRUProblem(_Fields):
     __slots__ = ()
     # Two problems are never compared by their arrays.
     __eq__ = object.__eq__
+    __ne__ = object.__ne__
     __hash__ = object.__hash__
 
     def __new__(  # noqa: D102 (the class says it)
@@ -156,11 +157,16 @@ class GRUProblem(_Fields):
         use_cudnn: bool | str = "auto",
         unroll: bool = False,
     ) -> GRUProblem:
-        values = (
-            *(spec, x, h0, mask, resets, dropout, recurrent_dropout, reverse, return_sequences),
-            *(zero_output_for_mask, out, num_threads, use_cudnn, unroll),
-        )
-        return tuple.__new__(cls, values)
+        what = (spec, x, h0, mask, resets, dropout, recurrent_dropout, reverse, return_sequences)
+        how = (zero_output_for_mask, out, num_threads, use_cudnn, unroll)
+        return tuple.__new__(cls, what + how)
+
+    def __getnewargs_ex__(self) -> tuple[tuple[()], dict[str, Any]]:
+        return (), self._asdict()
+
+    def with_x(self, x: Any) -> GRUProblem:
+        """Return the problem of another x, as ``_replace(x=x)`` does in three times the time."""
+        return tuple.__new__(type(self), (self[0], x, *self[2:]))
 
     @property
     def on_device(self) -> bool:

@@ -19,9 +19,9 @@ A call goes down this picture; each module imports those below it, and none abov
                      kernels/                              C templates: the loops over time
 
 A job is the `gru_job` of kernels/job.h (`gru_back_job` for backward): what one call reads and
-writes. `_job.pxd` is the only place that fills it. A kernel runs some rows, or some panels of
-units, of a job through all its steps; there is one per dtype and instruction set. `PackedWeights`
-carry the kernel that runs them.
+writes. `_job.pxd` fills in what comes from weights, x, y and a problem. A kernel runs some rows, or
+some panels of units, of a job through all its steps; there is one per dtype and instruction set.
+`PackedWeights` carry the kernel that runs them.
 
 `_execute` holds the rules for every call forward: its scratch, when the GIL is released, when a
 call counts as brief, how many threads it gets, and whether it asks for interrupts. `_backward` runs

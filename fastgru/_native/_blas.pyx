@@ -430,7 +430,7 @@ cdef void _run(
     cdef Scratch scratch_of_rows
     cdef const Scratch *s = &scratch_of_rows
     cdef const floating *p
-    cdef double turn = 0
+    cdef double yielded = 0
     if job.poll != NULL and poll_stops(job.poll, 0, 0):  # before fresh memory is touched
         return
     _carve(job, n, panels, sizeof(floating), scratch, &scratch_of_rows)
@@ -450,7 +450,7 @@ cdef void _run(
         _project(job, s, b0, n, s0, s1, <floating *> s.x)
         p = <const floating *> s.p
         for step in range(s0, s1):
-            yield_if_due(job.counts, job.granted, &turn)
+            yield_if_due(job.counts, job.granted, &yielded)
             t = T - 1 - step if job.reverse else step
             active = _take_rows(job, s, b0, n, t, <floating *> s.h)
             _step(job, s, b0, active, p, <const floating *> (s.state if active == n else s.h))

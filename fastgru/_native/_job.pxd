@@ -1,5 +1,5 @@
-# The one place where a gru_job or gru_back_job (kernels/job.h) is filled with what a call brings.
-# Who calls these has zeroed the job, and keeps the arrays.
+# Fills a gru_job or gru_back_job (kernels/job.h) with what a call brings: weights, x, y, a problem.
+# The caller has zeroed the job, and keeps the arrays.
 
 from fastgru._native._arrays cimport bytes_of, cnp, plain_bytes, shape_of, strides_of, walkable
 from fastgru._native._headers cimport gru_back_job, gru_job

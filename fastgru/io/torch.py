@@ -376,7 +376,7 @@ def _torch_layers(layer: Any) -> list[list[GRUCell]]:
     if type(layer) is Sequential:
         return [cells for inner in layer.layers for cells in _torch_layers(inner)]
     halves = layer.halves if type(layer) is Bidirectional else (layer,)
-    stacks = [half.gru_cells or [] for half in halves if isinstance(half, RNN)]
+    stacks = [half._gru_cells or [] for half in halves if isinstance(half, RNN)]
     if not stacks or [] in stacks:
         raise ValueError(
             "expected GRU, RNN over GRUCells, Bidirectional or Sequential of them, or GRUCell, "

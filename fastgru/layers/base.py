@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -29,7 +29,7 @@ def unique_name(stem: str) -> str:
     return stem if count == 0 else f"{stem}_{count}"
 
 
-class Layer(ABC):
+class Layer:
     """Base of all layers and cells.
 
     Subclasses give ``weights`` and, where they have them, ``activity_losses``.
@@ -37,6 +37,10 @@ class Layer(ABC):
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        # As abc.ABC does, without its metaclass, which would bar a user's own.
+        missing = [n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False)]
+        if missing and not abstract:
+            raise TypeError(f"{cls.__name__}: expected it to define {', '.join(missing)}")
         if cls.__module__.startswith("fastgru.") and not abstract:
             LAYERS[cls.__name__] = cls
 

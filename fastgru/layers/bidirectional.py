@@ -13,7 +13,7 @@ from fastgru.layers.cell import GRUCell
 from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
 from fastgru.layers.direction_pair import backward_pair, run_pair
-from fastgru.layers.nested import flatten
+from fastgru.layers.nested import described, flatten
 from fastgru.layers.rnn import RNN
 from fastgru.layers.stacked import cell_output_size
 from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array
@@ -175,7 +175,10 @@ class Bidirectional(ComposedLayer):
             first.reset_states(states)  # raises AttributeError
         count = len(first.state_size)
         if not isinstance(states, (list, tuple)) or len(states) != 2 * count:
-            raise ValueError(f"states: expected a list of {2 * count}, the forward layer's first")
+            raise ValueError(
+                f"states: expected a list of {2 * count}, the forward layer's first, got "
+                f"{described(states)}"
+            )
         before = None if first.states is None else [v.value for v in flatten(first.states)]
         first.reset_states(list(states[:count]))
         try:
@@ -253,7 +256,7 @@ class Bidirectional(ComposedLayer):
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2 * count:
                 raise ValueError(
                     f"initial_state: expected a list of {2 * count} states, the forward layer's "
-                    "first, then the backward layer's"
+                    f"first, then the backward layer's, got {described(initial_state)}"
                 )
             starts = [list(initial_state[:count]), list(initial_state[count:])]
         parts = [
@@ -270,7 +273,7 @@ class Bidirectional(ComposedLayer):
             raise ValueError("out: merge_mode=None gives two outputs; out= takes one, so leave it")
         merged: Any = self.compute_output_shape(call.shape)
         shape = merged[0] if self.return_state else merged
-        return check_out(out, shape, self._dtype, "the output's", call.x)
+        return check_out(out, shape, self._dtype, "of the output", call.x)
 
     def _merge(
         self, outputs: list[Any], out: np.ndarray | None
@@ -327,7 +330,10 @@ class Bidirectional(ComposedLayer):
         if state_gradients is not None:
             count = len(self.forward_layer.state_size)
             if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
-                raise ValueError(f"state_gradients: expected a list of {2 * count}")
+                raise ValueError(
+                    f"state_gradients: expected a list of {2 * count}, got "
+                    f"{described(state_gradients)}"
+                )
             batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
             like = kept["tapes"][0].kept["x"]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
@@ -367,10 +373,11 @@ class Bidirectional(ComposedLayer):
                 return None, None
             if not isinstance(gradients, (list, tuple)) or len(gradients) != 2:
                 raise ValueError(
-                    "output_gradients: merge_mode=None expects a list of two, one for each output"
+                    "output_gradients: merge_mode=None: expected a list of two, one for each "
+                    f"output, got {described(gradients)}"
                 )
             first, second = (
-                gradient_array(g, shape, like, f"output_gradients[{i}]", "the output's")
+                gradient_array(g, shape, like, f"output_gradients[{i}]", "of the output")
                 for i, (g, shape) in enumerate(zip(gradients, shapes, strict=True))
             )
             return first, second
@@ -378,7 +385,7 @@ class Bidirectional(ComposedLayer):
         wanted = shapes[0]
         if self.merge_mode == "concat":
             wanted = (*wanted[:-1], units + shapes[1][-1])
-        d = gradient_array(gradients, wanted, like, "output_gradients", "the output's")
+        d = gradient_array(gradients, wanted, like, "output_gradients", "of the output")
         if d is None:
             return None, None
         if self.merge_mode == "concat":

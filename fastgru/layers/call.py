@@ -51,7 +51,7 @@ class CalledLayer(Protocol):
     name: str
     built: bool
     cell: Any
-    gru_cells: list[GRUCell] | None  # None: some cell is not ours
+    _gru_cells: list[GRUCell] | None  # None: some cell is not ours
     states: list[Any] | None
     stateful: bool
     time_major: bool
@@ -70,14 +70,6 @@ class CalledLayer(Protocol):
 
     def build(self, input_shape: Any) -> None:
         """Create the weights, and the states of a stateful layer."""
-
-
-class CellCall(NamedTuple):
-    """The part of a call that one GRU cell has: its problem, and who computes it."""
-
-    cell: GRUCell
-    problem: GRUProblem
-    backend: Backend
 
 
 class Call:
@@ -103,7 +95,7 @@ class Call:
         taken before ``out`` is written, for after that nothing may fail.
     changes : list of (object, attribute, value)
         What the call leaves behind, once it was run.
-    cell_calls : list of CellCall
+    cell_calls : list of (GRUCell, GRUProblem, Backend)
         One per GRU cell, in order; empty for custom cells. The problems of all but the first have
         the x of the first, and before `start` none has its dropout masks.
     weights : list of GRUWeights
@@ -166,18 +158,24 @@ class Call:
         if layer.stateful and layer.return_state and layer.states is not None:
             variables = flatten(layer.states)
             self.kept = [np.empty_like(self.x, v.dtype, "C", shape=v.shape) for v in variables]
-        if build or self.training:
-            self.cell_calls = [self._started(*cell_call) for cell_call in self.cell_calls]
-
-    def _started(self, cell: GRUCell, problem: GRUProblem, backend: Backend) -> CellCall:
-        """Return a cell's part with the built cell's own spec, and with its dropout masks."""
-        assert cell.spec is not None
-        if self.training:
-            dropout, recurrent_dropout = cell.draw((self.x.shape[0], problem.spec.input_dim))
-            cell.reset_dropout_mask()
-            cell.reset_recurrent_dropout_mask()
-            problem = problem._replace(dropout=dropout, recurrent_dropout=recurrent_dropout)
-        return CellCall(cell, problem._replace(spec=cell.spec), backend)
+        for i, (cell, problem, backend) in enumerate(self.cell_calls):
+            assert cell.spec is not None
+            changes: dict[str, Any] = {}
+            if cell.spec is not problem.spec:
+                if cell.spec != problem.spec:  # by another thread, since the call was validated
+                    raise ValueError(
+                        f"{cell.name}: another thread has built it for I = {cell.spec.input_dim} "
+                        f"features meanwhile, got {problem.spec.input_dim}; call the layer again"
+                    )
+                changes["spec"] = cell.spec
+            if self.training:
+                drawn = cell.draw((self.x.shape[0], problem.spec.input_dim))
+                cell.reset_dropout_mask()
+                cell.reset_recurrent_dropout_mask()
+                if drawn[0] is not None or drawn[1] is not None:
+                    changes["dropout"], changes["recurrent_dropout"] = drawn
+            if changes:
+                self.cell_calls[i] = cell, problem._replace(**changes), backend
 
     def _place_output(self, layer: CalledLayer, out: Any, *inputs: Any) -> None:
         batch, steps, _ = self.x.shape
@@ -202,20 +200,16 @@ class Call:
         ``x`` is a copy of the sequences that another call has made of the same.
         """
         self.x = self.x.copy() if x is None else x
-        self.cell_calls = [
-            part._replace(
-                problem=part.problem._replace(
-                    h0=_copy(part.problem.h0),
-                    mask=part.problem.mask.copied(),
-                    resets=_copy(part.problem.resets),
-                )
-            )
-            for part in self.cell_calls
-        ]
+        for i, (cell, problem, backend) in enumerate(self.cell_calls):
+            h0, mask, resets = problem.h0, problem.mask, problem.resets
+            if h0 is not None or resets is not None or mask.steps is not None:
+                h0, resets = (None if a is None else a.copy() for a in (h0, resets))
+                problem = problem._replace(h0=h0, mask=mask.copied(), resets=resets)
+                self.cell_calls[i] = cell, problem, backend
 
-    def _plan_cells(self, layer: CalledLayer) -> list[CellCall]:
+    def _plan_cells(self, layer: CalledLayer) -> list[tuple[GRUCell, GRUProblem, Backend]]:
         """Return each cell's problem and backend; dropout masks are ones without memory."""
-        cells = layer.gru_cells
+        cells = layer._gru_cells
         if cells is None:
             return []
         states = [None] * len(cells) if self.states is None else flatten(self.states)
@@ -243,7 +237,7 @@ class Call:
                 use_cudnn=layer.use_cudnn,
                 unroll=layer.unroll,
             )
-            result.append(CellCall(cell, problem, dispatch.choose(problem)))
+            result.append((cell, problem, dispatch.choose(problem)))
             if reverse and not last:  # what comes out is in processing order already
                 mask = mask.reversed(steps, self.x)
                 if resets is not None:
@@ -253,10 +247,6 @@ class Call:
         return result
 
 
-def _copy(array: Any) -> Any:
-    return None if array is None else array.copy()
-
-
 def batch_major(layer: CalledLayer, sequences: Any) -> Any:
     """Return the sequences as an array (B, T, I) that the layer can read, or raise."""
     x = as_array(sequences, layer._dtype, "sequences")
@@ -264,7 +254,7 @@ def batch_major(layer: CalledLayer, sequences: Any) -> Any:
         order = "(T, B, I)" if layer.time_major else "(B, T, I)"
         hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
         raise ValueError(f"sequences: expected three axes {order}, got shape {x.shape}{hint}")
-    cells = layer.gru_cells
+    cells = layer._gru_cells
     if cells and cells[0].spec is not None and x.shape[2] != cells[0].spec.input_dim:
         raise ValueError(
             f"sequences: expected I = {cells[0].spec.input_dim} features, as {layer.name} was "

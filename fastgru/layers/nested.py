@@ -17,3 +17,10 @@ def map_nested(function: Any, nested: Any) -> Any:
     if isinstance(nested, (list, tuple)):
         return [map_nested(function, part) for part in nested]
     return function(nested)
+
+
+def described(nested: Any) -> str:
+    """Return what the text of an error says was passed in place of the right list."""
+    if isinstance(nested, (list, tuple)):
+        return f"a list of {len(nested)}"
+    return "an array" if hasattr(nested, "shape") else type(nested).__name__

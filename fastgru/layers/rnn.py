@@ -109,7 +109,7 @@ class RNN(SequenceLayer):
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self.use_cudnn: Any = "auto"
         self.states: list[Any] | None = None
-        self.gru_cells = gru_cells
+        self._gru_cells = gru_cells
         self._activity_losses: list[Any] = []
         self._initial_weights: list[Any] | None = None
 
@@ -146,7 +146,7 @@ class RNN(SequenceLayer):
                 self._replace_weights(self._initial_weights)
                 self._initial_weights = None
         except (TypeError, ValueError):
-            for cell in () if self.built else self.gru_cells or ():
+            for cell in () if self.built else self._gru_cells or ():
                 cell.forget()
             raise
         if self.stateful and self.states is None and batch is not None:
@@ -179,7 +179,7 @@ class RNN(SequenceLayer):
         """
         twin = copy.deepcopy(self)
         twin.name, twin.built, twin.states, twin._activity_losses = name, False, None, []
-        for cell in twin.gru_cells or ():
+        for cell in twin._gru_cells or ():
             cell.forget()
         return twin
 
@@ -243,7 +243,7 @@ class RNN(SequenceLayer):
 
         The sequences are checked where they are used, in C.
         """
-        cells = self.gru_cells
+        cells = self._gru_cells
         if (
             cells is None
             or len(cells) != 1
@@ -302,13 +302,13 @@ class RNN(SequenceLayer):
 
     def take_weights(self, call: Call) -> None:
         """Take the weights that a started call runs with."""
-        call.weights = [part.cell.snapshot() for part in call.cell_calls]
+        call.weights = [cell.snapshot() for cell, _, _ in call.cell_calls]
 
     def run(
         self, call: Call, save: bool = False, keep_gates: bool = True
     ) -> tuple[np.ndarray, list[Any], Any]:
         """Run a prepared call: y batch-major, the new states, and what backward needs."""
-        if self.gru_cells is None:
+        if self._gru_cells is None:
             return step_loop.run(self, call)
         x = call.x
         records: list[Record] = []
@@ -317,7 +317,7 @@ class RNN(SequenceLayer):
         # no cell's state, and the next cell does not read there.
         for (_, problem, backend), weights in zip(call.cell_calls, call.weights, strict=True):
             if problem.x is not x:
-                problem = problem._replace(x=x)
+                problem = problem.with_x(x)
             output = backend.forward(problem, weights, save, keep_gates)
             if save:
                 records.append(record_of(problem, weights, output, backend.name))
@@ -371,7 +371,7 @@ class RNN(SequenceLayer):
                 f"{self.name}: go_backwards=True needs the end of the sequence first, so there is "
                 "no stream of it"
             )
-        if self.gru_cells is None:
+        if self._gru_cells is None:
             raise ValueError(
                 f"{self.name}: a stream needs GRUCell or a stack of them, got a custom cell; "
                 "call the cell itself, a step at a time"
@@ -380,7 +380,7 @@ class RNN(SequenceLayer):
             raise ValueError(
                 f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
             )
-        return list(self.gru_cells)
+        return list(self._gru_cells)
 
     # -- backward --------------------------------------------------------------------------
 
@@ -422,12 +422,12 @@ class RNN(SequenceLayer):
     def check_tape(self, tape: Tape) -> None:
         """Raise ValueError unless `backward` can run on the tape."""
         check_tape(tape, self)
-        if self.gru_cells is None:
+        if self._gru_cells is None:
             raise ValueError(
                 f"{self.name}: backward needs the derivative of the cell, and a custom cell has "
                 "none; use GRUCell or StackedRNNCells of GRUCells"
             )
-        for cell, record in zip(self.gru_cells, tape.kept["records"], strict=True):
+        for cell, record in zip(self._gru_cells, tape.kept["records"], strict=True):
             if cell.snapshot() is not record.weights:
                 raise ValueError(
                     f"tape: the weights of {cell.name} have changed since forward(...); "
@@ -447,12 +447,12 @@ class RNN(SequenceLayer):
         swap = self.time_major and self.return_sequences
         shape = (y_shape[1], y_shape[0], y_shape[2]) if swap else y_shape
         dy = gradient_array(
-            output_gradients, shape, kept["x"], "output_gradients", "that of the outputs"
+            output_gradients, shape, kept["x"], "output_gradients", "of the outputs"
         )
         if swap and dy is not None:
             dy = dy.transpose(1, 0, 2)
-        assert self.gru_cells is not None
-        dstates: list[np.ndarray | None] = [None] * len(self.gru_cells)
+        assert self._gru_cells is not None
+        dstates: list[np.ndarray | None] = [None] * len(self._gru_cells)
         if state_gradients is not None:
             given = check_states(self, state_gradients, y_shape[0], "state_gradients", kept["x"])
             dstates = list(flatten(given))

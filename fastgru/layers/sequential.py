@@ -12,6 +12,7 @@ from fastgru.layers.call import Arguments
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
+from fastgru.layers.nested import described
 from fastgru.layers.rnn import RNN
 from fastgru.layers.tape import Gradients, Tape, check_tape
 
@@ -53,7 +54,8 @@ class Sequential(ComposedLayer):
                 if not layer.return_sequences or not one_output:
                     raise ValueError(
                         f"layers[{index}]: expected return_sequences=True, return_state=False and "
-                        "one merged output, since another layer follows"
+                        "one merged output, since another layer follows; got return_sequences="
+                        f"{layer.return_sequences}, return_state={layer.return_state}"
                     )
         if len({id(layer) for layer in layers}) != len(layers):
             raise ValueError("layers: expected different layers, got one of them twice")
@@ -119,7 +121,7 @@ class Sequential(ComposedLayer):
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != len(starts):
                 raise ValueError(
                     f"initial_state: expected a list of {len(starts)}, one entry per layer "
-                    "(None for zeros)"
+                    f"(None for zeros), got {described(initial_state)}"
                 )
             starts = list(initial_state)
         calls: list[Any] = []

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,6 +11,9 @@ from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.variables import Variable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class StackedRNNCells(Layer):
@@ -116,14 +118,20 @@ class StackedRNNCells(Layer):
             The last cell's.
         new_states : list
         """
+        return self.step([caller_of(cell) for cell in self.cells], inputs, states, training)
+
+    def step(
+        self, callers: list[Any], inputs: Any, states: Any, training: bool
+    ) -> tuple[np.ndarray, list[Any]]:
+        """Do what a call does, by the `caller_of` of each cell."""
         if len(states) != len(self.cells):
             raise ValueError(
                 f"states: expected one per cell ({len(self.cells)}), got {len(states)}"
             )
         new_states = []
-        for cell, state in zip(self.cells, states, strict=True):
+        for call, state in zip(callers, states, strict=True):
             nested = isinstance(state, (list, tuple))
-            inputs, new = call_cell(cell, inputs, list(state) if nested else [state], training)
+            inputs, new = call(inputs, list(state) if nested else [state], training)
             new = list(new) if isinstance(new, (list, tuple)) else [new]
             new_states.append(new if nested or len(new) != 1 else new[0])
         return inputs, new_states
@@ -175,21 +183,21 @@ def build_cell(cell: Any, shape: tuple[Any, ...]) -> None:
         cell.built = True
 
 
-def call_cell(cell: Any, inputs: Any, states: Any, training: bool) -> tuple[Any, Any]:
-    """Call a cell, with ``training`` if it takes it."""
+def caller_of(cell: Any) -> Callable[[Any, Any, bool], tuple[Any, Any]]:
+    """Return ``call(inputs, states, training)`` of a cell, which gets ``training`` if it takes it.
+
+    Reading a signature takes longer than a step, so a loop over time asks once.
+    """
+    if type(cell) is StackedRNNCells:
+        callers = [caller_of(inner) for inner in cell.cells]
+        return lambda inputs, states, training: cell.step(callers, inputs, states, training)
     if isinstance(cell, Layer) or _takes_training(cell):
-        return cell(inputs, states, training=training)
-    return cell(inputs, states)
+        return lambda inputs, states, training: cell(inputs, states, training=training)
+    return lambda inputs, states, training: cell(inputs, states)
 
 
 def _takes_training(cell: Any) -> bool:
-    function = getattr(cell, "call", cell.__call__)
-    return _has_training(getattr(function, "__func__", function))
-
-
-@functools.lru_cache(maxsize=256)  # reading a signature takes longer than a step
-def _has_training(function: Any) -> bool:
-    parameters = inspect.signature(function).parameters
+    parameters = inspect.signature(getattr(cell, "call", cell.__call__)).parameters
     return "training" in parameters or any(
         p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.device import follow, plain
-from fastgru.layers.nested import map_nested
-from fastgru.layers.stacked import call_cell, cell_output_size, initial_state
+from fastgru.layers.nested import described, map_nested
+from fastgru.layers.stacked import caller_of, cell_output_size, initial_state
 from fastgru.problem import as_array, check_shape
 
 if TYPE_CHECKING:
@@ -36,13 +36,12 @@ def run(layer: CalledLayer, call: Call) -> tuple[np.ndarray, list[Any], None]:
     size = cell_output_size(cell)
     previous = np.zeros_like(x, dtype, "C", shape=(batch, size))
     y = np.empty_like(x, dtype, "C", shape=(batch, steps, size)) if layer.return_sequences else None
+    step = caller_of(cell)
     order = range(steps - 1, -1, -1) if layer.go_backwards else range(steps)
     for s, t in enumerate(order):
         if call.resets is not None:
             states = select(call.resets[:, t], None, states)
-        output, new_states = _checked(
-            cell, call_cell(cell, x[:, t], states, call.training), previous, states
-        )
+        output, new_states = _checked(cell, step(x[:, t], states, call.training), previous, states)
         if valid is None:
             states, previous = list(new_states), output
         else:
@@ -66,7 +65,9 @@ def _checked(cell: Any, returned: Any, like: np.ndarray, states: Any) -> tuple[n
     """Return a cell's output and new states in the layer's dtype, or say what is wrong."""
     name = type(cell).__name__
     if not isinstance(returned, tuple) or len(returned) != 2:
-        raise ValueError(f"{name}: expected it to return (output, new_states), got {returned!r}")
+        raise ValueError(
+            f"{name}: expected it to return (output, new_states), got {described(returned)}"
+        )
     output = as_array(returned[0], like.dtype, f"output of {name}", like)
     check_shape(output, like.shape, f"output of {name}", "(B, output_size)")
     new_states = returned[1] if isinstance(returned[1], (list, tuple)) else [returned[1]]

@@ -203,3 +203,43 @@ def test_nested_stacks():
     layer = fill(RNN([inner, GRUCell(H)], return_sequences=True, return_state=True))
     flat = fill(RNN([GRUCell(2), GRUCell(3), GRUCell(H)], return_sequences=True))
     np.testing.assert_array_equal(layer(X)[0], flat(X))
+
+
+class Recorder:
+    """A cell that is all `call` makes of it; not hashable, as a callable may be."""
+
+    state_size = 2
+    __hash__ = None
+
+    def __init__(self, call):
+        self.call = call
+
+    def __call__(self, *arguments, **named):
+        return self.call(*arguments, **named)
+
+
+def test_each_cell_is_asked_for_training_by_itself():
+    x = np.ones((1, 3, 2), "float32")
+    seen = []
+
+    def knows(inputs, states, training=False):
+        seen.append(training)
+        return inputs, [states[0]]
+
+    def knows_not(inputs, states):
+        seen.append(None)
+        return inputs, [states[0]]
+
+    for call, expected in ((knows, True), (knows_not, None)):
+        for cell in Recorder(call), [fastgru.GRUCell(2), Recorder(call)]:
+            seen.clear()
+            fastgru.RNN(cell)(x, training=True)
+            assert seen == [expected] * 3
+
+
+def test_a_metaclass_of_ones_own():
+    class Meta(type):
+        pass
+
+    layer = Meta("Mine", (fastgru.GRU,), {})(3)
+    assert layer(np.ones((1, 2, 4), "float32")).shape == (1, 3)

@@ -1,5 +1,8 @@
 """Tapes: each is used once, and refused after weights or states have changed."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from grad_support import (
@@ -341,3 +344,15 @@ def test_save_knows_two_words():
     with pytest.raises(ValueError, match="save: expected 'gates' or 'states', got 'all'"):
         layer.forward(sequences(), save="all")
     assert not layer.built
+
+
+def test_a_tape_can_be_copied_and_pickled():
+    x = np.random.default_rng(0).random((2, 3, 4), "float32")
+    _, tape = fastgru.GRU(3, return_sequences=True).forward(x, lengths=[3, 1])
+    for other in copy.copy(tape), copy.deepcopy(tape), pickle.loads(pickle.dumps(tape)):
+        (record,) = other.kept["records"]
+        assert not other.used
+        np.testing.assert_array_equal(record.problem.x, x)
+        np.testing.assert_array_equal(record.problem.mask.lengths, [3, 1])
+        assert record.problem == record.problem
+        assert record.problem != copy.copy(record.problem)
