@@ -144,8 +144,8 @@ def _below(group: hdf5.Group, prefix: str, depth: int) -> Iterator[Entry]:
         node = group.get(name)
         if isinstance(node, hdf5.Group):
             yield from _below(node, f"{prefix}{name}/", depth + 1)
-        elif node is not None and node.dtype.kind in "fiu":
-            nbytes = math.prod(node.shape) * node.dtype.itemsize
+        elif node is not None and node.dtype.kind in "fiuV":  # V2 is bfloat16, read as float32
+            nbytes = math.prod(node.shape) * max(node.dtype.itemsize, 4)
             yield f"{prefix}{name}", nbytes, node.read_any
 
 

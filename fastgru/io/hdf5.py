@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastgru.io.hdf5_links import dense_links
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, BinaryIO, NoReturn
@@ -31,10 +33,10 @@ _NOWHERE = 2**64 - 1  # HDF5's "undefined address"
 # Messages of object headers.
 _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE = 0x01, 0x03, 0x07, 0x08, 0x0C
 _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
-_LINK_INFO, _LINK = 0x02, 0x06  # for a symbol table, in groups where a name is not plain ASCII
+_LINK_INFO, _LINK = 0x02, 0x06  # not a symbol table, in groups where a name is not plain ASCII
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Classes of datatypes, and a kind of entry in a symbol table.
-_INTEGER, _FLOAT, _STRING, _VARIABLE_LENGTH = 0, 1, 3, 9
+_INTEGER, _FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 0, 1, 3, 5, 9
 _SOFT_LINK = 2
 
 # Descriptions of the IEEE 754 floats without their byte order: the sign's bit and a zero; size in
@@ -267,7 +269,7 @@ class Node:
 
 
 class Array(Node):
-    """An array of floats in a file. Its shape and dtype are known before `read`."""
+    """An array of floats in a file, of bfloat16 too. Its shape is known before `read`."""
 
     def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         super().__init__(file, messages, path)
@@ -275,12 +277,12 @@ class Array(Node):
         self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
 
     def read(self) -> np.ndarray:
-        """Return the array of floats, in this machine's byte order; it may be read-only."""
+        """Return the array in this machine's byte order, bfloat16 as float32; it may be read-only."""
         if self.dtype.kind in "iu":
             self.cursor(_DATATYPE).wrong(
                 "IEEE floats or strings", f"type {_INTEGER} of {self.dtype.itemsize} bytes"
             )
-        if self.dtype.kind != "f":
+        if self.dtype.kind not in "fV":
             self.cursor(_DATATYPE).wrong("floats of 16, 32 or 64 bits", str(self.dtype))
         return self.read_any()
 
@@ -299,6 +301,10 @@ class Array(Node):
             data = Cursor(b"", self.place)
         else:
             data = self.file.fetch(layout.number(8), layout.number(8), self.path)
+        if self.dtype.kind == "V":
+            # Keras writes bfloat16 so: the upper half of a float32, in this byte order.
+            halves = _values(np.dtype("<u2"), self.shape, data)
+            return (halves.astype("u4") << 16).view("f4").reshape(self.shape)
         return _values(self.dtype, self.shape, data).astype(
             self.dtype.newbyteorder("="), copy=False
         )
@@ -324,20 +330,20 @@ class Group(Node):
         self._links[text] = address
 
     def _read_links(self, info: Cursor, links: list[HeaderMessage]) -> None:
-        """Collect the links, at most eight, of a group that has them in its header."""
+        """Collect the links of a group that has them in its header or, if many, in a heap."""
         info.take(1)
         if info.number(1) & 1:
             info.take(8)
-        if info.number(8) != _NOWHERE:
-            info.wrong("at most eight names where one is not plain ASCII", "more")
-        for message in links:
-            link = Cursor(message.body, self.place)
+        heap, tree = info.number(8), info.number(8)
+        found = [Cursor(message.body, self.place) for message in links]
+        for link in dense_links(self.file, heap, tree) if heap != _NOWHERE else found:
             link.take(1)
             flags = link.number(1)
             direct = not flags & 8 or link.number(1) == 0
             link.take((8 if flags & 4 else 0) + (1 if flags & 16 else 0))
             name = link.take(link.number(1 << (flags & 3)))
             self._add(name, link.number(8) if direct else 0, direct, link)
+        self._links = dict(sorted(self._links.items()))
 
     def _read_symbol_table(self, table: Cursor) -> None:
         """Collect the links of a group that has a heap of names and a B-tree of symbol tables."""
@@ -428,6 +434,8 @@ def _dtype(form: Cursor) -> np.dtype:
         return np.dtype(f"{'i' if order & 8 else 'u'}{size}").newbyteorder(
             ">" if order & 1 else "<"
         )
+    if kind == _OPAQUE and size == 2:
+        return np.dtype("V2")
     if kind == _FLOAT and order & ~1 == 0x20:  # mantissas with a hidden 1; bit 0 is the byte order
         name = (
             _FLOATS.get(rest + size.to_bytes(1, "little") + form.take(12)) if size < 256 else None

@@ -25,12 +25,16 @@ class ImportedLayer(NamedTuple):
         How the source stores the weights, such as ``"gates r z n in rows, two biases"``.
     recognised : str
         What the reader knew it by, such as ``"config.json: GRU"``.
+    mask : str
+        Where the mask comes from that the source's model gives it, and how to make it; empty
+        without one.
     """
 
     name: str
     layer: Any
     convention: str
     recognised: str
+    mask: str = ""
 
 
 def parts_of(layer: Any) -> list[tuple[tuple[str, ...], Any]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
@@ -22,14 +23,21 @@ from fastgru.io import hdf5
 from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
-    cells_of,
+    arrays_at,
     errors_at,
     fill,
-    keras3_arrays,
-    legacy_arrays,
-    split_by_cell,
 )
-from fastgru.io.keras_config import LAYERS, LayerConfig, count_cells, modern_form, recurrent_layers
+from fastgru.io.keras_config import (
+    LAYERS,
+    LayerConfig,
+    count_cells,
+    mark,
+    modern_form,
+    recurrent_layers,
+)
+from fastgru.io.keras_legacy import LegacyModel
+from fastgru.io.keras_masks import mask_notes
+from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, StackedRNNCells
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
@@ -39,7 +47,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-MOST_CONFIG = 4 << 20  # bytes of JSON; Python's objects can take twenty times as many
+# Bytes of JSON. Python's objects can take twenty times as many. A vocabulary makes a config large,
+# and lies in the file as text, so a larger file may have a larger config.
+LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
 
@@ -51,10 +61,13 @@ class UnbuiltLayer(NamedTuple):
     config : LayerConfig
     arrays : callable
         Takes the layer without weights; returns a list of arrays for each of its cells.
+    mask : str
+        What to tell the user of the mask that the model gives it; empty without a mask.
     """
 
     config: LayerConfig
     arrays: Callable[[Any], list[list[np.ndarray]]]
+    mask: str = ""
 
 
 def from_keras(
@@ -83,6 +96,12 @@ def from_keras(
     dict of str to layer, or one layer
         Every GRU, RNN of GRU cells, and Bidirectional of those. Other layers are left out.
 
+    Warns
+    -----
+    UserWarning
+        The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
+        the mask for the layer.
+
     Raises
     ------
     ValueError
@@ -97,6 +116,14 @@ def from_keras(
     what = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     found = find(source, name, custom_objects)
     result = by_name(found, name, what)
+    for one in found:
+        if one.mask and name in (None, one.name):
+            warnings.warn(
+                f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
+                f"comes from the {one.mask}",
+                UserWarning,
+                stacklevel=2,
+            )
     if verify is not None:
         layers = found if name is None else [one for one in found if one.name == name]
         if len(layers) != 1:
@@ -115,7 +142,7 @@ def find(
     if not isinstance(source, (str, os.PathLike)):
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
         return _loaded(_live_parts(source), place, name, custom_objects)
-    path = Path(source)
+    path, kinds = Path(source), _kinds(custom_objects)
     if path.is_dir():
         if not (path / CONFIG).exists():
             from fastgru.io import savedmodel
@@ -124,12 +151,12 @@ def find(
             return found
         config = (path / CONFIG).read_bytes()
         with (path / WEIGHTS).open("rb") as file:
-            parts = _keras3_parts(config, file, path)
+            parts = _keras3_parts(config, file, path, kinds)
             return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
     with path.open("rb") as file:
         start = file.read(8)
         if start == hdf5.SIGNATURE:
-            parts = _legacy_parts(file, path)
+            parts = _legacy_parts(file, path, kinds)
             return _loaded(parts, f"{path}: model_config", name, custom_objects)
     if not start.startswith(b"PK"):
         raise ValueError(
@@ -137,7 +164,8 @@ def find(
             f"begins with {start!r}"
         )
     with Archive(path) as archive:
-        parts = _keras3_parts(archive.read(CONFIG), io.BytesIO(archive.read(WEIGHTS)), path)
+        weights = io.BytesIO(archive.read(WEIGHTS))
+        parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds)
     return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
 
 
@@ -155,39 +183,62 @@ def _loaded(
             raise ValueError(f"{place}: {got}, got name={name!r}")
         parts = [parts[names.index(name)]]
     found = []
-    for config, arrays in parts:
+    for config, arrays, mask in parts:
         with errors_at(f"{place}: {config.name}"):
             layer = deserialize_layer(config.form, custom_objects)
             convention = fill(layer, arrays(layer))
-        found.append(ImportedLayer(config.name, layer, convention, f"{place}: {config.class_name}"))
+        recognised = f"{place}: {config.class_name}"
+        found.append(ImportedLayer(config.name, layer, convention, recognised, mask))
     return found
 
 
 # ---- one source each -----------------------------------------------------------------------------
 
 
-def _configs(text: Any, place: str, size: int) -> list[LayerConfig]:
-    """Return the configs of a model's recurrent layers, from the model's JSON.
+def _configs(
+    text: Any, place: str, size: int, kinds: dict[str, str], room: int
+) -> tuple[list[LayerConfig], dict[str, str]]:
+    """Return the configs of a model's recurrent layers, and `mask_notes`, from the model's JSON.
+
+    ``kinds`` is what `mark` takes, and ``room`` the bytes of the file that the JSON is in.
 
     ValueError if there are more than a weights file of ``size`` bytes has arrays for, since each
     layer costs time and memory.
     """
-    if not isinstance(text, (str, bytes)) or len(text) > MOST_CONFIG:
+    most = max(LEAST_CONFIG, CONFIG_GROWTH * room)
+    if not isinstance(text, (str, bytes)) or len(text) > most:
         got = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
-        raise ValueError(f"{place}: expected at most {MOST_CONFIG} bytes of JSON, got {got}")
+        raise ValueError(f"{place}: expected at most {most} bytes of JSON, got {got}")
     configs, left = [], size // LEAST_CELL
     with errors_at(place):
-        for config in recurrent_layers(parse_json(text)):
+        model = parse_json(text)
+        mark(model, kinds)
+        masks = mask_notes(model)
+        for config in recurrent_layers(model):
             configs.append(config)
             left -= config.cells
             if left < 0:
                 raise ValueError(f"expected fewer GRUs than {size} bytes hold, got more")
-    return configs
+    return configs, masks
 
 
-def _keras3_parts(text: bytes, weights: BinaryIO, path: Path) -> list[UnbuiltLayer]:
+def _kinds(custom_objects: dict[str, Any] | None) -> dict[str, str]:
+    """Return the names of the user's own classes that are, or derive from, fastgru's."""
+    kinds = {}
+    for name, cls in (custom_objects or {}).items():
+        for base in getattr(cls, "__mro__", ()):
+            if base in (GRU, RNN, Bidirectional, GRUCell, StackedRNNCells):
+                kinds[name] = base.__name__
+                break
+    return kinds
+
+
+def _keras3_parts(
+    text: bytes, weights: BinaryIO, path: Path, kinds: dict[str, str]
+) -> list[UnbuiltLayer]:
     root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
-    configs = _configs(text, f"{path}: {CONFIG}", root.file.size)
+    room = path.stat().st_size if path.is_file() else len(text) + root.file.size
+    configs, masks = _configs(text, f"{path}: {CONFIG}", root.file.size, kinds, room)
     groups: dict[tuple[str, str], list[str]] = {}
     for config in configs:
         if root.group(config.group.rstrip("/")) is not None:
@@ -199,10 +250,16 @@ def _keras3_parts(text: bytes, weights: BinaryIO, path: Path) -> list[UnbuiltLay
         group = candidates[0] if len(candidates) == 1 else config.group
 
         def arrays(layer: Any, group: str = group) -> list[list[np.ndarray]]:
-            return [keras3_arrays(root, group + part.group) for part in cells_of(layer)]
+            return arrays_at(root, group, layer)
 
-        parts.append(UnbuiltLayer(config, arrays))
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
+
+
+def _note(masks: dict[str, str], config: LayerConfig) -> str:
+    """Return the note for a layer, or for the wrapper that it is in."""
+    names = ("/".join(config.path[:end]) for end in range(len(config.path), 0, -1))
+    return next((masks[name] for name in names if name in masks), "")
 
 
 def _identity(config: LayerConfig) -> tuple[str, str]:
@@ -210,7 +267,7 @@ def _identity(config: LayerConfig) -> tuple[str, str]:
     return config.path[-1], repr(config.form)
 
 
-def _legacy_parts(file: BinaryIO, path: Path) -> list[UnbuiltLayer]:
+def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
     root = hdf5.File(file, str(path)).root
     text = root.attribute("model_config")
     if text is None:
@@ -222,12 +279,15 @@ def _legacy_parts(file: BinaryIO, path: Path) -> list[UnbuiltLayer]:
     if weights is None:
         raise ValueError(f"{path}: expected a group model_weights, got {', '.join(root.names)}")
     parts = []
-    for config in _configs(text, f"{path}: model_config", root.file.size):
+    size = root.file.size
+    configs, masks = _configs(text, f"{path}: model_config", size, kinds, size)
+    model = LegacyModel(weights, configs)
+    for config in configs:
 
-        def arrays(layer: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
-            return split_by_cell(layer, legacy_arrays(weights, config.path), config.frozen)
+        def arrays(_: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
+            return model.arrays(config)
 
-        parts.append(UnbuiltLayer(config, arrays))
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
 
 
@@ -236,7 +296,7 @@ def _live_parts(source: Any) -> list[UnbuiltLayer]:
         raise TypeError(
             f"source: expected a path, or a live Keras model or layer, got {type(source).__name__}"
         )
-    parts = []
+    parts, masks = [], _live_masks(source)
     for path, layer, form in _live_layers(source, ()):
 
         def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
@@ -244,8 +304,18 @@ def _live_parts(source: Any) -> list[UnbuiltLayer]:
 
         cells = count_cells(form)
         config = LayerConfig(path, "", form["class_name"], modern_form(form), False, cells)
-        parts.append(UnbuiltLayer(config, arrays))
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
+
+
+def _live_masks(source: Any) -> dict[str, str]:
+    if not hasattr(source, "layers"):
+        return {}
+    try:
+        config = source.get_config()
+    except NotImplementedError:  # a model that is a class of the user's has none
+        return {}
+    return mask_notes({"class_name": type(source).__name__, "config": config})
 
 
 def _live_layers(

@@ -91,8 +91,8 @@ def snake_of(layer: Any) -> str:
 # ---- from a file's groups ------------------------------------------------------------------------
 
 
-def keras3_arrays(root: Group, group: str) -> list[np.ndarray]:
-    """Read one cell's arrays from a weights file of Keras 3 or of a ``.keras`` file of tf.keras.
+def variables_at(root: Group, group: str) -> Group | None:
+    """Return the group of one cell's variables in a weights file of Keras 3 or a ``.keras`` file.
 
     Early files have another name for ``layers``, and Keras 3 reads them too. CuDNNGRU has no cell.
     """
@@ -100,8 +100,32 @@ def keras3_arrays(root: Group, group: str) -> list[np.ndarray]:
     for place in (group, group.removesuffix("cell/"), old, old.removesuffix("cell/")):
         variables = root.group(f"{place}vars")
         if variables is not None and variables.names:
-            return [variables.array(str(i)) for i in range(len(variables.names))]
-    raise ValueError(f"expected weights at {group}vars in {root.place}, got none")
+            return variables
+    return None
+
+
+def arrays_at(root: Group, group: str, layer: Any) -> list[list[np.ndarray]]:
+    """Read the arrays of each cell of a layer whose group is known.
+
+    Raises
+    ------
+    ValueError
+        A cell has none. A cell that a stack has twice is in the file once.
+    """
+    result: list[list[np.ndarray]] = []
+    read: dict[tuple[str, str], list[np.ndarray]] = {}
+    for part in cells_of(layer):
+        half, key = part.group.partition("/")[0], part.cell.name
+        variables = variables_at(root, group + part.group)
+        if variables is not None:
+            arrays = [variables.array(str(i)) for i in range(len(variables.names))]
+            read[half, key] = arrays
+        elif (half, key) in read:
+            arrays = read[half, key]
+        else:
+            raise ValueError(f"expected weights at {group}{part.group}vars in {root.place}, got none")
+        result.append(arrays)
+    return result
 
 
 def names_in(group: Group, what: str) -> list[str]:
@@ -118,52 +142,6 @@ def names_in(group: Group, what: str) -> list[str]:
         elif np.size(part) or isinstance(part, str):  # an empty list is an array of floats
             raise ValueError(f"{group.place}: expected a list of names as {what}, got {part!r}")
     return names
-
-
-def legacy_arrays(root: Group, path: Sequence[str]) -> list[np.ndarray]:
-    """Read the arrays of one layer from a legacy file, in the file's order.
-
-    The group of a nested model has the arrays of all its layers in one list. A layer's arrays are
-    those with the layer's name in their path, after names of models around the layer and no others.
-    """
-    group = root.group(path[0])
-    if group is None:
-        raise ValueError(f"{root.place}: expected layer {path[0]}, got {', '.join(root.names)}")
-    names = names_in(group, "weight_names")
-    if len(path) > 1:
-        names = [name for name in names if _is_below(name.split("/"), path)]
-    return [group.array(name) for name in names]
-
-
-def _is_below(parts: list[str], path: Sequence[str]) -> bool:
-    if path[-1] not in parts:
-        return False
-    around = iter(path[:-1])
-    return all(part in around for part in parts[: parts.index(path[-1])])
-
-
-def split_by_cell(layer: Any, arrays: Sequence[np.ndarray], frozen: bool) -> list[list[np.ndarray]]:
-    """Split a legacy file's list of a layer's arrays into one list for each of its cells.
-
-    Legacy files have trainable arrays first. Keras 1 has nine arrays for each cell.
-
-    Raises
-    ------
-    ValueError
-        The cells have another number of arrays.
-    """
-    cells = list(cells_of(layer, frozen=frozen))
-    counts = [2 + part.cell.use_bias for part in cells]
-    if len(arrays) == 9 * len(cells):
-        counts = [9] * len(cells)
-    if len(arrays) != sum(counts):
-        raise ValueError(f"expected {sum(counts)} arrays, got {len(arrays)}")
-    result: list[list[np.ndarray]] = [[] for _ in cells]
-    at = 0
-    for i in sorted(range(len(cells)), key=lambda i: cells[i].frozen):
-        result[i] = list(arrays[at : at + counts[i]])
-        at += counts[i]
-    return result
 
 
 # ---- into the layer ------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.layers.config import variable_dtype
 from fastgru.serialization import KERAS_PACKAGES
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 LAYERS = ("GRU", "CuDNNGRU", "RNN", "Bidirectional")
 _INSIDE = ("cell", "cells", "layer", "backward_layer")
 MOST_NESTED = 32
+_ALIAS = "stands for"
+_WIDTHS = ["float32", "float64"]
 
 # Keras 1's names. Its initializers and regularizers are left out: Keras 1 writes them in a form of
 # its own, and a layer that has its weights does not need them to run.
@@ -56,6 +59,8 @@ class LayerConfig(NamedTuple):
         Whether a model around it is not trainable.
     cells : int
         How many GRU cells it has.
+    owner_frozen : bool
+        Whether the layer of the outermost model that it is, or is in, is not trainable.
     """
 
     path: tuple[str, ...]
@@ -64,6 +69,7 @@ class LayerConfig(NamedTuple):
     form: dict[str, Any]
     frozen: bool
     cells: int
+    owner_frozen: bool = False
 
     @property
     def name(self) -> str:
@@ -72,7 +78,11 @@ class LayerConfig(NamedTuple):
 
 
 def recurrent_layers(
-    model: Any, path: tuple[str, ...] = (), group: str = "", frozen: bool = False
+    model: Any,
+    path: tuple[str, ...] = (),
+    group: str = "",
+    frozen: bool = False,
+    owner_frozen: bool = False,
 ) -> Iterator[LayerConfig]:
     """Yield the GRUs of a model: alone, in RNN, Bidirectional, StackedRNNCells and nested models.
 
@@ -80,7 +90,7 @@ def recurrent_layers(
     ----------
     model : dict
         ``{"class_name", "config"}`` of a model, or of one layer.
-    path, group, frozen
+    path, group, frozen, owner_frozen
         Of ``model`` itself; see `LayerConfig`.
 
     Raises
@@ -88,30 +98,50 @@ def recurrent_layers(
     ValueError
         Models are nested more than `MOST_NESTED` deep.
     """
-    if not _is_object(model):
+    if not is_object(model):
         return
     if len(path) > MOST_NESTED:
         raise ValueError(f"expected models nested at most {MOST_NESTED} deep, got more")
     inner = model["config"]
     if cells := count_cells(model):
-        name = path or (layer_name(model),)
-        yield LayerConfig(name, group, model["class_name"], modern_form(model), frozen, cells)
+        owner_frozen = owner_frozen or (len(path) < 2 and _is_frozen(inner))
+        yield LayerConfig(
+            path or (layer_name(model),),
+            *(group, model["class_name"], modern_form(model), frozen, cells, owner_frozen),
+        )
         return
     layers = inner if isinstance(inner, list) else inner.get("layers")  # Keras 1 and 2.0: a list
-    if isinstance(inner, dict):
-        frozen = frozen or inner.get("trainable", True) is False
+    if len(path) == 1:
+        owner_frozen = _is_frozen(inner)
+    frozen = frozen or _is_frozen(inner)
     if isinstance(layers, list):
-        layers = [layer for layer in layers if _is_object(layer)]
+        layers = [layer for layer in layers if is_object(layer)]
         groups = numbered(snake_case(layer["class_name"]) for layer in layers)
         for layer, below in zip(layers, groups, strict=True):
             yield from recurrent_layers(
-                layer, (*path, layer_name(layer)), f"{group}layers/{below}/", frozen
+                layer,
+                *((*path, layer_name(layer)), f"{group}layers/{below}/", frozen, owner_frozen),
             )
-    elif isinstance(inner, dict) and "layer" in inner:  # of a wrapper, its layer counts
-        yield from recurrent_layers(inner["layer"], path, f"{group}layer/", frozen)
+    elif isinstance(inner, dict):  # a wrapper, of Keras or of others
+        parts = {key: part for key, part in inner.items() if is_object(part)}
+        found = {
+            key: list(recurrent_layers(part, path, f"{group}{key}/", frozen, owner_frozen))
+            for key, part in parts.items()
+        }
+        several = sum(map(bool, found.values())) > 1
+        for key, configs in found.items():
+            for config in configs:
+                # The wrapper's name is enough where there is one GRU in it.
+                names = (*path, key, *config.path[len(path) :]) if several else config.path
+                yield config._replace(path=names)
 
 
-def _is_object(value: Any) -> bool:
+def _is_frozen(config: Any) -> bool:
+    return isinstance(config, dict) and config.get("trainable", True) is False
+
+
+def is_object(value: Any) -> bool:
+    """Say whether a value of a config is an object dict."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("class_name"), str)
@@ -128,32 +158,63 @@ def layer_name(layer: dict[str, Any]) -> str:
 
 def count_cells(layer: dict[str, Any]) -> int:
     """Count the GRU cells of one of Keras' own `LAYERS`; 0 for others and with other cells."""
-    return _count(layer) if layer["class_name"] in LAYERS else 0
+    return _count(layer) if kind_of(layer) in LAYERS else 0
+
+
+def kind_of(layer: dict[str, Any]) -> str:
+    """Return the class of Keras that an object dict is of, or that `mark` says it stands for."""
+    return str(layer.get(_ALIAS) or layer["class_name"])
+
+
+def mark(model: Any, kinds: dict[str, str]) -> None:
+    """Note in a model's config which of the user's own classes stand for a class of Keras.
+
+    Parameters
+    ----------
+    model : dict or list
+        JSON; it changes.
+    kinds : dict of str to str
+        Keras' names by the users' names of classes, registered names too.
+    """
+    todo = [model]
+    while todo:
+        part = todo.pop()
+        if isinstance(part, dict):
+            part.pop(_ALIAS, None)  # a file cannot say this
+            for name in (part.get("registered_name"), part.get("class_name")):
+                if isinstance(name, str):
+                    kind = kinds.get(name) or kinds.get(name.rpartition(">")[2])
+                    if kind and isinstance(part.get("config"), (dict, list)):
+                        part[_ALIAS] = kind
+        if isinstance(part, (dict, list)):
+            todo += part.values() if isinstance(part, dict) else part
 
 
 def _count(layer: Any) -> int:
     if isinstance(layer, list):
         counts = [_count(part) for part in layer]
         return sum(counts) if all(counts) else 0
-    if not _is_object(layer) or not isinstance(layer["config"], dict):
+    if not is_object(layer) or not isinstance(layer["config"], dict):
         return 0
-    if str(layer.get("module") or "keras").partition(".")[0] not in KERAS_PACKAGES:
+    package = str(layer.get("module") or "keras").partition(".")[0]
+    if package not in KERAS_PACKAGES and _ALIAS not in layer:
         return 0  # another package's class of the same name
-    if layer["class_name"] in ("GRU", "CuDNNGRU", "GRUCell"):
+    kind = kind_of(layer)
+    if kind in ("GRU", "CuDNNGRU", "GRUCell"):
         return 1
-    if layer["class_name"] not in ("RNN", "Bidirectional", "StackedRNNCells"):
+    if kind not in ("RNN", "Bidirectional", "StackedRNNCells"):
         return 0
     config = layer["config"]
     count = _count([config[key] for key in _INSIDE if config.get(key) is not None])
-    twin = layer["class_name"] == "Bidirectional" and config.get("backward_layer") is None
+    twin = kind == "Bidirectional" and config.get("backward_layer") is None
     return 2 * count if twin else count
 
 
 def modern_form(layer: Any) -> Any:
     """Return a recurrent layer's object dict with the names and defaults of Keras 2 or 3.
 
-    Keys of Keras 1 get their later names, CuDNNGRU becomes the GRU that computes the same, and a
-    mixed precision policy becomes the dtype of its variables.
+    Keys of Keras 1 get their later names, and CuDNNGRU becomes the GRU that computes the same. The
+    dtype becomes that of the variables, or float32 where these are narrower.
     """
     if isinstance(layer, list):
         return [modern_form(part) for part in layer]
@@ -166,14 +227,42 @@ def modern_form(layer: Any) -> Any:
         config = {**old, "implementation": 1}  # marks Keras 2; one dropout mask for each gate
     if class_name == "CuDNNGRU":
         class_name, config = "GRU", {**config, **_CUDNN}
+    if config.get("implementation") == 0:  # Keras 2.0's default; it computes what 1 does
+        config["implementation"] = 1
     config.pop("num_constants", None)  # tf.keras' RNN: the number of inputs without a time axis
-    dtype = config.get("dtype")
-    if isinstance(dtype, dict) and isinstance(dtype.get("config"), dict):
-        dtype = dtype["config"].get("name")
-    if dtype in ("mixed_float16", "mixed_bfloat16"):
-        config["dtype"] = "float32"
     config.update((key, modern_form(config[key])) for key in _INSIDE if key in config)
-    return {"class_name": class_name, "config": config}
+    form = {"class_name": class_name, "config": config}
+    _set_dtype(form, max(_dtypes(form), key=_WIDTHS.index, default=None))
+    for key in (_ALIAS, "registered_name") if _ALIAS in layer else ():
+        form[key] = layer.get(key)
+    return form
+
+
+def _dtypes(form: Any) -> Iterator[str]:
+    """Yield the dtypes that a form's cells and layers compute in, where fastgru has them."""
+    config = form["config"]
+    parts = [config[key] for key in _INSIDE if config.get(key) is not None]
+    parts = [part for some in parts for part in (some if isinstance(some, list) else [some])]
+    for part in parts:
+        yield from _dtypes(part)
+    if not parts and config.get("dtype") is not None:
+        dtype = variable_dtype(config["dtype"])
+        # float32 holds the halves' values exactly, and runs everywhere.
+        dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
+        if dtype in _WIDTHS:
+            yield dtype
+
+
+def _set_dtype(form: Any, dtype: str | None) -> None:
+    """Give a layer, and all in it, the widest dtype there is: fastgru has one for the whole."""
+    if dtype is None:
+        return
+    form["config"]["dtype"] = dtype
+    for key in _INSIDE:
+        part = form["config"].get(key)
+        for one in part if isinstance(part, list) else [part]:
+            if isinstance(one, dict):
+                _set_dtype(one, dtype)
 
 
 def snake_case(class_name: str) -> str:

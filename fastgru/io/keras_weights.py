@@ -5,28 +5,38 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru import activations
 from fastgru.io import hdf5
-from fastgru.io.bounded import Archive
+from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.keras import CONFIG_GROWTH, LEAST_CONFIG
 from fastgru.io.keras_cells import (
+    arrays_at,
     cells_of,
     errors_at,
     fill,
-    keras3_arrays,
-    legacy_arrays,
     names_in,
     snake_of,
-    split_by_cell,
+    variables_at,
 )
-from fastgru.layers import Sequential
+from fastgru.io.keras_config import kind_of, numbered, recurrent_layers
+from fastgru.io.keras_legacy import LegacyModel, alone, stored_cells
+from fastgru.io.keras_shards import shards
+from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy as np
+
+    from fastgru.io.keras_legacy import StoredCell
+
+_MOST_METADATA = 1 << 16
+_KINDS = "gru|rnn|bidirectional"
 
 
 def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
@@ -47,79 +57,265 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         The file is damaged, has no such layer or several, or arrays of other shapes. The layer
         does not change.
     """
-    cells = list(cells_of(layer))
-    with _weights_file(Path(path)) as root, errors_at(root.file.place):
+    path = Path(path)
+    list(cells_of(layer))  # TypeError for what has no GRU cells
+    with _weights_file(path) as (root, version), errors_at(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
-            arrays = _from_legacy(layer, legacy)
+            version = legacy.attribute("keras_version") or "1"
+            arrays = _from_legacy(layer, root, legacy)
         else:
-            group = _group_of(layer, root)
-            arrays = [keras3_arrays(root, group + part.group) for part in cells]
+            arrays = _from_keras3(layer, root)
+            # Keras 3 stores names with groups, and earlier versions did not.
+            version = version or ("3" if _name_at(root, "") else "")
+        _check_formulas(layer, str(version), root.file.place)
         fill(layer, arrays)
 
 
 @contextmanager
-def _weights_file(path: Path) -> Iterator[hdf5.Group]:
-    """Open the HDF5 file at a path, or inside the zip file at that path."""
+def _weights_file(path: Path) -> Iterator[tuple[Any, str]]:
+    """Open the HDF5 file at a path, or in the zip file there; give the version of its Keras too.
+
+    The version is empty where the file does not say it.
+    """
     with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            yield hdf5.File(file, str(path)).root
+        start = file.read(8)
+        if start[:2] != b"PK" and not path.name.endswith(".weights.json"):
+            yield hdf5.File(file, str(path)).root, ""
             return
+    if start[:2] != b"PK":
+        with shards(path) as root:
+            yield root, "3"  # no earlier version writes shards
+        return
     with Archive(path) as archive:
-        member = "model.weights.h5"
-        yield hdf5.File(io.BytesIO(archive.read(member)), f"{path}: {member}").root
+        member, version = "model.weights.h5", ""
+        if "metadata.json" in archive.names:
+            metadata = parse_json(archive.read("metadata.json")[:_MOST_METADATA])
+            version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
+        yield hdf5.File(io.BytesIO(archive.read(member)), f"{path}: {member}").root, version
 
 
-def _from_legacy(layer: Any, root: hdf5.Group) -> list[list[np.ndarray]]:
+def _check_formulas(layer: Any, version: str, place: str) -> None:
+    """Refuse weights that were trained with another formula of an activation than the layer has.
+
+    Raises
+    ------
+    ValueError
+        Keras 1 or 2 wrote the file, and the layer has Keras 3's ``hard_sigmoid``.
+    """
+    functions = [f for part in cells_of(layer) for f in _activations(part.cell)]
+    if activations.hard_sigmoid in functions and version[:1] in ("", "1", "2"):
+        advice = (
+            "hard_sigmoid is clip(0.2 x + 0.5, 0, 1) in Keras 1 and 2, and relu6(x + 3) / 6 in "
+            "Keras 3, as in this layer"
+        )
+        if not version:
+            warnings.warn(
+                f"{place}: {advice}. The file does not say which Keras wrote it: if it was Keras "
+                "2, make the layer with 'hard_sigmoid_keras2'",
+                UserWarning,
+                stacklevel=5,
+            )
+            return
+        raise ValueError(
+            f"expected a layer with hard_sigmoid_keras2 for weights of Keras {version}, got "
+            f"hard_sigmoid: {advice}. Make the layer with 'hard_sigmoid_keras2'; or with "
+            "'hard_sigmoid', if the weights are to run with Keras 3's formula, and set_weights"
+        )
+
+
+def _activations(cell: Any) -> tuple[Any, Any]:
+    return cell.activation, cell.recurrent_activation
+
+
+# ---- legacy files --------------------------------------------------------------------------------
+
+
+def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list[np.ndarray]]:
     """Return the arrays of a layer's cells, of the layers of the same names or of all there are."""
-    names = []
-    for name in names_in(root, "layer_names"):
-        group = root.group(name)
+    groups: dict[str, tuple[hdf5.Group, list[StoredCell]]] = {}
+    for name in names_in(weights, "layer_names"):
+        group = weights.group(name)
         if group is not None and names_in(group, "weight_names"):
-            names.append(name)
+            groups[name] = (group, stored_cells(group))
     parts = layer.layers if isinstance(layer, Sequential) else [layer]
-    if all(part.name in names for part in parts):
-        chosen = [part.name for part in parts]
-    elif len(names) == len(parts):  # in order, as Keras does
-        chosen = names
-    else:
+    named = _of_config(parts, root)
+    if named is None:
+        named = [_of_group(part, groups) for part in parts]
+    if all(arrays is not None for arrays in named):
+        return [cell for arrays in named for cell in arrays or []]
+    unnamed = _automatic([part.name for part in parts])
+    some = any(arrays is not None for arrays in named)
+    if (some and not unnamed) or len(groups) != len(parts):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
-            f"{', '.join(names) or 'none'}; give the layer the name that it has there"
+            f"{', '.join(groups) or 'none'}; give the layer the name that it has there"
         )
-    return [
-        arrays
-        for part, name in zip(parts, chosen, strict=True)
-        for arrays in split_by_cell(part, legacy_arrays(root, [name]), not layer.trainable)
-    ]
+    # In order, as Keras does.
+    pairs = zip(parts, groups.values(), strict=True)
+    return [cell for part, (group, stored) in pairs for cell in alone(part, group, stored)]
 
 
-def _group_of(layer: Any, root: hdf5.Group) -> str:
+def _of_config(parts: list[Any], root: hdf5.Group) -> list[list[list[np.ndarray]] | None] | None:
+    """Return the arrays of layers that the config in the file names; None if it does not."""
+    text, weights = root.attribute("model_config"), root.group("model_weights")
+    if not isinstance(text, str) or weights is None:
+        return None
+    room = max(LEAST_CONFIG, CONFIG_GROWTH * root.file.size)
+    if len(text) > room:
+        raise ValueError(f"model_config: expected at most {room} bytes, got {len(text)}")
+    configs = list(recurrent_layers(parse_json(text)))
+    model = LegacyModel(weights, configs)
+    result: list[list[list[np.ndarray]] | None] = []
+    for part in parts:
+        found = [config for config in configs if config.name == part.name]
+        found = found or [config for config in configs if config.path[-1] == part.name]
+        if len(found) != 1 or found[0].cells != len(list(cells_of(part))):
+            return None
+        both = kind_of(found[0].form) == "Bidirectional"
+        if both != isinstance(part, Bidirectional):
+            return None
+        result.append(model.arrays(found[0]))
+    return result
+
+
+def _of_group(
+    part: Any, groups: dict[str, tuple[hdf5.Group, list[StoredCell]]]
+) -> list[list[np.ndarray]] | None:
+    """Return the arrays of the layer of this name, at the top or in a nested model; None if none.
+
+    Raises
+    ------
+    ValueError
+        Several layers have the name.
+    """
+    if part.name in groups:
+        return alone(part, *groups[part.name])
+    found: list[tuple[hdf5.Group, list[StoredCell]]] = []
+    path = part.name.split("/")
+    for top, (group, stored) in groups.items():
+        below = path[1:] if path[0] == top else path
+        inside: dict[str, list[StoredCell]] = {}
+        for cell in stored:
+            names = cell.parts
+            for at in range(len(names)):
+                if names[at : at + len(below)] == below:
+                    inside.setdefault("/".join(names[:at]), []).append(cell)
+                    break
+        found += [(group, cells) for cells in inside.values()]
+    if len(found) > 1:
+        got = ", ".join(f"{group.path}: {cells[0].prefix}" for group, cells in found)
+        raise ValueError(f"expected one layer called {part.name}, got several: {got}")
+    return alone(part, *found[0]) if found else None
+
+
+# ---- files of Keras 3 ----------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """A group of a file that has all the cells of a layer, and the names that it goes by."""
+
+    group: str
+    names: tuple[str, ...]
+
+
+def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
+    if not isinstance(layer, Sequential):
+        return arrays_at(root, _group_of(layer, root), layer)
+    own = [f"layers/{snake}/" for snake in numbered(snake_of(part) for part in layer.layers)]
+    whole = all(_has(root, group, part) for group, part in zip(own, layer.layers, strict=True))
+    names = [_name_at(root, group) for group in own]
+    wanted = [part.name for part in layer.layers]
+    if whole and (names == wanted or not any(names)):
+        return arrays_at(root, "", layer)
+    places = [place for part in layer.layers for place in _places(part, root)]
+    there = {name for place in places for name in place.names}
+    inside = [key for key in root.group("layers").names if _is_recurrent(key)] if whole else []
+    if len(inside) == len(own):  # in order, as Keras does, unless the names say otherwise
+        if _automatic(wanted) and set(wanted) != set(names):
+            return arrays_at(root, "", layer)
+        if _automatic(names) and not there & set(wanted):
+            return arrays_at(root, "", layer)
+    groups = [_group_of(part, root, only_named=True) for part in layer.layers]
+    pairs = zip(layer.layers, groups, strict=True)
+    return [cell for part, group in pairs for cell in arrays_at(root, group, part)]
+
+
+def _is_recurrent(key: str) -> bool:
+    """Say whether a group of this name has GRUs, or may have them inside."""
+    return re.fullmatch(rf"({_KINDS}|time_distributed|sequential|functional)(_\d+)?", key) is not None
+
+
+def _automatic(names: list[str]) -> bool:
+    """Say whether names are those that Keras gives to layers that have none."""
+    return all(re.fullmatch(rf"({_KINDS})(_\d+)?", name) for name in names)
+
+
+def _group_of(layer: Any, root: Any, only_named: bool = False) -> str:
     """Return a layer's group in a weights file of Keras 3, with a slash at its end."""
-    first = next(cells_of(layer)).group
-    if root.group(f"{first}vars") is not None:
-        return ""  # the file is of this layer or model alone
-    kind = snake_of(layer)
-    groups = dict(_groups_like(kind, root, ""))
-    chosen = [group for group, name in groups.items() if name == layer.name] or list(groups)
+    places = _places(layer, root)
+    if places and places[0].group == "" and not only_named:
+        return ""  # the file is of this layer alone
+    chosen = [place for place in places if layer.name in place.names]
+    if not chosen and not only_named:
+        chosen = places
     if len(chosen) != 1:
-        got = ", ".join(f"{group} ({name})" for group, name in groups.items()) or "none"
+        got = ", ".join(f"{p.group} ({', '.join(p.names) or 'no name'})" for p in places) or "none"
         raise ValueError(
-            f"expected weights of one {kind} called {layer.name}, got {got}; give the layer the "
-            "name that it has there"
+            f"expected weights of one {snake_of(layer)} called {layer.name}, got {got}; give the "
+            "layer the name that it has there"
         )
-    return chosen[0]
+    return chosen[0].group
 
 
-def _groups_like(kind: str, root: hdf5.Group, below: str) -> Iterator[tuple[str, str]]:
-    """Yield group and layer name of all layers of a kind in a weights file, nested ones too."""
-    layers = root.group(f"{below}layers")
-    for key in layers.names if layers else ():
-        group = f"{below}layers/{key}/"
-        if re.fullmatch(rf"{kind}(_\d+)?", key):
-            own = root.group(f"{group}vars")
-            yield group, str(own.attribute("name")) if own else "no name"
-        yield from _groups_like(kind, root, group)
+def _places(layer: Any, root: Any) -> list[_Place]:
+    """Return all groups that have a layer's cells: of models, of wrappers, of users' classes."""
+    found: dict[int, _Place] = {}
+    seen: set[int] = set()
+    todo: list[tuple[str, Any, tuple[str, ...]]] = [("", root, ())]
+    while todo:
+        group, node, around = todo.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        own = _name_at(root, group)
+        if _has(root, group, layer):
+            names = ((own,) if own else ()) + around
+            key = id(variables_at(root, group + next(cells_of(layer)).group))
+            if key not in found:
+                found[key] = _Place(group, names)
+            elif len(group) < len(found[key].group):
+                found[key] = _Place(group, names + found[key].names)
+        for name in reversed(node.names):
+            below = node.group(name)
+            if name != "vars" and below is not None:
+                # What is in a wrapper is known by the wrapper's name too.
+                outer = () if group.endswith("layers/") or not own else (own, *around)
+                outer = around if group.endswith("layers/") else outer
+                todo.append((f"{group}{name}/", below, () if name == "layers" else outer))
+    return list(found.values())
+
+
+def _has(root: Any, group: str, layer: Any) -> bool:
+    """Say whether a group has the variables of all cells of a layer, GRU cells by their shapes."""
+    for part in cells_of(layer):
+        variables = variables_at(root, group + part.group)
+        if variables is None:
+            return False
+        kernel, recurrent = variables.get("0"), variables.get("1")
+        for array in (kernel, recurrent):
+            if not isinstance(array, hdf5.Array) or len(array.shape) != 2:
+                return False
+        if not kernel.shape[1] == recurrent.shape[1] == 3 * recurrent.shape[0]:
+            return False
+    return True
+
+
+def _name_at(root: Any, group: str) -> str:
+    """Return the name that Keras 3 stores with a layer's group; empty in early files."""
+    own = root.group(f"{group}vars")
+    name = own.attribute("name") if own is not None else None
+    return name if isinstance(name, str) else ""
 
 
 def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
@@ -157,6 +353,10 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         for part in cells:
             for i, variable in enumerate(part.cell.weights):
                 file[f"{group}{part.group}vars/{i}"] = variable.numpy()
+        own = [layer] if group else layer.layers
+        snakes = [""] if group else [f"layers/{s}/" for s in numbered(map(snake_of, own))]
+        for one, below in zip(own, snakes, strict=True):
+            file.require_group(f"{group}{below}vars").attrs["name"] = one.name
         # Keras reads a single layer from the top of the file, and a model of it from layers/.
         for name in file[group] if group else ():
             file[name] = file[group][name]

@@ -25,6 +25,7 @@ from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
 from fastgru.io.keras_config import count_cells, layer_name, modern_form
+from fastgru.io.keras_masks import mask_notes
 from fastgru.io.protobuf import Message
 from fastgru.layers import GRU
 from fastgru.layers.base import deserialize_layer
@@ -214,8 +215,12 @@ def _by_configs(
     names = {layer.path: layer.name for layer in described}
     full = [_full_name(layer, names) for layer, _ in kept]
     counts = Counter(full)
+    model = next((layer.form for layer in described if not layer.path), None)
+    masks = mask_notes(model)
     return [
-        one._replace(name=name if counts[name] == 1 else ".".join(layer.path))
+        one._replace(
+            name=name if counts[name] == 1 else ".".join(layer.path), mask=masks.get(name, "")
+        )
         for (layer, one), name in zip(kept, full, strict=True)
     ]
 

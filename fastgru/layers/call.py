@@ -280,6 +280,16 @@ def start_states(layer: CalledLayer, initial: Any, x: Any) -> list[Any] | None:
     return None
 
 
+def _nested_as(sizes: Any, states: Any) -> Any:
+    """Return states that are in one list, as calls return them, in the nesting of a stack."""
+    stacks = any(isinstance(size, (list, tuple)) for size in sizes)
+    lists = any(isinstance(state, (list, tuple)) for state in states)
+    if not stacks or lists or len(states) != len(flatten(sizes)):
+        return states
+    left = iter(states)
+    return map_nested(lambda _: next(left), sizes)
+
+
 def check_states(layer: CalledLayer, initial: Any, batch: int, what: str, like: Any) -> list[Any]:
     """Return the user's states in the cell's nesting, each an array (B, size), where like is."""
     dtype = layer._dtype
@@ -302,7 +312,8 @@ def check_states(layer: CalledLayer, initial: Any, batch: int, what: str, like: 
         if len(sizes) != 1:
             raise ValueError(f"{what}: expected a list of {len(sizes)} states, got one array")
         initial = [initial]
-    elif len(initial) != len(sizes):
+    initial = _nested_as(sizes, initial)
+    if len(initial) != len(sizes):
         raise ValueError(f"{what}: expected {len(sizes)} state(s) (B, H), got {len(initial)}")
     if len(sizes) == 1:
         return [one(initial[0], sizes[0], what)]

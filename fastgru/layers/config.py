@@ -32,6 +32,22 @@ def is_keras2(config: dict[str, Any]) -> bool:
     )
 
 
+def variable_dtype(dtype: Any) -> Any:
+    """Return the dtype of a layer's variables where ``dtype`` is a policy of Keras' in a config.
+
+    In ``mixed_float16`` and ``mixed_bfloat16`` these are float32; a quantized policy, such as
+    ``int8_from_float32``, ends in the policy that it was made from. Others return unchanged.
+    """
+    name = dtype
+    while isinstance(name, dict) and isinstance(name.get("config"), dict):
+        inner = name["config"]
+        name = inner.get("name", inner.get("default_policy", inner.get("source_name")))
+    if not isinstance(name, str):
+        return dtype
+    name = name.rpartition("_from_")[2]
+    return "float32" if name in ("mixed_float16", "mixed_bfloat16") else name
+
+
 def keras_config(
     config: dict[str, Any], custom_objects: dict[str, Any] | None = None, needs: str = ""
 ) -> dict[str, Any]:
@@ -58,7 +74,7 @@ def keras_config(
     result = {key: value for key, value in config.items() if key not in _IGNORED}
     keras2 = is_keras2(config)
     if "dtype" in result:
-        result["dtype"] = float_dtype(result["dtype"]).name
+        result["dtype"] = float_dtype(variable_dtype(result["dtype"])).name
     for key in _ACTIVATIONS:
         if key in result:
             result[key] = activations.get(result[key], custom_objects, keras2=keras2)

@@ -145,7 +145,7 @@ def test_a_layer_of_a_larger_model(ending, tmp_path):
         (fastgru.GRU(H, reset_after=False), r"expected a bias of shape \(15,\), got \(2, 15\)"),
         (fastgru.GRU(H, use_bias=False), "expected 2 arrays .* got 3"),
         (fastgru.Bidirectional(fastgru.GRU(H)), "expected weights of one bidirectional"),
-        (fastgru.RNN(fastgru.GRUCell(H)), "expected weights of one rnn"),
+        (fastgru.RNN([fastgru.GRUCell(H), fastgru.GRUCell(H)]), "expected weights of one rnn"),
     ],
 )
 def test_other_layers_are_refused(layer, message, tmp_path):
