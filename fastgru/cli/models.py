@@ -91,6 +91,12 @@ def choose(path: Path, name: str | None) -> ImportedLayer:
         raise ValueError(f"{path}: expected --name to be one of {names}, got {name}")
     if "assumed:" in chosen[0].recognised:
         warnings.warn(f"{path}: {chosen[0].name}: known by {chosen[0].recognised}", stacklevel=2)
+    if chosen[0].mask:
+        warnings.warn(
+            f"{path}: {chosen[0].name}: the model gives it a mask, which its file cannot hold: "
+            f"{chosen[0].mask}; on the command line, --lengths where the padding is at the end",
+            stacklevel=2,
+        )
     return chosen[0]
 
 
@@ -105,7 +111,11 @@ def describe(found: Sequence[ImportedLayer]) -> str:
         rows.append((one.name, _kind(one.layer), _shapes(one.layer), parameters, weights))
     heading, *lines = columns(rows).splitlines()
     # On lines of their own, since as columns they would be wider than a terminal.
-    more = [f"    {one.convention}\n    known by {one.recognised}" for one in found]
+    more = [
+        f"    {one.convention}\n    known by {one.recognised}"
+        + (f"\n    mask: {one.mask}" if one.mask else "")
+        for one in found
+    ]
     return "\n".join([heading, *(f"{a}\n{b}" for a, b in zip(lines, more, strict=True))])
 
 

@@ -277,7 +277,7 @@ class Array(Node):
         self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
 
     def read(self) -> np.ndarray:
-        """Return the array in this machine's byte order, bfloat16 as float32; it may be read-only."""
+        """Return the array, native, bfloat16 as float32; it may be read-only."""
         if self.dtype.kind in "iu":
             self.cursor(_DATATYPE).wrong(
                 "IEEE floats or strings", f"type {_INTEGER} of {self.dtype.itemsize} bytes"

@@ -193,6 +193,23 @@ def test_load_names_the_reader_of_a_foreign_file(file, message):
         fastgru.load(DATA / file)
 
 
+def test_inspect_shows_the_mask_that_the_model_gives(capsys):
+    assert main(["inspect", str(DATA / "whole" / "classifier.keras")]) == 0
+    shown = capsys.readouterr().out
+    assert shown.count("    mask: ") == 2
+    assert "ids != 0" in shown
+
+
+def test_run_reminds_of_the_mask(tmp_path, capsys):
+    x = np.zeros((2, 3, 5), "float32")
+    np.save(tmp_path / "IN.npy", x)
+    assert run(tmp_path, DATA / "whole" / "classifier.keras", "--name", "both").shape == (2, 3, 8)
+    said = capsys.readouterr().err
+    assert said.startswith("fastgru run: warning: ")
+    assert "pass mask = ids != 0" in said
+    assert said.count("\n") == 1
+
+
 def test_warnings_of_a_reader_are_lines(tmp_path, capsys):
     layer = built(fastgru.GRU(H))
     np.savez(tmp_path / "m.npz", **keras_named(layer, "gru/"))
