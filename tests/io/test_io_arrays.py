@@ -17,7 +17,10 @@ from exhaustive import EVERYTHING
 
 from fastgru.io import from_keras, from_onnx, from_torch, read_arrays
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*the model gives it a mask:UserWarning"),
+]
 
 DATA = Path(__file__).parents[1] / "data"
 RNG = np.random.default_rng(3)
