@@ -102,6 +102,37 @@ def test_safetensors(tmp_path):
     same(read_arrays(tmp_path / "m.safetensors"), ARRAYS)
 
 
+def test_tied_tensors_are_there_under_both_names(tmp_path):
+    from_numpy = pytest.importorskip("safetensors.numpy", reason="fastgru[safetensors]")
+    metadata = {"format": "pt", "head.weight": "emb.weight"}  # as save_model writes them
+    from_numpy.save_file(ARRAYS, tmp_path / "m.safetensors", metadata)
+    expected = ARRAYS | {"head.weight": ARRAYS["emb.weight"]}
+    same(read_arrays(tmp_path / "m.safetensors"), expected)
+
+
+def test_an_index_of_shards(tmp_path):
+    from_numpy = pytest.importorskip("safetensors.numpy", reason="fastgru[safetensors]")
+    places = {}
+    for number, (name, array) in enumerate(ARRAYS.items()):
+        file = f"model-{number % 2 + 1:05d}-of-00002.safetensors"
+        places.setdefault(file, {})[name] = array
+    for file, part in places.items():
+        from_numpy.save_file(part, tmp_path / file)
+    names = {name: file for file, part in places.items() for name in part}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    same(read_arrays(index), ARRAYS)
+
+
+def test_bfloat16_of_hdf5(tmp_path):
+    h5py = pytest.importorskip("h5py", reason="it writes the file")
+    ml_dtypes = pytest.importorskip("ml_dtypes", reason="bfloat16, as Keras writes it")
+    array = ARRAYS["double"].astype(ml_dtypes.bfloat16)
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file["w"] = array.view("V2")
+    same(read_arrays(tmp_path / "m.h5"), {"w": array.astype("float32")})
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_npz(save, tmp_path):
     arrays = ARRAYS | {
