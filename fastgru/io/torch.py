@@ -68,12 +68,14 @@ def from_torch(
     Parameters
     ----------
     source : path, mapping or module
-        A ``.pt`` or ``.pth`` file of ``torch.save(model.state_dict(), path)`` or of a checkpoint
-        that holds one; a ``.safetensors`` file; a state dict of NumPy arrays or torch tensors;
-        a live ``nn.GRU``, ``nn.GRUCell`` or a module with one of them in it.
+        A ``.pt`` or ``.pth`` file of ``torch.save(model.state_dict(), path)``, of a checkpoint
+        that holds one, or of a whole module; a ``.safetensors`` file; the index of a model in
+        several files; a state dict of NumPy arrays or torch tensors; a live ``nn.GRU``,
+        ``nn.GRUCell`` or a module with one of them in it.
     prefix : str
         What the keys of the wanted GRU begin with, as ``"encoder.gru"``. It may be left out if
         there is only one GRU. ``"."`` is the GRU whose keys have no prefix, among others that have.
+        ``module.`` and ``_orig_mod.``, of torch's wrappers, may be left out of it.
     verify : pair of array_like, optional
         An input (B, T, I) and torch's output for it (``batch_first=True``), which is compared
         with this layer's.
@@ -93,8 +95,10 @@ def from_torch(
     ------
     ValueError
         The source has no GRU, or several and no prefix is given (the message lists them); it is
-        an LSTM or plain RNN; shapes do not fit; the file is damaged, or has objects other than
-        tensors in plain containers; the output is not the one that ``verify`` expects.
+        an LSTM or plain RNN; shapes do not fit, or layers, directions or biases are missing; the
+        file is damaged, or one of several; a weight is computed from others in a way that the
+        file does not tell (weight_norm and pruning are computed); the output is not the one that
+        ``verify`` expects.
     ImportError
         A ``.safetensors`` file needs the package safetensors.
 
@@ -186,9 +190,7 @@ def to_torch(layer: Any) -> dict[str, np.ndarray]:
 # ---- which GRU -----------------------------------------------------------------------------------
 
 
-def _modules(
-    tensors: Mapping[str, LazyTensor], problems: Mapping[str, str]
-) -> list[_Module]:
+def _modules(tensors: Mapping[str, LazyTensor], problems: Mapping[str, str]) -> list[_Module]:
     """Return the modules whose tensors have torch's names of recurrent weights."""
     modules: dict[tuple[str, bool], _Module] = {}
     for key, tensor in tensors.items():
@@ -261,8 +263,9 @@ def _sizes(where: str, module: _Module) -> _Sizes:
         for role, tensor in part.items():
             if tensor.problem:
                 raise ValueError(
-                    f"{where}: expected {module.key(place, role)} as a tensor of {', '.join(FLOATS)}, "
-                    f"got {tensor.problem}; make it a plain tensor before saving"
+                    f"{where}: expected {module.key(place, role)} as a tensor of "
+                    f"{', '.join(FLOATS)}, got {tensor.problem}; make it a plain tensor "
+                    "before saving"
                 )
     layers = 1 + max(layer for layer, _ in module.parts)
     directions = 1 + max(direction for _, direction in module.parts)
@@ -329,9 +332,7 @@ def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state:
     return result
 
 
-def _converted(
-    tensors: list[LazyTensor], dtype: str, kept: dict[object, Any]
-) -> list[np.ndarray]:
+def _converted(tensors: list[LazyTensor], dtype: str, kept: dict[object, Any]) -> list[np.ndarray]:
     """Return kernel, recurrent kernel and bias; of tied tensors the same arrays, from ``kept``.
 
     So a file in which many layers share a tensor does not take more memory than its size allows.

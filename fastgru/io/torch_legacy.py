@@ -63,8 +63,12 @@ class LegacyFile:
                 f"{str(protocol)[:50]}"
             )
         order = "little" if little else "big"
-        if not isinstance(keys, list) or len({key for key in keys if type(key) is str}) != len(keys):
-            raise ValueError(f"{self.where}: damaged: its list of storages has other keys than names")
+        if not isinstance(keys, list) or len({key for key in keys if type(key) is str}) != len(
+            keys
+        ):
+            raise ValueError(
+                f"{self.where}: damaged: its list of storages has other keys than names"
+            )
         self._places: dict[str, tuple[int, int]] = {}
         for key in keys:
             storage = main.storages.get(key)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 MOST_INSTRUCTIONS = 2 << 20
 MOST_BYTES = 64 << 20
 MOST_INTEGER_BYTES = 32  # longer ones take time to hash
+MOST_AXES = 64
 _LONGEST_NAME = 200  # of a class, in messages
 
 # torch's names of storages, and the element type of each. NumPy has no bfloat16.
@@ -60,7 +61,7 @@ _UNLIKE |= {"torch._utils._rebuild_nested_tensor": "a nested tensor"}
 
 
 _ARGUMENTS_KNOWN = (
-    "collections.OrderedDict",
+    *_DICTS,
     "_rebuild_parameter",
     "_rebuild_parameter_with_state",
     "_rebuild_tensor",
@@ -388,10 +389,13 @@ def _made(m: Machine, function: Any, arguments: tuple[Any, ...]) -> Any:
                     return _made(m, _Global(inner), args)
                 return Skipped(cls)
     short = name.rpartition(".")[2] if name.startswith("torch._utils.") else name
+    if short not in _ARGUMENTS_KNOWN:
+        return Skipped(_UNLIKE.get(name, function.name))
     match short, arguments:
         case ("collections.OrderedDict", ()) | ("collections.defaultdict", _):
             return {}
         case "collections.OrderedDict", (list(pairs) | tuple(pairs),):
+            m.count += len(pairs)  # which may be in the file once and be used many times
             if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
                 raise m.wrong("other pairs than keys and values")
             m.push({})
@@ -403,24 +407,24 @@ def _made(m: Machine, function: Any, arguments: tuple[Any, ...]) -> Any:
         case (
             "_rebuild_tensor" | "_rebuild_tensor_v2" | "_rebuild_tensor_v3",
             (storage, int(offset), tuple(shape), tuple(strides), *rest),
-        ) if all(type(n) is int for n in (*shape, *strides)):
-            return _tensor(m, short, PickledTensor(storage, offset, shape, strides), rest)
-        case _ if short not in _ARGUMENTS_KNOWN:
-            return Skipped(_UNLIKE.get(name, function.name))
+        ) if max(len(shape), len(strides)) <= MOST_AXES and all(
+            type(n) is int for n in (*shape, *strides)
+        ):
+            tensor = PickledTensor(storage, offset, shape, strides)
+            return _tensor(m, short, storage, tensor, rest)
     raise m.wrong(f"other arguments than torch.save gives {short}")
 
 
-def _tensor(m: Machine, function: str, tensor: PickledTensor, rest: list[Any]) -> Any:
+def _tensor(m: Machine, function: str, storage: Any, tensor: PickledTensor, rest: list[Any]) -> Any:
     """Return a tensor, or what it is if its numbers are not those in the storage."""
-    storage = tensor.storage
     if isinstance(storage, Skipped):
         return storage
     if not isinstance(storage, Storage):
         raise m.wrong(f"other arguments than torch.save gives {function}")
     version_3 = function == "_rebuild_tensor_v3"
     metadata = rest[2 + version_3] if len(rest) > 2 + version_3 else None
-    if isinstance(metadata, dict) and any(metadata.values()):
-        return Skipped(f"a tensor with {', '.join(map(str, list(metadata)[:3]))}")
+    if isinstance(metadata, dict) and metadata:  # {"neg": True}: the numbers are their negatives
+        return Skipped("a view that negates or conjugates its numbers")
     if version_3:
         match rest:
             case (_, _, _Global(dtype), *_) if dtype.startswith("torch."):

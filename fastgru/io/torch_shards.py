@@ -28,8 +28,8 @@ def read_index(path: Path) -> Index:
     ValueError
         The file is no such index, or names files outside its folder, or files that are not there.
     """
-    with open(path, "rb") as file:
-        text = file.read(MOST_INDEX_BYTES + 1)
+    with open(path, "rb") as opened:
+        text = opened.read(MOST_INDEX_BYTES + 1)
     if len(text) > MOST_INDEX_BYTES:
         raise ValueError(f"{path}: expected an index of at most {MOST_INDEX_BYTES} bytes, got more")
     try:
@@ -54,7 +54,9 @@ def read_index(path: Path) -> Index:
         if not shard.is_file():
             raise ValueError(f"{path}: expected the file {file} in its folder, which is not there")
         if shard.resolve().parent not in homes:
-            raise ValueError(f"{path}: expected files in its folder, got a link to {file} elsewhere")
+            raise ValueError(
+                f"{path}: expected files in its folder, got a link to {file} elsewhere"
+            )
     metadata = index.get("metadata")
     pairs = metadata.items() if isinstance(metadata, dict) else ()
     return Index(path.parent, files, {k: v for k, v in pairs if isinstance(v, str)})

@@ -1,8 +1,8 @@
 """Where PyTorch's weights come from: files of torch.save, safetensors, dicts, live modules.
 
-`opened` gives each source as a `Source`: its recurrent weights as `LazyTensor` by dotted names. Their
-shapes and dtypes are known from the start. A tensor's bytes are read when the caller has checked its
-shape.
+`opened` gives each source as a `Source`: its recurrent weights as `LazyTensor` by dotted names.
+Their shapes and dtypes are known from the start. A tensor's bytes are read when the caller has
+checked its shape.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     Storages = Callable[[str], bytes | memoryview]
 
 DEEPEST = 64  # nested dicts and modules
-LONGEST_NAME = 4096
+LONGEST_NAME = 1024
 _ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class Source(NamedTuple):
     """An open source.
 
-    ``weights`` are by torch's plain names; ``problems`` say of modules, by prefix, why their weights
-    cannot be told with certainty. ``where`` names the source in messages.
+    ``weights`` are by torch's plain names; ``problems`` say of modules, by prefix, why their
+    weights cannot be told with certainty. ``where`` names the source in messages.
     """
 
     where: str
@@ -210,8 +210,9 @@ def _state_of(module: Any) -> dict[str, Any]:
     # Weights that are plain tensors: a GRU computes with them, but its state dict has them not.
     longer = {(found[0], found[1]) for found in map(split, state) if found and found[2]}
     for prefix, inner in modules.items():
-        roles = _ROLES if hasattr(inner, "hidden_size") else ()
-        for base in getattr(inner, "_flat_weights_names", roles):
+        own = vars(inner)  # not getattr: torch.compile's wrapper has its module's attributes
+        roles = _ROLES if "hidden_size" in own else ()
+        for base in own.get("_flat_weights_names", roles):
             name = f"{prefix}.{base}".removeprefix(".")
             if name not in state and (prefix, base) not in longer:
                 value = getattr(inner, base, None)
@@ -222,9 +223,7 @@ def _state_of(module: Any) -> dict[str, Any]:
 
 def _live(where: str, mapping: Any) -> dict[str, LazyTensor]:
     """Return the tensors of a state dict of arrays or torch tensors."""
-    return _by_name(
-        where, ((name, _in_memory(value)) for name, value in _tensors(mapping, where))
-    )
+    return _by_name(where, ((name, _in_memory(value)) for name, value in _tensors(mapping, where)))
 
 
 def _in_memory(value: Any) -> LazyTensor:
@@ -332,8 +331,8 @@ def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str,
         raise ValueError(f"{where}: expected a state dict, got a {kind}; save state_dict()")
     if isinstance(tree, Skipped) and not any(True for _ in tree.children()):
         raise ValueError(
-            f"{where}: expected a state dict or a module, got an object of class {tree.name}, which "
-            "is not made here: nothing in a file is executed; save model.state_dict()"
+            f"{where}: expected a state dict or a module, got an object of class {tree.name}, "
+            "which is not made here: nothing in a file is executed; save model.state_dict()"
         )
 
     def lazy(name: str, value: Any) -> LazyTensor:

@@ -67,13 +67,9 @@ def split(name: str) -> tuple[str, str, str] | None:
     return prefix, base, last[len(base) :].removeprefix("_")
 
 
-def joined(prefix: str, base: str, rest: str = "") -> str:
-    """Return the name that `split` takes apart."""
-    if rest.startswith(_PATH):
-        last = f"{_PATH}{base}.{rest.removeprefix(_PATH)}"
-    else:
-        last = f"{base}_{rest}" if rest else base
-    return f"{prefix}.{last}" if prefix else last
+def joined(prefix: str, base: str) -> str:
+    """Return the plain name of a weight in a module."""
+    return f"{prefix}.{base}" if prefix else base
 
 
 def resolved(
@@ -96,10 +92,13 @@ def resolved(
     weights: dict[str, LazyTensor] = {}
     problems: dict[str, str] = {}
     originals: dict[tuple[str, str], dict[str, LazyTensor]] = {}
+    full: dict[tuple[str, str, str], str] = {}
+    dropped: dict[str, tuple[str, str, str]] = {}
     for name, tensor in tensors.items():
         prefix, base, rest = split(name) or ("", name, "")
         if rest:
             originals.setdefault((prefix, base), {})[rest] = tensor
+            full[prefix, base, rest] = name
         else:
             weights[name] = tensor
     prefixes = {name.rpartition(".")[0] for name in weights}
@@ -111,23 +110,36 @@ def resolved(
             weights[name] = made if copy is None else _compared(name, made, copy)
             prefixes.add(prefix)
             continue
-        names = " and ".join(joined(prefix, base, rest) for rest in sorted(parts)[:3])
+        names = " and ".join(full[prefix, base, rest] for rest in sorted(parts)[:3])
         text = f"got {names}, {made}"
-        if any(rest == "raw" for rest in parts):
-            # The module of weight drop holds the original, a module inside it the copy.
-            for other in prefixes:
-                if other == prefix or not prefix or other.startswith(f"{prefix}."):
-                    copied, original = joined(other, base), joined(prefix, base, "raw")
-                    advice = f"state[{copied!r}] = state.pop({original!r})"
-                    problems.setdefault(
-                        other, f"{text}; put the original in the place of its copy: {advice}"
-                    )
+        if "raw" in parts:
+            dropped.setdefault(prefix, (base, full[prefix, base, "raw"], text))
         else:
             problems.setdefault(prefix, text)
-            parts_with_shape = [part for part in parts.values() if len(part.shape) == 2]
-            if parts_with_shape:  # so that the module is seen, and refused by its name
-                weights.setdefault(name, max(parts_with_shape, key=lambda part: part.shape))
+            if prefix in prefixes or f"{_PATH}original" in parts or "orig" in parts:
+                weights.setdefault(name, _placeholder(parts))
+    # The module of weight drop holds the original, a module inside it the copy.
+    for prefix in prefixes if dropped else ():
+        words = prefix.split(".") if prefix else []
+        for count in range(len(words), -1, -1):
+            found = dropped.get(".".join(words[:count]))
+            if found:
+                base, original, text = found
+                advice = f"state[{joined(prefix, base)!r}] = state.pop({original!r})"
+                problems.setdefault(
+                    prefix, f"{text}; put the original in the place of its copy: {advice}"
+                )
+                break
     return weights, problems
+
+
+def _placeholder(parts: dict[str, LazyTensor]) -> LazyTensor:
+    """Return what stands for a weight that cannot be computed, so that its module is seen."""
+    for name in ("orig", f"{_PATH}original"):
+        shape = parts[name].shape if name in parts else ()
+        if len(shape) == 2 and shape[0] > shape[1]:  # a square may be in the place of any matrix
+            return parts[name]
+    return unreadable("parts of a weight")
 
 
 def _computed(parts: dict[str, LazyTensor]) -> LazyTensor | str:
@@ -154,9 +166,7 @@ def _computed(parts: dict[str, LazyTensor]) -> LazyTensor | str:
             )
         return _derived(orig, mask, partial(_pruned, orig, mask))
     if "raw" in names:
-        return (
-            "weight drop's original beside its copy, which is what the last dropout left of it"
-        )
+        return "weight drop's original beside its copy, which is what the last dropout left of it"
     ends = {name.rpartition(".")[2].strip("_") for name in names}
     if "u" in ends:
         kind = "spectral_norm's"
@@ -165,16 +175,17 @@ def _computed(parts: dict[str, LazyTensor]) -> LazyTensor | str:
     elif f"{_PATH}original" in names:
         kind = "of a parametrization that the file does not name"
     else:
-        kind = "which is no name of torch's for a part of a weight"
+        return (
+            "which torch gives no part of a weight; take it out of the state dict if the GRU does "
+            "not use it"
+        )
     return (
-        f"{kind}; the weights of weight_norm and of pruning can be computed here, no others: take "
-        "it out before saving (torch.nn.utils.parametrize.remove_parametrizations, or remove_...)"
+        f"{kind}; only weight_norm and pruning can be computed here: before saving, take it out of "
+        "the module (torch.nn.utils.parametrize.remove_parametrizations, remove_spectral_norm)"
     )
 
 
-def _derived(
-    main: LazyTensor, other: LazyTensor, read: Callable[[], np.ndarray]
-) -> LazyTensor:
+def _derived(main: LazyTensor, other: LazyTensor, read: Callable[[], np.ndarray]) -> LazyTensor:
     """Return the tensor that is computed from two, in the shape of the first."""
     known = main.identity is not None and other.identity is not None
     dtype = "float64" if main.dtype == "float64" else "float32"

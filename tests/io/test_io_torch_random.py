@@ -8,7 +8,7 @@ from fastgru import io
 
 pytest.importorskip("torch", reason="writes models with PyTorch: pip install torch")
 pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
-from torch_random import random_case  # noqa: E402
+from torch_random import random_case
 
 COUNT = 300 if EVERYTHING else 60
 REFUSED = ("spectral", "other")  # their formulas are in no file

@@ -40,7 +40,9 @@ def tie(gru, rng):
 
 def change(gru, rng):
     """Norms, pruning, parametrizations, ties; say which."""
-    kind = str(rng.choice(["none", "none", "tie", "norm", "old norm", "prune", "spectral", "other"]))
+    kind = str(
+        rng.choice(["none", "none", "tie", "norm", "old norm", "prune", "spectral", "other"])
+    )
     if kind == "tie":
         tie(gru, rng)
     for name in names_of(gru, rng) if kind not in ("none", "tie") else ():
