@@ -6,12 +6,13 @@ heap of blocks (a fractal heap) each link lies. See `fastgru.io.hdf5` for bounds
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from fastgru.io.hdf5 import Cursor, File
+File = Any  # `fastgru.io.hdf5.File` and its `Cursor`: that module imports this one
+Cursor = Any
 
 _BY_NAME = 5  # type of records: hash, identifier
 _HASH_BYTES = 4

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -50,6 +51,8 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 # Bytes of JSON. Python's objects can take twenty times as many. A vocabulary makes a config large,
 # and lies in the file as text, so a larger file may have a larger config.
 LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
+# Wrappers that put other weights in the place of those that the file has.
+_COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
 
@@ -185,6 +188,12 @@ def _loaded(
     found = []
     for config, arrays, mask in parts:
         with errors_at(f"{place}: {config.name}"):
+            if _COMPUTES_WEIGHTS.search(config.wrapper):
+                raise ValueError(
+                    f"expected a layer that computes with the weights in the file, got one in "
+                    f"{config.wrapper}, which makes others of them: load the model there, take the "
+                    "wrapper off, and save the layer with the weights that it computes with"
+                )
             layer = deserialize_layer(config.form, custom_objects)
             convention = fill(layer, arrays(layer))
         recognised = f"{place}: {config.class_name}"

@@ -123,7 +123,9 @@ def arrays_at(root: Group, group: str, layer: Any) -> list[list[np.ndarray]]:
         elif (half, key) in read:
             arrays = read[half, key]
         else:
-            raise ValueError(f"expected weights at {group}{part.group}vars in {root.place}, got none")
+            raise ValueError(
+                f"expected weights at {group}{part.group}vars in {root.place}, got none"
+            )
         result.append(arrays)
     return result
 

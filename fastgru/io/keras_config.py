@@ -61,6 +61,8 @@ class LayerConfig(NamedTuple):
         How many GRU cells it has.
     owner_frozen : bool
         Whether the layer of the outermost model that it is, or is in, is not trainable.
+    wrapper : str
+        The class of the wrapper around it, or empty.
     """
 
     path: tuple[str, ...]
@@ -70,6 +72,7 @@ class LayerConfig(NamedTuple):
     frozen: bool
     cells: int
     owner_frozen: bool = False
+    wrapper: str = ""
 
     @property
     def name(self) -> str:
@@ -133,7 +136,7 @@ def recurrent_layers(
             for config in configs:
                 # The wrapper's name is enough where there is one GRU in it.
                 names = (*path, key, *config.path[len(path) :]) if several else config.path
-                yield config._replace(path=names)
+                yield config._replace(path=names, wrapper=model["class_name"])
 
 
 def _is_frozen(config: Any) -> bool:

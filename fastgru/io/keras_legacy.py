@@ -10,7 +10,7 @@ renamed. Where both speak and differ, there is no way to know, and that is an er
 from __future__ import annotations
 
 import re
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.hdf5 import Array
@@ -230,7 +230,7 @@ class LegacyModel:
                 for name, cells in by_layer.items()
                 for cell in cells
             ]
-        first = {key: cell for key, cell in zip(reversed(keys), reversed(wanted), strict=True)}
+        first = dict(zip(reversed(keys), reversed(wanted), strict=True))
         once = [(key, first[key]) for key in dict.fromkeys(keys)]
         cells = [cell for _, cell in once]
         owner_frozen = any(config.owner_frozen for config in configs)
@@ -285,7 +285,7 @@ def _fit(wanted: Sequence[WantedCell], cells: Sequence[StoredCell]) -> bool:
     """Say whether sizes, biases and halves of a Bidirectional are those of the wanted cells."""
     before: StoredCell | None = None
     for want, cell in zip(wanted, cells, strict=True):
-        if want.units != cell.units or want.half and cell.half not in ("", want.half):
+        if want.units != cell.units or (want.half and cell.half not in ("", want.half)):
             return False
         if len(cell.names) not in (want.arrays, 9):
             return False
@@ -425,8 +425,4 @@ def _numbered(cells: Sequence[StoredCell]) -> bool:
     matches = [_AUTOMATIC.fullmatch(cell.parts[-1]) for cell in cells]
     pairs = [(m[1], int(m[2] or 0)) for m in matches if m is not None]
     numbers = [number for _, number in pairs]
-    return len({stem for stem, _ in pairs}) == 1 and all(
-        a < b for a, b in zip(numbers, numbers[1:], strict=False)
-    )
-
-
+    return len({stem for stem, _ in pairs}) == 1 and all(a < b for a, b in pairwise(numbers))

@@ -49,11 +49,13 @@ def _pass_on(
     config, name = layer["config"], layer["class_name"]
     if name == "Masking":
         value = config.get("mask_value", 0.0) if isinstance(config, dict) else 0.0
-        return f"Masking layer {layer_name(layer)!r}: pass mask = (x != {value!r}).any(-1), of its x"
+        return (
+            f"Masking layer {layer_name(layer)!r}: pass mask = (x != {value!r}).any(-1), of its x"
+        )
     if name == "Embedding" and isinstance(config, dict) and config.get("mask_zero"):
         return f"Embedding layer {layer_name(layer)!r}: pass mask = ids != 0, of its ids"
     layers = config if isinstance(config, list) else config.get("layers")
-    if isinstance(layers, list):
+    if isinstance(layers, (list, tuple)):
         inside = [part for part in layers if is_object(part)]
         return _through_model(inside, path, mask, notes) if len(path) < _MOST_NESTED else mask
     recurrent = name in _RECURRENT or count_cells(layer) > 0
@@ -107,17 +109,17 @@ def _through_model(
 
 def _inputs(nodes: Any) -> Iterator[str]:
     """Yield the layers that a layer's ``inbound_nodes`` name, in the form of Keras 2 or 3."""
-    todo = list(nodes) if isinstance(nodes, list) else []
+    todo = list(nodes) if isinstance(nodes, (list, tuple)) else []
     while todo:
         part = todo.pop()
         if isinstance(part, dict):
             history = part.get("config")
             history = history.get("keras_history") if isinstance(history, dict) else None
-            if isinstance(history, list) and history and isinstance(history[0], str):
+            if isinstance(history, (list, tuple)) and history and isinstance(history[0], str):
                 yield history[0]
             elif "args" in part:
                 todo.append(part["args"])
-        elif isinstance(part, list):
+        elif isinstance(part, (list, tuple)):  # live configs have tuples
             if part and isinstance(part[0], str):  # Keras 2: [layer, node, tensor, arguments]
                 yield part[0]
             else:
@@ -126,7 +128,7 @@ def _inputs(nodes: Any) -> Iterator[str]:
 
 def _takes_mask(nodes: Any) -> bool:
     """Say whether a call in the form of Keras 3 has an argument ``mask``."""
-    return isinstance(nodes, list) and any(
+    return isinstance(nodes, (list, tuple)) and any(
         isinstance(node, dict)
         and isinstance(node.get("kwargs"), dict)
         and node["kwargs"].get("mask") not in (None, [None])

@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from fastgru.io.keras_legacy import StoredCell
 
 _MOST_METADATA = 1 << 16
-_KINDS = "gru|rnn|bidirectional"
+_MOST_NESTED = 64  # groups
+_KINDS = "gru|rnn|bidirectional|cu_dnngru"
 
 
 def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
@@ -146,7 +147,8 @@ def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list
         return [cell for arrays in named for cell in arrays or []]
     unnamed = _automatic([part.name for part in parts])
     some = any(arrays is not None for arrays in named)
-    if (some and not unnamed) or len(groups) != len(parts):
+    ordered = len(parts) == 1 or unnamed or (not some and _automatic(list(groups)))
+    if not ordered or len(groups) != len(parts):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
             f"{', '.join(groups) or 'none'}; give the layer the name that it has there"
@@ -243,7 +245,9 @@ def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
 
 def _is_recurrent(key: str) -> bool:
     """Say whether a group of this name has GRUs, or may have them inside."""
-    return re.fullmatch(rf"({_KINDS}|time_distributed|sequential|functional)(_\d+)?", key) is not None
+    return (
+        re.fullmatch(rf"({_KINDS}|time_distributed|sequential|functional)(_\d+)?", key) is not None
+    )
 
 
 def _automatic(names: list[str]) -> bool:
@@ -275,7 +279,7 @@ def _places(layer: Any, root: Any) -> list[_Place]:
     todo: list[tuple[str, Any, tuple[str, ...]]] = [("", root, ())]
     while todo:
         group, node, around = todo.pop()
-        if id(node) in seen:
+        if id(node) in seen or group.count("/") > _MOST_NESTED:
             continue
         seen.add(id(node))
         own = _name_at(root, group)
@@ -290,9 +294,8 @@ def _places(layer: Any, root: Any) -> list[_Place]:
             below = node.group(name)
             if name != "vars" and below is not None:
                 # What is in a wrapper is known by the wrapper's name too.
-                outer = () if group.endswith("layers/") or not own else (own, *around)
-                outer = around if group.endswith("layers/") else outer
-                todo.append((f"{group}{name}/", below, () if name == "layers" else outer))
+                outer = (own, *around) if own and group and name != "layers" else ()
+                todo.append((f"{group}{name}/", below, outer))
     return list(found.values())
 
 
@@ -303,9 +306,10 @@ def _has(root: Any, group: str, layer: Any) -> bool:
         if variables is None:
             return False
         kernel, recurrent = variables.get("0"), variables.get("1")
-        for array in (kernel, recurrent):
-            if not isinstance(array, hdf5.Array) or len(array.shape) != 2:
-                return False
+        if not isinstance(kernel, hdf5.Array) or not isinstance(recurrent, hdf5.Array):
+            return False
+        if len(kernel.shape) != 2 or len(recurrent.shape) != 2:
+            return False
         if not kernel.shape[1] == recurrent.shape[1] == 3 * recurrent.shape[0]:
             return False
     return True

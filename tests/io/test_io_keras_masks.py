@@ -9,7 +9,10 @@ from keras_support import keras
 import fastgru
 from fastgru.io import from_keras
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Layer .* was passed an input with a mask:UserWarning"),
+]
 
 L = keras.layers
 T, H = 5, 3
@@ -86,7 +89,7 @@ def test_no_mask(form, tmp_path):
     outputs = [
         gru("plain")(x),
         gru("free")(L.Embedding(9, 4)(ids)),
-        gru("behind")(L.Reshape((T, 1))(gru("last")(L.Conv1D(5, 1)(x)))),
+        gru("behind")(L.Reshape((H, 1))(gru("last")(L.Conv1D(5, 1)(x)))),
     ]
     assert notes(saved([x, ids], outputs, form, tmp_path)) == []
 
@@ -101,7 +104,7 @@ def test_the_advice_gives_keras_numbers(tmp_path):
     values[1, 2:] = -1
     words[:, 3:] = 0
     expected = model([values, words])
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="the model gives it a mask"):
         layers = from_keras(tmp_path / "m.keras")
     got = layers["a"](values, mask=(values != -1).any(-1))
     np.testing.assert_allclose(got, np.asarray(expected[0]), rtol=0, atol=1e-5)

@@ -146,13 +146,33 @@ def test_built_in_another_model(form, tmp_path):
     same(from_keras(saved(model, tmp_path / f"m{form}"), "inner/g"), theirs)
 
 
-@pytest.mark.parametrize("name", ["слой", "a/b", "é" * 40, "日本"])
+@pytest.mark.parametrize("name", ["слой", "é" * 40, "日本"])
 @pytest.mark.parametrize("count", [1, 8, 20])
 def test_names(name, count, tmp_path):
-    inner = [gru(f"{name}{i}") for i in range(count)]
-    layers = from_keras(saved(through(*inner), tmp_path / "m.h5"))
+    inner = [gru() for _ in range(count)]
+    model = through(*inner)
+    for i, theirs in enumerate(inner):
+        theirs.name = f"{name}{i}"
+    layers = from_keras(saved(model, tmp_path / "m.h5"))
     for theirs in inner:
         same(layers[theirs.name], theirs)
+
+
+def test_slashes_of_keras_2(tmp_path):
+    """Keras 2 takes slashes in names, and makes groups in groups of them."""
+    inner = {"a_1": gru("a_1"), "a_2": gru("a_2")}
+    path = saved(through(*inner.values()), tmp_path / "m.h5")
+    with h5py.File(path, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace("a_", "a/")
+        group = file["model_weights"]
+        names = [name.replace("a_", "a/") for name in group.attrs["layer_names"]]
+        group.attrs["layer_names"] = names
+        for name in inner:
+            group.move(name, name.replace("a_", "a/"))
+    layers = from_keras(path)
+    assert list(layers) == ["a/1", "a/2"]
+    for name, theirs in inner.items():
+        same(layers[name.replace("a_", "a/")], theirs)
 
 
 @pytest.mark.parametrize("form", [".h5", ".keras"])
@@ -194,6 +214,9 @@ class Outer(L.Layer):
     def call(self, x):
         return self.rnn(x)
 
+    def compute_output_shape(self, shape):
+        return self.rnn.compute_output_shape(shape)
+
     def get_config(self):
         return {**super().get_config(), "rnn": keras.saving.serialize_keras_object(self.rnn)}
 
@@ -215,6 +238,18 @@ def test_wrappers(form, tmp_path):
     same(from_keras(saved(model, tmp_path / f"a{form}"), "lines"), rows)
     model = through(Outer(own, name="outer"))
     same(from_keras(saved(model, tmp_path / f"b{form}"), "outer"), own)
+
+
+@keras.saving.register_keras_serializable("theirs")
+class WeightNormalization(Outer):
+    """As tensorflow_addons has it: the layer runs with other weights than it stores."""
+
+
+@pytest.mark.parametrize("form", [".h5", ".keras"])
+def test_wrappers_that_compute_weights_are_refused(form, tmp_path):
+    path = saved(through(WeightNormalization(gru("g"), name="w")), tmp_path / f"m{form}")
+    with pytest.raises(ValueError, match="WeightNormalization, which makes others of them"):
+        from_keras(path)
 
 
 @pytest.mark.parametrize("form", [".h5", ".keras"])
@@ -257,7 +292,9 @@ def test_weights_of_a_subclassed_model(tmp_path):
 
 
 @pytest.mark.parametrize("form", [".h5", ".weights.h5", ".keras"])
-@pytest.mark.parametrize("names", [("dec",), ("enc",), ("dec", "enc"), ("mid", "dec")], ids="-".join)
+@pytest.mark.parametrize(
+    "names", [("dec",), ("enc",), ("dec", "enc"), ("mid", "dec")], ids="-".join
+)
 def test_sequential_takes_the_layers_that_it_names(form, names, tmp_path):
     theirs = {name: gru(name) for name in ("enc", "mid", "dec")}
     path = saved(through(*theirs.values()), tmp_path / f"m{form}")
@@ -272,7 +309,7 @@ def test_sequential_takes_the_layers_that_it_names(form, names, tmp_path):
 def test_sequential_of_other_names_is_refused(form, names, tmp_path):
     path = saved(through(*(gru(name) for name in ("enc", "mid", "dec"))), tmp_path / f"m{form}")
     ours = fastgru.Sequential([fastgru.GRU(H, name=name, **SEQUENCES) for name in names])
-    with pytest.raises(ValueError, match="expected weights of .*x.*enc"):
+    with pytest.raises(ValueError, match=r"expected weights of .*x.*enc"):
         load_keras_weights(ours, path)
 
 
@@ -319,7 +356,7 @@ def test_a_layer_into_a_cell_and_back(form, tmp_path):
     assert all(map(np.array_equal, ours.get_weights(), back.get_weights()))
 
 
-@pytest.mark.parametrize("size", [1e-7, 1e-6, 1e-4])
+@pytest.mark.parametrize("size", [2e-7, 1e-6, 1e-4])
 def test_shards(size, tmp_path):
     theirs = {name: gru(name) for name in "ab"}
     randomised(model := through(*theirs.values()))
@@ -384,7 +421,9 @@ def test_hard_sigmoid_of_an_unknown_keras(tmp_path):
 @pytest.mark.parametrize("form", [".h5", ".keras"])
 @pytest.mark.parametrize("dtype", ["float64", "mixed_float16", "float16", "mixed_bfloat16"])
 def test_dtypes_inside_wrappers(form, dtype, tmp_path):
-    theirs = L.Bidirectional(L.RNN([L.GRUCell(H, dtype=dtype), L.GRUCell(H)]), name="b")
+    # Keras' NumPy backend has no orthogonal matrices of float16.
+    first = L.GRUCell(H, dtype=dtype, recurrent_initializer="glorot_uniform")
+    theirs = L.Bidirectional(L.RNN([first, L.GRUCell(H)]), name="b")
     path = saved(through(theirs), tmp_path / f"m{form}")
     ours = from_keras(path, "b")
     assert ours.dtype == ("float64" if dtype == "float64" else "float32")

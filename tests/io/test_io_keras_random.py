@@ -33,7 +33,7 @@ class Maker:
 
     def name(self):
         """A name, or None for Keras' own."""
-        names = ("a", "b", "слой", "a/b", "forward_x")
+        names = ("a", "b", "слой", "forward_x", "backward_x")
         chosen = self.rng.choice((None, None, *names))
         number = len(self.recurrent) + len(self.parts)
         return chosen and f"{chosen}{number}"
@@ -90,7 +90,9 @@ class Maker:
         name = None if self.rng.random() < 0.6 else f"part{depth}_{len(self.parts)}"
         x = keras.Input((4, features))
         if self.rng.random() < 0.3:
-            made = keras.Sequential([x, L.BatchNormalization(), self.layer_for(features)], name=name)
+            made = keras.Sequential(
+                [x, L.BatchNormalization(), self.layer_for(features)], name=name
+            )
         else:
             made = keras.Model(x, self.through(x, depth), name=name)
         self.parts.append(made)
@@ -169,7 +171,7 @@ def inner_policies(layer):
 
 @pytest.mark.parametrize("form", [".h5", ".keras"])
 def test_right_or_refused(form, tmp_path):
-    refused, total, wrong, sentences = 0, 0, [], set()
+    refused, total, wrong = [], 0, []
     for seed in range(COUNT):
         keras.backend.clear_session()
         try:
@@ -185,14 +187,13 @@ def test_right_or_refused(form, tmp_path):
                     warnings.simplefilter("error", UserWarning)
                     ours = fastgru.io.from_keras(path, name)
             except ValueError as error:
-                assert len(str(error)) > 40, error
-                refused += 1
-                sentences.add(str(error)[:300])
+                refused.append(str(error))
                 continue
             tolerance = 0.01 if "float16" in inner_policies(theirs) else 1e-5
             if not differs(ours, theirs) <= tolerance:
                 wrong.append((seed, name))
     assert not wrong, wrong
-    print(f"{form}: {total} layers, {refused} refused", *sorted(sentences)[:20], sep="\n")
+    print(f"{form}: {total} layers, {len(refused)} refused", *sorted(set(refused))[:20], sep="\n")
+    assert all("expected" in sentence for sentence in refused)
     assert total > COUNT
-    assert refused <= MOST_REFUSED * total
+    assert len(refused) <= MOST_REFUSED * total
