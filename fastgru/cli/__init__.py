@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -36,7 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # SystemExit, like KeyboardInterrupt, unwinds the stack, so that unfinished output is removed.
     before = signal.signal(signal.SIGTERM, _exit_on_sigterm)
     try:
-        options.command(options)
+        with warnings.catch_warnings():
+            # What a reader has to say about a model is a line for people, without a place in code.
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_, **__: _warn(options, message)
+            options.command(options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return _report(options, "interrupted", 130)
@@ -57,6 +62,11 @@ def _report(options: argparse.Namespace, error: object, code: int) -> int:
     return code
 
 
+def _warn(options: argparse.Namespace, message: object) -> None:
+    text = f"fastgru {options.name_of_command}: warning: {' '.join(str(message).split())}"
+    print(text, file=sys.stderr)
+
+
 def _exit_on_sigterm(*_: object) -> NoReturn:
     sys.exit(128 + signal.SIGTERM)
 
@@ -65,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastgru",
         description="Keras' GRU on NumPy arrays. MODEL is a SavedModel folder, .keras, .h5, .pt, "
-        ".pth, .onnx or .safetensors file.",
+        ".pth, .onnx, .safetensors, .npz or .npy file.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
 

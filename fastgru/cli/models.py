@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from fastgru import Bidirectional, Sequential
+from fastgru.io.foreign import expect_unpacked
 from fastgru.io.imported_layer import ImportedLayer
 
 if TYPE_CHECKING:
@@ -22,7 +24,11 @@ READERS = {
     ".pth": "torch",
     ".safetensors": "torch",  # or a file of `fastgru.save`, see _own
     ".onnx": "onnx",
+    ".npz": "named_arrays",
+    ".npy": "named_arrays",
 }
+# HDF5 may be a whole model, or weights alone.
+_HDF5 = (".h5", ".hdf5")
 
 
 def find(path: Path) -> list[ImportedLayer]:
@@ -37,19 +43,27 @@ def find(path: Path) -> list[ImportedLayer]:
     """
     if not path.exists():
         raise ValueError(f"{path}: expected a model there, found nothing")
+    expect_unpacked(path)
     kind = "" if path.is_dir() else path.suffix.lower()
     if kind not in READERS or (path.is_file() and not kind):
         kinds = ", ".join(filter(None, READERS))
         raise ValueError(f"{path}: expected a SavedModel folder or one of {kinds}, got {kind!r}")
     if kind == ".safetensors" and (own := _own(path)) is not None:
         return own
-    found: list[ImportedLayer] = importlib.import_module(f"fastgru.io.{READERS[kind]}").find(path)
+    reader = READERS[kind]
+    if kind in _HDF5 and _module("named_arrays").without_config(path):
+        reader = "named_arrays"
+    found: list[ImportedLayer] = _module(reader).find(path)
     return found
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"fastgru.io.{name}")
 
 
 def _own(path: Path) -> list[ImportedLayer] | None:
     """Return the layer of a file that `fastgru.save` wrote; None for other .safetensors files."""
-    reader: Any = importlib.import_module("fastgru.io.safetensors")
+    reader: Any = _module("safetensors")
     metadata, _ = reader.read_tensors(path)
     if "fastgru" not in metadata:
         return None
@@ -70,14 +84,20 @@ def choose(path: Path, name: str | None) -> ImportedLayer:
     if not found:
         raise ValueError(f"{path}: expected a GRU in it, found none")
     names = ", ".join(one.name for one in found)
-    if name is None:
-        if len(found) > 1:
-            raise ValueError(f"{path}: it has several GRUs; choose one with --name: {names}")
-        return found[0]
-    for one in found:
-        if one.name == name:
-            return one
-    raise ValueError(f"{path}: expected --name to be one of {names}, got {name}")
+    if name is None and len(found) > 1:
+        raise ValueError(f"{path}: it has several GRUs; choose one with --name: {names}")
+    chosen = found if name is None else [one for one in found if one.name == name]
+    if not chosen:
+        raise ValueError(f"{path}: expected --name to be one of {names}, got {name}")
+    if "assumed:" in chosen[0].recognised:
+        warnings.warn(f"{path}: {chosen[0].name}: known by {chosen[0].recognised}", stacklevel=2)
+    if chosen[0].mask:
+        warnings.warn(
+            f"{path}: {chosen[0].name}: the model gives it a mask, which its file cannot hold: "
+            f"{chosen[0].mask}; on the command line, --lengths where the padding is at the end",
+            stacklevel=2,
+        )
+    return chosen[0]
 
 
 def describe(found: Sequence[ImportedLayer]) -> str:
@@ -91,7 +111,11 @@ def describe(found: Sequence[ImportedLayer]) -> str:
         rows.append((one.name, _kind(one.layer), _shapes(one.layer), parameters, weights))
     heading, *lines = columns(rows).splitlines()
     # On lines of their own, since as columns they would be wider than a terminal.
-    more = [f"    {one.convention}\n    known by {one.recognised}" for one in found]
+    more = [
+        f"    {one.convention}\n    known by {one.recognised}"
+        + (f"\n    mask: {one.mask}" if one.mask else "")
+        for one in found
+    ]
     return "\n".join([heading, *(f"{a}\n{b}" for a, b in zip(lines, more, strict=True))])
 
 

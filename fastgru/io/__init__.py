@@ -9,6 +9,7 @@ they allocate memory. A truncated, altered or forged file raises a ValueError th
 | PyTorch | `from_torch` | `to_torch` |
 | ONNX | `from_onnx` | `to_onnx` |
 | fastgru's own | `load` | `save` |
+| all of these, .npz and .npy: the arrays alone | `read_arrays` | |
 
 Some formats need a package (safetensors, onnx; h5py to write). These packages are extras, and the
 functions import them when they need them.
@@ -18,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastgru.io.arrays import read_arrays as read_arrays
     from fastgru.io.keras import from_keras as from_keras
     from fastgru.io.keras_weights import load_keras_weights as load_keras_weights
     from fastgru.io.keras_weights import to_keras_weights as to_keras_weights
@@ -35,6 +37,7 @@ _PLACES = {
     "from_torch": "torch",
     "load": "safetensors",
     "load_keras_weights": "keras_weights",
+    "read_arrays": "arrays",
     "save": "safetensors",
     "to_keras_weights": "keras_weights",
     "to_onnx": "onnx_writer",

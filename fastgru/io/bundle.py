@@ -25,6 +25,17 @@ if TYPE_CHECKING:
 
 # tensorflow/core/framework/types.proto
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 19: np.dtype("<f2")}
+_INTEGERS = {
+    3: "<i4",
+    9: "<i8",
+    4: "u1",
+    6: "i1",
+    5: "<i2",
+    17: "<u2",
+    22: "<u4",
+    23: "<u8",
+    10: "?",
+}
 _STRING = 7
 
 _FOOTER, _MAGIC = 48, 0xDB4775248B80FB57
@@ -112,8 +123,20 @@ class Bundle:
 
         The caller must have compared the location's shape with the expected one.
         """
+        return self._array(key, self.locate(key), _DTYPES.get(self.locate(key).dtype))
+
+    def has_numbers(self, key: str) -> bool:
+        """Say whether a tensor is of floats, integers or booleans."""
+        kind = self.locate(key).dtype
+        return kind in _DTYPES or kind in _INTEGERS
+
+    def any_array(self, key: str) -> np.ndarray:
+        """Return a tensor of floats, integers or booleans."""
         location = self.locate(key)
-        dtype = _DTYPES.get(location.dtype)
+        dtype = _DTYPES.get(location.dtype) or _INTEGERS.get(location.dtype)
+        return self._array(key, location, None if dtype is None else np.dtype(dtype))
+
+    def _array(self, key: str, location: TensorLocation, dtype: np.dtype | None) -> np.ndarray:
         if dtype is None:
             raise ValueError(
                 f"{self.path}: {key}: expected float16, float32 or float64, got TensorFlow's "

@@ -36,7 +36,7 @@ _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
 _LINK_INFO, _LINK = 0x02, 0x06  # not a symbol table, in groups where a name is not plain ASCII
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Classes of datatypes, and a kind of entry in a symbol table.
-_FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 1, 3, 5, 9
+_INTEGER, _FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 0, 1, 3, 5, 9
 _SOFT_LINK = 2
 
 # Descriptions of the IEEE 754 floats without their byte order: the sign's bit and a zero; size in
@@ -275,11 +275,19 @@ class Array(Node):
         super().__init__(file, messages, path)
         form = self.cursor(_DATATYPE)
         self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
-        if self.dtype.kind not in "fV":
-            form.wrong("floats of 16, 32 or 64 bits", str(self.dtype))
 
     def read(self) -> np.ndarray:
-        """Return the array, in this machine's byte order; it may be read-only."""
+        """Return the array, native, bfloat16 as float32; it may be read-only."""
+        if self.dtype.kind in "iu":
+            self.cursor(_DATATYPE).wrong(
+                "IEEE floats or strings", f"type {_INTEGER} of {self.dtype.itemsize} bytes"
+            )
+        if self.dtype.kind not in "fV":
+            self.cursor(_DATATYPE).wrong("floats of 16, 32 or 64 bits", str(self.dtype))
+        return self.read_any()
+
+    def read_any(self) -> np.ndarray:
+        """Return the array, of floats, integers or strings."""
         layout = self.cursor(_LAYOUT)
         version, kind = layout.number(1), layout.number(1)
         if version != 3 or kind > 1 or _EXTERNAL in self._messages:
@@ -416,12 +424,16 @@ def _shape(space: Cursor) -> tuple[int, ...]:
 
 
 def _dtype(form: Cursor) -> np.dtype:
-    """Return the NumPy dtype of a datatype message: IEEE floats, or strings of fixed length."""
+    """Return the NumPy dtype of a datatype message: IEEE floats, integers, strings."""
     kind, order = form.number(1) & 15, form.number(1)
     rest = form.take(2)
     size = form.number(4)
     if kind == _STRING and size:
         return np.dtype(f"S{size}")
+    if kind == _INTEGER and size in (1, 2, 4, 8) and form.take(4) == bytes((0, 0, 8 * size, 0)):
+        return np.dtype(f"{'i' if order & 8 else 'u'}{size}").newbyteorder(
+            ">" if order & 1 else "<"
+        )
     if kind == _OPAQUE and size == 2:
         return np.dtype("V2")
     if kind == _FLOAT and order & ~1 == 0x20:  # mantissas with a hidden 1; bit 0 is the byte order

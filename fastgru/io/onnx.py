@@ -18,7 +18,7 @@ import numpy as np
 from fastgru import gates
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.onnx_activations import from_names
-from fastgru.io.onnx_graph import Model, NotConstant, Scope, attributes, unique
+from fastgru.io.onnx_graph import DOMAINS, Model, NotConstant, Scope, attributes, unique
 from fastgru.layers import GRU, Bidirectional
 
 if TYPE_CHECKING:
@@ -50,7 +50,9 @@ class _Operator(NamedTuple):
     node: Any
 
 
-def from_onnx(source: Any, node: str | None = None, *, verify: Any = None) -> Any:
+def from_onnx(
+    source: Any, node: str | None = None, *, verify: Any = None, follow_links: bool = False
+) -> Any:
     """Read the GRUs of an ONNX model.
 
     Parameters
@@ -62,6 +64,10 @@ def from_onnx(source: Any, node: str | None = None, *, verify: Any = None) -> An
     verify : pair of array_like, optional
         An input and its expected output, both in the layer's layout; this runs the layer on the
         input and compares. If the model has several nodes, give ``node`` too.
+    follow_links : bool
+        True: a file of weights beside the model may be a link that leads out of the model's folder,
+        as downloaders make them. By default such links are refused: pass True only if you trust
+        the folder.
 
     Returns
     -------
@@ -84,7 +90,7 @@ def from_onnx(source: Any, node: str | None = None, *, verify: Any = None) -> An
     -----
     Weights of float16 and bfloat16 become float32, which holds them exactly.
     """
-    model, operators = _operators(source, node)
+    model, operators = _operators(source, node, follow_links)
     found = _read_all(model, operators)
     layers = by_name(found, node, model.where)
     if verify is not None:
@@ -96,13 +102,17 @@ def from_onnx(source: Any, node: str | None = None, *, verify: Any = None) -> An
     return layers
 
 
-def find(source: Any, node: str | None = None) -> list[ImportedLayer]:
+def find(
+    source: Any, node: str | None = None, *, follow_links: bool = False
+) -> list[ImportedLayer]:
     """Return every node of operator GRU, or the one called ``node``; see `from_onnx`."""
-    return _read_all(*_operators(source, node))
+    return _read_all(*_operators(source, node, follow_links))
 
 
-def _operators(source: Any, wanted: str | None) -> tuple[Model, list[_Operator]]:
-    model = Model(source)
+def _operators(
+    source: Any, wanted: str | None, follow_links: bool
+) -> tuple[Model, list[_Operator]]:
+    model = Model(source, follow_links)
     operators = _named_operators(model)
     if wanted is None:
         return model, operators
@@ -133,7 +143,7 @@ def _named_operators(model: Model) -> list[_Operator]:
 
 
 def _is_gru(node: Any) -> bool:
-    return node.op_type == "GRU" and node.domain in ("", "ai.onnx")
+    return node.op_type == "GRU" and node.domain in DOMAINS
 
 
 # ---- one node ------------------------------------------------------------------------------------

@@ -1,21 +1,29 @@
 """ONNX models as data: their nodes, also those of nested graphs, and the nodes' constant inputs.
 
-Exporters often make a weight of other tensors by nodes that only move numbers. This module folds
-those nodes and runs no others. It counts the bytes that it reads and folds, so that a small altered
-file cannot make it take much memory or time.
+Exporters often make a weight of other tensors by nodes that only move or convert numbers. This
+module folds those nodes (`onnx_folds`) and runs no others. It counts the bytes that it reads and
+folds, so that a small altered file cannot make it take much memory or time.
 """
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.io.onnx_folds import FOLDS, OPTIONAL, SPREADS, one_number
+from fastgru.io.onnx_tensors import (
+    BFLOAT16,
+    check_text,
+    is_numeric,
+    read_sparse_tensor,
+    read_tensor,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterator
+    from collections.abc import Container, Iterator
 
     from numpy.typing import NDArray
 
@@ -24,19 +32,7 @@ if TYPE_CHECKING:
 FREE_BYTES = 16 << 20
 MOST_COPIES = 16
 DEEPEST = 64  # nodes of a chain, and nested graphs
-MOST_AXES = 8
-
-# TensorProto.DataType -> the dtype of its raw bytes, and the field of its numbers if they are not
-# raw. float16 and bfloat16 are read as their bits.
-_FLOAT16, _BFLOAT16 = 10, 16
-_TENSORS = {
-    1: ("<f4", "float_data"),
-    11: ("<f8", "double_data"),
-    _FLOAT16: ("<u2", "int32_data"),
-    _BFLOAT16: ("<u2", "int32_data"),
-    6: ("<i4", "int32_data"),
-    7: ("<i8", "int64_data"),
-}
+DOMAINS = ("", "ai.onnx")
 
 
 class NotConstant(ValueError):
@@ -49,6 +45,8 @@ class Model:
     Parameters
     ----------
     source : path, bytes or onnx.ModelProto
+    follow_links : bool
+        True: a tensor's file may be a link that leads out of the model's folder.
 
     Attributes
     ----------
@@ -66,8 +64,9 @@ class Model:
         The source is not an ONNX model.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, follow_links: bool = False) -> None:
         self.where, self.folder, self.proto = _load(source)
+        self.follow_links = follow_links
         if not self.proto.HasField("graph"):
             raise ValueError(f"{self.where}: expected an ONNX model, got one without a graph")
         self._room = FREE_BYTES
@@ -109,11 +108,16 @@ class Scope:
     def __init__(self, model: Model, graph: Any, outer: Scope | None) -> None:
         self.model, self.graph, self.outer = model, graph, outer
         self._folded: dict[str, NDArray[Any]] = {}
+        self._bfloat16: set[str] = set()  # of the folded values, which are float32 here
         for node in graph.node:
             for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
                 check_text(name, model.where)
         made: dict[str, Any] = {}
         names = [(check_text(tensor.name, model.where), tensor) for tensor in graph.initializer]
+        names += [
+            (check_text(sparse.values.name, model.where), sparse)
+            for sparse in graph.sparse_initializer
+        ]
         names += [(name, node) for node in graph.node for name in node.output if name]
         for name, maker in names:
             if name in made:
@@ -150,29 +154,88 @@ class Scope:
         if depth > DEEPEST:
             raise NotConstant(f"{name!r} has more than {DEEPEST} nodes before it")
         if not hasattr(maker, "op_type"):  # an initializer
-            array = read_tensor(self.model, maker, place)
-        elif maker.op_type == "Constant":
-            array = _constant(self.model, maker, place)
+            array = scope._read(maker, name, place)
+        elif maker.op_type == "Constant" and maker.domain in DOMAINS:
+            array = scope._constant(maker, name, place)
         else:
             array = scope._fold(maker, name, depth, f"{place}, made by {maker.op_type}")
         scope._folded[name] = array
         return array
 
+    def stored(self) -> Iterator[tuple[str, NDArray[Any]]]:
+        """Yield the graph's tensors of numbers: initializers, and the outputs of Constants."""
+        for name, maker in self._makers.items():
+            if maker is None or (hasattr(maker, "op_type") and maker.op_type != "Constant"):
+                continue
+            try:
+                if is_numeric(maker):
+                    yield name, self.constant(name)
+            except NotConstant:  # a Constant of text
+                continue
+
+    def _read(self, tensor: Any, name: str, place: str) -> NDArray[Any]:
+        """Return a tensor, dense or sparse, and keep in mind whether it is of bfloat16."""
+        sparse = hasattr(tensor, "indices")
+        if getattr(tensor.values if sparse else tensor, "data_type", 0) == BFLOAT16:
+            self._bfloat16.add(name)
+        read = read_sparse_tensor if sparse else read_tensor
+        return read(self.model, tensor, place)
+
+    def _constant(self, node: Any, name: str, place: str) -> NDArray[Any]:
+        values = attributes(node, place)
+        for key in ("value", "sparse_value"):
+            if key in values:
+                return self._read(values[key], name, place)
+        for kind_name, kind in (("float", np.float32), ("int", np.int64)):
+            for key in (f"value_{kind_name}", f"value_{kind_name}s"):
+                if key in values:
+                    try:
+                        return np.array(values[key], kind)
+                    except (ValueError, TypeError) as error:
+                        raise ValueError(f"{place}: {key}: {error}") from None
+        raise NotConstant(f"{name!r} is a Constant of {', '.join(values) or 'nothing'}")
+
     def _fold(self, node: Any, name: str, depth: int, place: str) -> NDArray[Any]:
-        fold = _FOLDS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        kind = node.op_type
+        fold = FOLDS.get(kind) if node.domain in DOMAINS else None
         if fold is None or len(node.output) != 1:
-            raise NotConstant(f"{name!r} is made by operator {node.op_type}")
-        inputs = [self.constant(given, depth + 1) for given in node.input if given]
-        if len(inputs) < len(node.input) or not inputs:
+            raise NotConstant(f"{name!r} is made by operator {kind}")
+        inputs = [self.constant(given, depth + 1) if given else None for given in node.input]
+        arrays = [array for array in inputs if array is not None]
+        if not arrays or (kind not in OPTIONAL and len(arrays) < len(inputs)):
             raise ValueError(f"{place}: an input is missing")
-        enough = sum(array.nbytes for array in inputs)
-        self.model.spend(enough, place)  # only Expand gives more, and it copies nothing
+        enough = sum(array.nbytes for array in arrays)
+        self.model.spend(enough, place)  # few give more, and those copy nothing before it is known
+        given = attributes(node, place)
+        if "value" in given:  # of a ConstantOfShape
+            given["value"] = read_tensor(self.model, given["value"], place)
+        self._note_bfloat16(node, name, place)
         try:
-            result = fold(attributes(node, place), *inputs)
-        except (ValueError, LookupError, TypeError, OverflowError) as error:
+            result = fold(given, *inputs)
+        except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{place}: it cannot be folded: {error!r}") from None
         self.model.spend(max(0, result.nbytes - enough), place)
         return result
+
+    def _note_bfloat16(self, node: Any, name: str, place: str) -> None:
+        """Keep in mind whether a folded value is of bfloat16, which is kept as float32."""
+        given = attributes(node, place)
+        if node.op_type == "Cast":
+            narrow = given.get("to") == BFLOAT16
+        elif node.op_type == "ConstantOfShape":
+            narrow = getattr(given.get("value"), "data_type", 0) == BFLOAT16
+        else:
+            narrow = any(self._is_bfloat16(one) for one in node.input if one)
+        if narrow:
+            self._bfloat16.add(name)
+            if node.op_type == "DequantizeLinear":
+                raise ValueError(
+                    f"{place}: a scale of bfloat16 rounds the weights to bfloat16, which is not "
+                    "read; store the scale as float32, or the weights dequantised"
+                )
+
+    def _is_bfloat16(self, name: str) -> bool:
+        return name in self.find(name)[0]._bfloat16
 
     def state_kind(self, name: str) -> str:
         """Return the kind of a node's initial state: "zeros", "constant" or "given".
@@ -185,27 +248,20 @@ class Scope:
                 return "constant" if scope.constant(name).any() else "zeros"
             except NotConstant:
                 pass
-            if maker is None or maker.op_type not in _SPREADS or not maker.input:
+            if maker is None or maker.op_type not in SPREADS or not maker.input:
                 break
             name = maker.input[0]
             scope, maker = scope.find(name)
         if maker is not None and maker.op_type == "ConstantOfShape":
             place = f"{self.model.where}: value {name!r}"
-            value = attributes(maker, place).get("value")
-            if value is None:
-                return "zeros"
-            number = read_tensor(self.model, value, place)
-            if number.size != 1:
-                raise ValueError(f"{place}: expected one value, got shape {number.shape}")
-            return "constant" if number.any() else "zeros"
+            given = attributes(maker, place)
+            if "value" in given:
+                given["value"] = read_tensor(self.model, given["value"], place)
+            try:
+                return "constant" if one_number(given).any() else "zeros"
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
         return "given"
-
-
-def check_text(text: Any, place: str) -> str:
-    """Return text; ValueError for bytes, which protobuf gives if they are not UTF-8."""
-    if not isinstance(text, str):
-        raise ValueError(f"{place}: expected names in UTF-8, got {text!r}")
-    return text
 
 
 def attributes(node: Any, place: str) -> dict[str, Any]:
@@ -224,122 +280,6 @@ def attributes(node: Any, place: str) -> dict[str, Any]:
             raise ValueError(f"{place}: attribute {attribute.name!r} has no type")
         values[attribute.name] = value
     return values
-
-
-def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
-    """Return a tensor's numbers; ValueError if they do not fill its shape."""
-    from onnx import TensorProto
-
-    if not isinstance(proto, TensorProto) or proto.data_type not in _TENSORS:
-        raise ValueError(
-            f"{place}: expected a tensor of float32, float64, float16, bfloat16, int32 or int64, "
-            f"got {getattr(proto, 'data_type', proto)!r}"
-        )
-    if proto.HasField("segment"):
-        raise ValueError(f"{place}: expected a whole tensor, got a segment of one")
-    form, field = _TENSORS[proto.data_type]
-    shape, dtype = tuple(proto.dims), np.dtype(form)
-    if len(shape) > MOST_AXES or any(n < 0 for n in shape):
-        raise ValueError(f"{place}: expected at most {MOST_AXES} axes of length >= 0, got {shape}")
-    count = math.prod(shape)
-    if proto.data_location == TensorProto.EXTERNAL:
-        array = _external(model, proto, count, dtype, place)
-    else:
-        raw = proto.HasField("raw_data")
-        numbers = proto.raw_data if raw else getattr(proto, field)
-        wanted = count * dtype.itemsize if raw else count
-        if len(numbers) != wanted:
-            raise ValueError(
-                f"{place}: shape {shape} takes {wanted} {'bytes' if raw else 'numbers'}, got "
-                f"{len(numbers)}; the file is damaged"
-            )
-        try:
-            array = np.frombuffer(numbers, dtype) if raw else np.fromiter(numbers, dtype, count)
-        except OverflowError as error:
-            raise ValueError(f"{place}: {error}") from None
-        model.add_source(array.nbytes)
-    if proto.data_type == _FLOAT16:
-        array = array.view("<f2")
-    elif proto.data_type == _BFLOAT16:  # the upper 16 bits of a float32
-        array = (array.astype(np.uint32) << 16).view(np.float32)
-    return array.reshape(shape)
-
-
-def _external(
-    model: Model, proto: Any, count: int, dtype: np.dtype[Any], place: str
-) -> NDArray[Any]:
-    """Read a tensor from a file in the model's folder."""
-    entries = {
-        check_text(entry.key, place): check_text(entry.value, place)
-        for entry in proto.external_data
-    }
-    location = entries.get("location", "")
-    if model.folder is None:
-        raise ValueError(
-            f"{place}: its numbers are in another file, {location!r}; give the model's path, or "
-            "what onnx.load(path) returns"
-        )
-    path = _beside(model.folder, location, place)
-    numbers = {}
-    for key in ("offset", "length"):
-        text = entries.get(key, "0" if key == "offset" else str(count * dtype.itemsize))
-        if not (text.isascii() and text.isdecimal() and len(text) < 20):
-            raise ValueError(f"{place}: expected {key} to be a number of bytes, got {text[:40]!r}")
-        numbers[key] = int(text)
-    offset, length, size = numbers["offset"], numbers["length"], path.stat().st_size
-    if length != count * dtype.itemsize or offset + length > size:
-        raise ValueError(
-            f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
-            f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
-        )
-    model.add_source(size, path)
-    model.spend(length, place)
-    array = np.fromfile(path, dtype, count, offset=offset)
-    if array.size != count:
-        raise ValueError(f"{place}: {path} ends before byte {offset + length}")
-    return array
-
-
-def _beside(folder: Path, location: str, place: str) -> Path:
-    """Follow links and return the path of a file; ValueError unless in the model's folder."""
-    posix, windows = PurePosixPath(location), PureWindowsPath(location)
-    if (
-        not location
-        or "\0" in location
-        or windows.drive
-        or windows.root  # also a POSIX root "/"
-        or ".." in (*posix.parts, *windows.parts)
-    ):
-        raise ValueError(
-            f"{place}: expected the name of a file in the model's folder, got {location[:200]!r}"
-        )
-    try:
-        path = (folder / location).resolve()
-        inside, there = path.is_relative_to(folder.resolve()), path.is_file()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ValueError(f"{place}: {location[:200]!r} cannot be read: {error}") from None
-    if not inside:
-        raise ValueError(
-            f"{place}: {location!r} is a link that leads out of the model's folder, to {path}; "
-            "copy that file beside the model"
-        )
-    if not there:
-        raise ValueError(f"{place}: expected a file {location!r} beside the model, found none")
-    return path
-
-
-def _constant(model: Model, node: Any, place: str) -> NDArray[Any]:
-    values = attributes(node, place)
-    if "value" in values:
-        return read_tensor(model, values["value"], place)
-    for name, kind in (("float", np.float32), ("int", np.int64)):
-        for key in (f"value_{name}", f"value_{name}s"):
-            if key in values:
-                try:
-                    return np.array(values[key], kind)
-                except (ValueError, TypeError) as error:
-                    raise ValueError(f"{place}: {key}: {error}") from None
-    raise NotConstant(f"{node.output[0]!r} is a Constant of {', '.join(values) or 'nothing'}")
 
 
 def unique(stem: str, taken: Container[str]) -> str:
@@ -374,96 +314,11 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
     else:
         path = Path(source)
         where, folder, data = str(path), path.parent, path.read_bytes()
+    if data[:2] in (b"PK", b"\x1f\x8b"):
+        raise ValueError(f"{where}: expected an ONNX model, got an archive; unpack it")
     model = onnx.ModelProto()
     try:
         model.ParseFromString(data)
     except (DecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{where}: expected an ONNX model, got {error}") from None
     return where, folder, model
-
-
-# ---- nodes that only move numbers ----------------------------------------------------------------
-# Each function takes the node's attributes and its inputs. Before opset 10 to 13 some of the inputs
-# were attributes.
-
-
-def _integers(array: NDArray[Any], what: str) -> list[int]:
-    array = np.asarray(array)
-    if array.dtype.kind != "i" or array.size > MOST_AXES:
-        raise ValueError(f"expected {what} as at most {MOST_AXES} integers, got {array!r}")
-    return array.reshape(-1).tolist()
-
-
-def _axes(given: dict[str, Any], *axes: Any) -> tuple[int, ...] | None:
-    if not axes and "axes" not in given:
-        return None
-    return tuple(_integers(axes[0] if axes else given["axes"], "axes"))
-
-
-def _unsqueeze(given: dict[str, Any], x: NDArray[Any], *axes: Any) -> NDArray[Any]:
-    return np.expand_dims(x, _axes(given, *axes) or ())
-
-
-def _squeeze(given: dict[str, Any], x: NDArray[Any], *axes: Any) -> NDArray[Any]:
-    return np.squeeze(x, _axes(given, *axes))
-
-
-def _transpose(given: dict[str, Any], x: NDArray[Any]) -> NDArray[Any]:
-    return np.transpose(x, given.get("perm"))
-
-
-def _reshape(given: dict[str, Any], x: NDArray[Any], *shape: Any) -> NDArray[Any]:
-    wanted = _integers(shape[0] if shape else given["shape"], "shape")
-    if not given.get("allowzero"):  # then 0 means: the length of x
-        wanted = [n or x.shape[axis] for axis, n in enumerate(wanted)]
-    return x.reshape(wanted)
-
-
-def _concat(given: dict[str, Any], *parts: NDArray[Any]) -> NDArray[Any]:
-    if len({part.dtype for part in parts}) > 1:
-        raise ValueError(f"expected one dtype, got {[part.dtype.name for part in parts]}")
-    return np.concatenate(parts, axis=int(given["axis"]))
-
-
-def _slice(given: dict[str, Any], x: NDArray[Any], *arguments: Any) -> NDArray[Any]:
-    names = ("starts", "ends", "axes", "steps")
-    values = dict(zip(names, arguments, strict=False)) or given
-    parts = {name: _integers(values[name], name) for name in names if name in values}
-    starts, ends = parts["starts"], parts["ends"]
-    axes = parts.get("axes", range(len(starts)))
-    cut = [slice(None)] * x.ndim
-    for axis, *bounds in zip(
-        axes, starts, ends, parts.get("steps", [1] * len(starts)), strict=True
-    ):
-        cut[axis] = slice(*bounds)
-    return x[tuple(cut)]
-
-
-def _expand(given: dict[str, Any], x: NDArray[Any], shape: NDArray[Any]) -> NDArray[Any]:
-    return np.broadcast_to(x, np.broadcast_shapes(x.shape, tuple(_integers(shape, "shape"))))
-
-
-def _shape(given: dict[str, Any], x: NDArray[Any]) -> NDArray[Any]:
-    return np.array(x.shape[given.get("start", 0) : given.get("end")], np.int64)
-
-
-def _mul(given: dict[str, Any], x: NDArray[Any], y: NDArray[Any]) -> NDArray[Any]:
-    # Of lengths only; a product of weights is not folded.
-    _integers(x, "a length"), _integers(y, "a length")
-    return np.multiply(x, y)
-
-
-_FOLDS: dict[str, Callable[..., NDArray[Any]]] = {
-    "Identity": lambda given, x: x,
-    "Transpose": _transpose,
-    "Unsqueeze": _unsqueeze,
-    "Squeeze": _squeeze,
-    "Reshape": _reshape,
-    "Concat": _concat,
-    "Slice": _slice,
-    "Expand": _expand,
-    "Shape": _shape,
-    "Mul": _mul,
-}
-# Nodes whose output consists of numbers of their first input.
-_SPREADS = {"Identity", "Transpose", "Unsqueeze", "Squeeze", "Reshape", "Slice", "Expand", "Tile"}

@@ -24,6 +24,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
+from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
@@ -43,6 +44,9 @@ DEEPEST = 16  # parts of the name of a cell's place
 # The dtypes that a GRU may have, and how NumPy reads them: bfloat16 as its bits.
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Those that other tensors may have.
+_INTEGERS = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+_INTEGERS |= {"U16": "<u2", "U32": "<u4", "U64": "<u8"}
 
 
 def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
@@ -101,7 +105,8 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
         The package safetensors is not installed.
     """
     _package()
-    _refuse_foreign(Path(path))
+    if foreign := reader_of(path):
+        raise ValueError(f"{path}: expected a .safetensors file of fastgru.save, got {foreign}")
     metadata, stored = read_tensors(path, mmap=mmap)
     try:
         layer = _layer_of(_about(metadata)["layer"])
@@ -109,35 +114,6 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     return layer
-
-
-# How files of other programs begin, and what reads them.
-_FOREIGN = {
-    b"PK\3\4": "a zip file; fastgru.io.from_torch reads PyTorch's, fastgru.io.from_keras Keras'",
-    b"\x89HDF\r\n\x1a\n": "an HDF5 file; fastgru.io.from_keras reads Keras'",
-    b"\x80": "a pickle; fastgru.io.from_torch reads PyTorch's",
-    b"\x93NUMPY": "an array of NumPy; numpy.load reads it",
-}
-
-
-def _refuse_foreign(path: Path) -> None:
-    """Raise ValueError with the name of the reader for a file of another program."""
-    if path.is_dir():
-        raise ValueError(
-            f"{path}: expected a safetensors file of fastgru.save, got a folder; "
-            "fastgru.io.from_keras reads SavedModels"
-        )
-    with open(path, "rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{":
-        return
-    got = next((text for start, text in _FOREIGN.items() if head.startswith(start)), "")
-    if path.suffix == ".onnx":
-        got = "an ONNX model; fastgru.io.from_onnx reads it"
-    elif head[:1] == b"{":
-        got = "JSON; fastgru.io.from_torch reads the index of a model in several files"
-    if got:
-        raise ValueError(f"{path}: expected a safetensors file of fastgru.save, got {got}")
 
 
 def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
@@ -276,9 +252,12 @@ def read_tensors(
 
 
 def read_everything(
-    path: str | PathLike[str], *, mmap: bool = True
+    path: str | PathLike[str], *, mmap: bool = True, integers: bool = False
 ) -> tuple[dict[str, str], dict[str, StoredTensor], dict[str, tuple[str, tuple[int, ...]]]]:
-    """Return what `read_tensors` does, and dtypes and shapes of the tensors of other types."""
+    """Return what `read_tensors` does, and dtypes and shapes of the tensors of other types.
+
+    With ``integers`` the tensors of integers and booleans are among the first.
+    """
     package = _package()
     with open(path, "rb") as file:
         size = int.from_bytes(file.read(8), "little")
@@ -303,7 +282,7 @@ def read_everything(
             stored = {
                 name: _view(data, 8 + size, entry)
                 for name, entry in header.items()
-                if entry["dtype"] in _DTYPES
+                if entry["dtype"] in _DTYPES or (integers and entry["dtype"] in _INTEGERS)
             }
             others = {
                 name: (str(entry["dtype"]), tuple(entry["shape"]))
@@ -323,8 +302,9 @@ def read_everything(
 
 def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:
     begin, _ = entry["data_offsets"]
-    array = np.ndarray(entry["shape"], _DTYPES[entry["dtype"]], data, start + begin)
-    return StoredTensor(_NAMES[entry["dtype"]], array)
+    kind = entry["dtype"]
+    array = np.ndarray(entry["shape"], (_DTYPES | _INTEGERS)[kind], data, start + begin)
+    return StoredTensor(_NAMES.get(kind, array.dtype.name), array)
 
 
 def _replace(path: Path, data: bytes) -> None:

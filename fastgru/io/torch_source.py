@@ -298,6 +298,13 @@ def _safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
 
 def _archived(archive: Archive) -> dict[str, LazyTensor]:
     """Return the recurrent weights of a zip file of torch.save."""
+    pickled, storages, order = storages_of(archive)
+    tree = load_pickle(pickled, str(archive.path))
+    return _pickled(str(archive.path), tree, storages, order)
+
+
+def storages_of(archive: Archive) -> tuple[bytes, Storages, str]:
+    """Return the pickle of a zip file of torch.save, the reader of its storages, its byte order."""
     names = archive.names
     pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
     if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in names):
@@ -312,7 +319,6 @@ def _archived(archive: Archive) -> dict[str, LazyTensor]:
         order = _plain(archive, f"{root}byteorder").decode("latin-1")
     if order not in ("little", "big"):
         raise ValueError(f"{archive.path}: expected byteorder little or big, got {order!r}")
-    tree = load_pickle(_plain(archive, pickles[0]), str(archive.path))
     kept: dict[str, bytes] = {}  # the weights of a GRU on cuDNN share one storage
 
     def storage(key: str) -> bytes:
@@ -320,7 +326,7 @@ def _archived(archive: Archive) -> dict[str, LazyTensor]:
             kept[key] = _plain(archive, f"{root}data/{key}")
         return kept[key]
 
-    return _pickled(str(archive.path), tree, storage, order)
+    return _plain(archive, pickles[0]), storage, order
 
 
 def _plain(archive: Archive, name: str) -> bytes:
@@ -354,7 +360,7 @@ def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str,
         return LazyTensor(
             value.shape,
             storage.dtype,
-            partial(_read, where, storages, order, name, value),
+            partial(read_pickled, where, storages, order, name, value),
             value,
             (storage.key, small),
         )
@@ -364,7 +370,7 @@ def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str,
     return _by_name(where, ((name, lazy(name, value)) for name, value in found))
 
 
-def _read(
+def read_pickled(
     where: str, storages: Storages, order: str, name: str, tensor: PickledTensor
 ) -> np.ndarray:
     """Return a tensor's elements, a view of its storage."""

@@ -1,8 +1,7 @@
-"""from_onnx on weights that are put together, in other files, damaged, and hostile."""
+"""from_onnx on weights that are put together, damaged, and hostile."""
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -145,117 +144,6 @@ def test_what_cannot_be_folded(node, message):
     )
     with pytest.raises(ValueError, match=message):
         from_onnx(model)
-
-
-# ---- other files ---------------------------------------------------------------------------------
-
-
-def external(folder, **entries):
-    """A model in a folder, its W and R in a file beside it; ``entries`` are said of W instead."""
-    folder.mkdir(exist_ok=True)
-    weights = random_weights(4, 1, I, H)
-    model = one_node_model(weights)
-    data = b"before"
-    for tensor, w in zip(model.graph.initializer[:2], weights, strict=False):
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        said = {"location": "weights.bin", "offset": len(data), "length": w.nbytes}
-        if tensor.name == "W":
-            said |= entries
-        for key, value in said.items():
-            if value is not None:
-                tensor.external_data.add(key=key, value=str(value))
-        data += w.tobytes()
-    (folder / "weights.bin").write_bytes(data)
-    (folder / "model.onnx").write_bytes(model.SerializeToString())
-    return folder / "model.onnx", model, weights
-
-
-def test_weights_in_a_file_beside_the_model(tmp_path):
-    same_weights(external(tmp_path / "model", length=None)[0], random_weights(4, 1, I, H))
-    path, model, weights = external(tmp_path / "model")
-    same_weights(path, weights)
-    same_weights(onnx.load(path), weights)
-    for source in (model, path.read_bytes()):
-        with pytest.raises(ValueError, match=r"in another file, 'weights.bin'; give the model's"):
-            from_onnx(source)
-
-
-def test_weights_in_a_folder_beside_the_model(tmp_path):
-    path, _, weights = external(tmp_path / "model", location="inner/w.bin")
-    (path.parent / "inner").mkdir()
-    (path.parent / "inner" / "w.bin").write_bytes((path.parent / "weights.bin").read_bytes())
-    same_weights(path, weights)
-
-
-@pytest.mark.parametrize(
-    "location",
-    [
-        "",
-        "../weights.bin",
-        "inner/../../weights.bin",
-        "/weights.bin",
-        "//host/weights.bin",
-        "C:/weights.bin",
-        "C:weights.bin",
-        "..\\weights.bin",
-        "\\weights.bin",
-        "weights.bin\0",
-        "{absolute}",
-    ],
-)
-def test_files_outside_of_the_folder_are_not_read(location, tmp_path):
-    location = location.replace("{absolute}", str(tmp_path / "weights.bin"))
-    path, _, _ = external(tmp_path / "model", location=location)
-    (tmp_path / "weights.bin").write_bytes((path.parent / "weights.bin").read_bytes())
-    with pytest.raises(ValueError, match="value 'W': expected the name of a file in the model's"):
-        from_onnx(path)
-
-
-def test_links_that_lead_out_are_not_followed(tmp_path):
-    path, _, weights = external(tmp_path / "model", location="link.bin")
-    (tmp_path / "outside.bin").write_bytes((path.parent / "weights.bin").read_bytes())
-    link = path.parent / "link.bin"
-    link.symlink_to(tmp_path / "outside.bin")
-    with pytest.raises(ValueError, match="is a link that leads out of the model's folder"):
-        from_onnx(path)
-    link.unlink()
-    link.symlink_to(path.parent / "weights.bin")
-    same_weights(path, weights)
-    link.unlink()
-    link.symlink_to(link)
-    with pytest.raises(ValueError, match=r"value 'W': .*(cannot be read|found none)"):
-        from_onnx(path)
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ({"location": "missing.bin"}, "expected a file 'missing.bin' beside the model"),
-        ({"location": "."}, r"expected a file '\.' beside"),
-        ({"location": "x" * 5000}, "cannot be read|found none"),
-        ({"location": None}, "expected the name of a file"),
-        ({"offset": "-6"}, "expected offset to be a number of bytes"),
-        ({"offset": "six"}, "expected offset to be a number of bytes"),
-        ({"offset": "9" * 30}, "expected offset to be a number of bytes"),
-        ({"offset": 1 << 60}, "a file is damaged"),
-        ({"offset": 300}, r"takes 240 bytes, got 240 from byte 300 .*a file is damaged"),
-        ({"length": 239}, "takes 240 bytes, got 239"),
-        ({"length": 1 << 50}, "got 1125899906842624"),
-    ],
-)
-def test_files_that_are_not_as_the_model_says(entries, message, tmp_path):
-    path, _, _ = external(tmp_path / "model", **entries)
-    with pytest.raises(ValueError, match=message):
-        from_onnx(path)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes in this system's folders")
-def test_a_pipe_is_not_waited_for(tmp_path):
-    path, _, _ = external(tmp_path / "model", location="pipe")
-    os.mkfifo(path.parent / "pipe")
-    with pytest.raises(ValueError, match="expected a file 'pipe' beside the model, found none"):
-        from_onnx(path)
 
 
 # ---- damage --------------------------------------------------------------------------------------
@@ -464,6 +352,29 @@ def test_graphs_in_graphs_that_no_file_can_hold():
 # ---- altered files -------------------------------------------------------------------------------
 
 
+def made_of_constants():
+    """A model with a sparse R, W of integers with scales and casts, B of a shape."""
+    w, r, _ = random_weights(14, 1, I, H)
+    at = np.arange(0, r.size, 3)
+    extra = {
+        "w": (w * 40).astype("int8"),
+        "s": np.ones(3 * H, "float32"),
+        "z": np.ones(3 * H, "i1"),
+    }
+    nodes = [
+        op("DequantizeLinear", ["w", "s", "z"], "w1", axis=1),
+        op("Cast", ["w1"], "w2", to=10),
+        op("Cast", ["w2"], "W", to=1),
+        op("ConstantOfShape", ["shape"], "B", value=numpy_helper.from_array(np.ones(1, "f4"))),
+        gru_node(),
+    ]
+    model = make_model(nodes, extra=extra | {"shape": np.array([1, 6 * H])})
+    values = numpy_helper.from_array(r.ravel()[at], "R")
+    indices = numpy_helper.from_array(at, "at")
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, r.shape))
+    return model
+
+
 @pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is set as Linux does it")
 def test_altered_files(tmp_path):
@@ -481,6 +392,7 @@ def test_altered_files(tmp_path):
     node = nested.graph.node.add()
     node.CopyFrom(helper.make_node("If", ["W"], ["Z"], then_branch=nested.graph))
     (tmp_path / "nested.onnx").write_bytes(nested.SerializeToString())
+    (tmp_path / "made.onnx").write_bytes(made_of_constants().SerializeToString())
     count = 10_000 if EVERYTHING else 600
     script = subprocesses.SUPPORT / "onnx_mutations.py"
     files = sorted([*DATA.glob("*.onnx"), *tmp_path.iterdir()])

@@ -1,0 +1,256 @@
+"""Every array of a model file by its name there, for the layers around the GRU.
+
+The files are opened by the readers of the formats, and their bounds hold here too. In addition all
+arrays together may take only a multiple of the file's bytes, since a small file can name one tensor
+many times.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastgru.io import hdf5
+from fastgru.io.bounded import FREE_BYTES, Archive
+from fastgru.io.bundle import Bundle
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from os import PathLike
+
+    # Name, bytes in memory, and a function that reads the array.
+    Entry = tuple[str, int, Callable[[], np.ndarray]]
+
+MOST_COPIES = 16  # times the bytes of the file
+MOST_NESTED = 64  # groups of HDF5
+MOST_HEADER = 1000  # bytes in front of the numbers of a .npy file; an array takes about 120
+_NPY = b"\x93NUMPY"
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
+_CHECKPOINT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
+
+
+def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+    """Return every array of a model file.
+
+    Parameters
+    ----------
+    path : path
+        ``.keras``, ``.h5``, ``.weights.h5``, a SavedModel folder, the ``.index`` of a TensorFlow
+        checkpoint, ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json`` of several of them,
+        ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, not its name.
+
+    Returns
+    -------
+    dict of str to ndarray
+        By the names in the file: the path in HDF5, as ``"layers/dense/vars/0"``; the key of a
+        checkpoint; the key of a state dict, nested ones joined by dots; the name of an ONNX
+        initializer or of a Constant's output; the name in an ``.npz`` file, and ``"array"`` for an
+        ``.npy`` file. Arrays keep their dtype, bfloat16 as float32, and may be read-only. Strings
+        and types that NumPy does not have are left out.
+
+    Raises
+    ------
+    ValueError
+        The file is of another kind, or damaged, or has Python objects in it that would have to be
+        executed.
+    ImportError
+        The package that reads files of this kind is not installed.
+
+    Examples
+    --------
+    >>> arrays = fastgru.io.read_arrays("model.keras")  # doctest: +SKIP
+    >>> y = states @ arrays["layers/dense/vars/0"] + arrays["layers/dense/vars/1"]  # doctest: +SKIP
+    """
+    path = Path(path)
+    room = FREE_BYTES + MOST_COPIES * _bytes_of(path)
+    arrays: dict[str, np.ndarray] = {}
+    for name, nbytes, read in _entries(path):
+        room -= nbytes
+        if room < 0:
+            raise ValueError(
+                f"{path}: {name}: its arrays would take more than {MOST_COPIES} times the file's "
+                "bytes; a file of weights does not"
+            )
+        if name in arrays:
+            raise ValueError(f"{path}: expected a name of its own for each array, got {name} twice")
+        arrays[name] = read()
+    return arrays
+
+
+def _bytes_of(path: Path) -> int:
+    if path.is_dir():
+        return sum(
+            file.stat().st_size
+            for folder in (path, path / "variables")
+            for file in folder.glob("*")
+            if file.is_file()
+        )
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a model there, found nothing that can be read")
+    if path.suffix == ".index" or path.name.endswith(".index.json"):
+        return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
+    return path.stat().st_size
+
+
+def _entries(path: Path) -> Iterator[Entry]:
+    if path.is_dir():
+        if (path / _CONFIG).exists():
+            return _hdf5(path / _WEIGHTS)
+        return _checkpoint(path / "variables", "variables")
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head[:8] == hdf5.SIGNATURE:
+        return _hdf5(path)
+    if head[:2] == b"PK":
+        return _archived(path)
+    if head[:6] == _NPY:
+        return iter([_npy("array", path.read_bytes(), str(path))])
+    if head[:2] == b"\x1f\x8b":
+        raise ValueError(f"{path}: expected a model, got a compressed file; unpack it")
+    if path.suffix == ".index":
+        return _checkpoint(path.parent, path.stem)
+    if head[8:9] == b"{" and path.suffix != ".json":
+        return _safetensors(path)
+    if path.name.endswith(".index.json"):
+        return _sharded(path)
+    if head[:1] == b"\x80":  # a pickle of torch before 1.6
+        return _torch(path)
+    if path.suffix.lower() == ".onnx" or head[:1] == b"\x08":  # the number of an ONNX version
+        return _onnx(path)
+    raise ValueError(
+        f"{path}: expected a .keras, .h5, .pt, .pth, .safetensors, .onnx, .npz or .npy file, a "
+        f"SavedModel folder or a checkpoint's .index, got a file that begins with {head!r}"
+    )
+
+
+# ---- one format each -----------------------------------------------------------------------------
+
+
+def _hdf5(path: Path) -> Iterator[Entry]:
+    with path.open("rb") as file:
+        yield from _below(hdf5.File(file, str(path)).root, "", 0)
+
+
+def _below(group: hdf5.Group, prefix: str, depth: int) -> Iterator[Entry]:
+    if depth > MOST_NESTED:
+        raise ValueError(f"{group.place}: expected at most {MOST_NESTED} groups in each other")
+    for name in group.names:
+        node = group.get(name)
+        if isinstance(node, hdf5.Group):
+            yield from _below(node, f"{prefix}{name}/", depth + 1)
+        elif node is not None and node.dtype.kind in "fiuV":  # V2 is bfloat16, read as float32
+            nbytes = math.prod(node.shape) * max(node.dtype.itemsize, 4)
+            yield f"{prefix}{name}", nbytes, node.read_any
+
+
+def _checkpoint(folder: Path, name: str) -> Iterator[Entry]:
+    bundle = Bundle(folder, name)
+    for key in bundle.entries:
+        if key != _CHECKPOINT_GRAPH and bundle.has_numbers(key):
+            yield key, bundle.locate(key).size, partial(bundle.any_array, key)
+
+
+def _archived(path: Path) -> Iterator[Entry]:
+    with Archive(path) as archive:
+        names = archive.names
+        if _WEIGHTS in names:
+            place = f"{path}: {_WEIGHTS}"
+            root = hdf5.File(io.BytesIO(archive.read(_WEIGHTS)), place).root
+            yield from _below(root, "", 0)
+        elif names and all(name.endswith(".npy") for name in names):
+            for name in names:
+                yield _npy(name.removesuffix(".npy"), archive.read(name), f"{path}: {name}")
+        elif any(name.endswith("data.pkl") for name in names):
+            yield from _torch(path)
+        else:
+            raise ValueError(f"{path}: {packed(names)}")
+
+
+def packed(names: list[str]) -> str:
+    """Return what to say of an archive that is not a model itself."""
+    models = [name for name in names if name.lower().endswith((".onnx", ".h5", ".pb", ".pt"))]
+    few = ", ".join((models or names)[:5])
+    if models:
+        return f"expected a model, got an archive with {few} in it; unpack it"
+    return f"expected a model or an .npz file, got an archive of {few or 'nothing'}"
+
+
+def _safetensors(path: Path) -> Iterator[Entry]:
+    from fastgru.io.safetensors import read_everything
+
+    metadata, stored, _ = read_everything(path, integers=True)
+    for name, tensor in stored.items():
+        yield name, *_widened(tensor)
+    for name, kept in metadata.items():  # tied tensors are in the file once
+        if kept in stored and name not in stored:
+            yield name, *_widened(stored[kept])
+
+
+def _widened(tensor: Any) -> tuple[int, Callable[[], np.ndarray]]:
+    """Return bytes and reader of a tensor, of bfloat16 as float32."""
+    array = tensor.array
+    if tensor.dtype == "bfloat16":
+        return 2 * array.nbytes, lambda: (array.astype(np.uint32) << 16).view(np.float32)
+    return array.nbytes, partial(np.asarray, array)
+
+
+def _sharded(path: Path) -> Iterator[Entry]:
+    from fastgru.io.torch_shards import read_index
+
+    index = read_index(path)
+    for file in index.files:
+        yield from _entries(index.folder / file)
+
+
+def _torch(path: Path) -> Iterator[Entry]:
+    from fastgru.io.torch_arrays import every_tensor
+
+    return every_tensor(path)
+
+
+def _onnx(path: Path) -> Iterator[Entry]:
+    from fastgru.io.onnx_graph import Model, unique
+
+    model = Model(path)
+    taken: set[str] = set()
+    for scope in model.scopes:
+        for name, array in scope.stored():
+            full = unique(name, taken)
+            taken.add(full)
+            yield full, array.nbytes, partial(np.asarray, array)
+
+
+def _npy(name: str, data: bytes, place: str) -> Entry:
+    """Return the entry of an array in NumPy's format, which must not need pickle."""
+    # NumPy's own reader makes room for the shape before it looks for the numbers.
+    width = {b"\1\0": 2, b"\2\0": 4}.get(data[6:8])
+    start = 8 + (width or 0)
+    end = start + int.from_bytes(data[8:start], "little")
+    try:
+        if data[:6] != _NPY or width is None or end - start > MOST_HEADER or end > len(data):
+            raise ValueError(f"a start of {data[:start]!r}")
+        header = ast.literal_eval(data[start:end].decode("latin-1").strip())
+        shape, fortran = tuple(header["shape"]), bool(header["fortran_order"])
+        dtype = np.dtype(header["descr"])
+        if not all(type(n) is int and n >= 0 for n in shape):
+            raise ValueError(f"shape {shape}")
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, LookupError) as error:
+        raise ValueError(f"{place}: expected an array in NumPy's format, got {error}") from None
+    if dtype.kind not in "fiubc" or dtype.itemsize == 0:
+        what = "Python objects, which would have to be executed" if dtype.hasobject else str(dtype)
+        raise ValueError(
+            f"{place}: expected an array of numbers, got {what}; load it where you trust it and "
+            "save its arrays with numpy.savez"
+        )
+    if math.prod(shape) * dtype.itemsize != len(data) - end:
+        raise ValueError(
+            f"{place}: expected the numbers of shape {shape} {dtype}, got {len(data) - end} bytes"
+        )
+    flat = np.frombuffer(data, dtype, offset=end)
+    return name, flat.nbytes, lambda: flat.reshape(shape, order="F" if fortran else "C")

@@ -1,0 +1,132 @@
+"""GRUs in files that have weights without a config: .npz, .npy, Keras' weights alone.
+
+PyTorch's names say everything (`fastgru.io.torch`). Keras' names and shapes give the sizes, the
+gates' order and the formula, but not the activations and options: those are Keras' defaults here,
+and `ImportedLayer.recognised` says so. Shapes that two readings fit are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastgru.io import hdf5
+from fastgru.io.arrays import read_arrays
+from fastgru.io.imported_layer import ImportedLayer
+from fastgru.io.keras_cells import errors_at, fill
+from fastgru.layers import GRU
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+_ROLES = ("kernel", "recurrent_kernel", "bias")
+# "gru/gru_cell/kernel:0", "decoder.bias", "layers/gru/cell/vars/2"
+_NAME = re.compile(
+    r"(?:(?P<place>.*)[/.])?(?:(?P<role>kernel|recurrent_kernel|bias)(?::0)?|vars/(?P<n>\d{1,3}))",
+    re.DOTALL,
+)
+# Parts of a place that say nothing about which layer it is.
+_INNER = re.compile(r"(?:/|^)(?:gru_cell(?:_\d+)?|cell)$")
+
+
+def without_config(path: Path) -> bool:
+    """Say whether a file is HDF5 with weights, as Keras writes them without a model's config."""
+    with path.open("rb") as file:
+        if file.read(8) != hdf5.SIGNATURE:
+            return False
+        return "model_config" not in hdf5.File(file, str(path)).root.attributes
+
+
+def find(path: Path) -> list[ImportedLayer]:
+    """Return the GRUs of a file of named arrays.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read, or has no arrays with names and shapes of a GRU's weights; the
+        message lists some of its names.
+    """
+    arrays = read_arrays(path)
+    from fastgru.io import torch
+    from fastgru.io.torch_weights import split
+
+    found: list[ImportedLayer] = []
+    if any(split(name) is not None for name in arrays):
+        found += torch.find(arrays)
+    found += keras_named(arrays, str(path))
+    if not found:
+        few = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:9])
+        raise ValueError(
+            f"{path}: expected arrays named as PyTorch does, weight_ih_l0 (3H, I) and "
+            f"weight_hh_l0 (3H, H), or as Keras does, kernel (I, 3H) and recurrent_kernel (H, 3H), "
+            f"got {few or 'none'}; read_arrays and fastgru.gates.to_keras convert others"
+        )
+    return found
+
+
+def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLayer]:
+    """Return a GRU with Keras' defaults for each group of arrays with a GRU's names and shapes."""
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        match = _NAME.fullmatch(name)
+        if match is None:
+            continue
+        place, role, number = match.group("place", "role", "n")
+        if number is not None:
+            role = _ROLES[int(number)] if int(number) < len(_ROLES) else "more"
+        group = groups.setdefault(place or "", {})
+        if role in group:
+            raise ValueError(f"{where}: expected one {role} under {place!r}, got two")
+        group[role] = array
+    cells = {
+        place: group
+        for place, group in groups.items()
+        if _is_gru({role: array.shape for role, array in group.items()})
+    }
+    short = Counter(_INNER.sub("", place) for place in cells)
+    return [
+        _with_defaults(place, place if short[name] > 1 else name or "gru", group, where)
+        for place, group in cells.items()
+        for name in [_INNER.sub("", place)]
+    ]
+
+
+def _is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Say whether these are all the weights of a GRU cell, by their shapes."""
+    kernel, recurrent = shapes.get("kernel", ()), shapes.get("recurrent_kernel", ())
+    if len(kernel) != 2 or len(recurrent) != 2 or 0 in (*kernel, *recurrent) or "more" in shapes:
+        return False
+    columns = 3 * recurrent[0]
+    biases: list[Any] = [None, (2, columns), (columns,), (2 * columns,)]
+    return kernel[1] == recurrent[1] == columns and shapes.get("bias") in biases
+
+
+def _with_defaults(
+    place: str, name: str, group: dict[str, np.ndarray], where: str
+) -> ImportedLayer:
+    weights = [group[role] for role in _ROLES if role in group]
+    bias = group.get("bias")
+    backwards = name.rpartition("/")[2].startswith("backward_")
+    after = bias is None or bias.shape != (3 * weights[1].shape[0],)
+    with errors_at(f"{where}: {place}"):
+        layer = GRU(
+            weights[1].shape[0],
+            use_bias=bias is not None,
+            reset_after=after,
+            go_backwards=backwards,
+            dtype="float64" if any(w.dtype.itemsize == 8 for w in weights) else "float32",
+        )
+        convention = fill(layer, [[w.astype(layer.dtype, copy=False) for w in weights]])
+    assumed = [
+        "activation='tanh'",
+        "recurrent_activation='sigmoid'",
+        "return_sequences=False",
+        f"go_backwards={backwards}" + (" (by its name)" if backwards else ""),
+        *(["reset_after=True"] if bias is None else []),
+    ]
+    recognised = f"names and shapes of {place or 'its arrays'}; assumed: {', '.join(assumed)}"
+    return ImportedLayer(name, layer, convention, recognised)
