@@ -281,10 +281,15 @@ def start_states(layer: CalledLayer, initial: Any, x: Any) -> list[Any] | None:
 
 
 def _nested_as(sizes: Any, states: Any) -> Any:
-    """Return states that are in one list, as calls return them, in the nesting of stacks."""
-    if len(states) == len(sizes) or len(states) != len(flatten(sizes)):
+    """Return states that are in one list, bare or each in a list, in the nesting of a stack.
+
+    A call returns those of stacked cells so, however deep the stacks are nested.
+    """
+    leaves = flatten(states)
+    deeper = any(isinstance(size, (list, tuple)) for size in sizes)
+    if not deeper or not len(states) == len(leaves) == len(flatten(sizes)):
         return states
-    left = iter(states)
+    left = iter(leaves)
     return map_nested(lambda _: next(left), sizes)
 
 

@@ -262,3 +262,13 @@ def test_a_float64_layer_takes_more_than_it_can_overflow():
     assert np.isfinite(layer(np.full((1, 3, I), 1e300))).all()
     with pytest.raises(ValueError, match=r"numbers that float32 can hold"):
         gru(dtype="float32")([[[1e300] * I]])
+
+
+def test_states_of_nested_stacks_can_be_fed_back():
+    inner = fastgru.StackedRNNCells([fastgru.GRUCell(4), fastgru.GRUCell(5)])
+    layer = fastgru.RNN(fastgru.StackedRNNCells([inner, fastgru.GRUCell(2)]), return_state=True)
+    x = np.random.default_rng(3).random((2, 6, 3), "float32")
+    whole, *_ = layer(x)
+    _, *states = layer(x[:, :3])
+    for given in states, [s[0] for s in states], [[states[0], states[1]], states[2]]:
+        np.testing.assert_array_equal(layer(x[:, 3:], initial_state=given)[0], whole)
