@@ -75,9 +75,7 @@ def shards(path: Path) -> Iterator[ShardedGroup]:
     Raises
     ------
     ValueError
-        The index is not JSON, or names files elsewhere.
-    FileNotFoundError
-        A file is missing.
+        The index is not JSON, names files elsewhere, or a file is missing.
     """
     size = path.stat().st_size
     if size > _MOST_INDEX:
@@ -100,7 +98,9 @@ def shards(path: Path) -> Iterator[ShardedGroup]:
     with ExitStack() as stack:
         files = []
         for name in names:
-            shard = path.with_name(name)
+            shard = path.parent / name
+            if not shard.is_file():
+                raise ValueError(f"{path}: expected the file {name!r} beside it, found none")
             files.append(hdf5.File(stack.enter_context(shard.open("rb")), str(shard)))
         whole = ShardedFile(str(path), sum(file.size for file in files))
         yield ShardedGroup(whole, [file.root for file in files], "/")

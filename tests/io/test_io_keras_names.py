@@ -401,6 +401,14 @@ def test_shards_elsewhere_are_refused(name, tmp_path):
         load_keras_weights(fastgru.GRU(H), path)
 
 
+@pytest.mark.parametrize("name", ["missing.weights.h5", "..", ""])
+def test_missing_shards(name, tmp_path):
+    path = tmp_path / "m.weights.json"
+    path.write_text(json.dumps({"weight_map": {"/layers/gru/cell/vars": [name]}}))
+    with pytest.raises(ValueError, match="beside it, found none"):
+        load_keras_weights(fastgru.GRU(H), path)
+
+
 # ---- formulas, dtypes, sizes ---------------------------------------------------------------------
 
 
