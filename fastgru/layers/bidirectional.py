@@ -260,7 +260,7 @@ class Bidirectional(ComposedLayer):
                 )
             starts = [list(initial_state[:count]), list(initial_state[count:])]
         parts = [
-            half.prepare(arguments._replace(initial_state=start, out=None))
+            half.prepare(arguments.of_part(arguments.sequences, start))
             for half, start in zip(self.halves, starts, strict=True)
         ]
         parts[1].x = parts[0].x  # one array, where each had made its own

@@ -44,6 +44,10 @@ class Arguments(NamedTuple):
     out: Any = None
     num_threads: Any = None
 
+    def of_part(self, sequences: Any, initial_state: Any, out: Any = None) -> Arguments:
+        """Return those of a call that is a part of this one, faster than ``_replace`` does."""
+        return Arguments(sequences, initial_state, *self[2:6], out, self[7])
+
 
 class CalledLayer(Protocol):
     """What a call reads of the layer that it is a call of; `fastgru.RNN` has it."""

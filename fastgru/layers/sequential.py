@@ -128,9 +128,7 @@ class Sequential(ComposedLayer):
         x = arguments.sequences
         for layer, start in zip(self.layers, starts, strict=True):
             out = arguments.out if layer is self.layers[-1] else None
-            calls.append(
-                layer.prepare(arguments._replace(sequences=x, initial_state=start, out=out))
-            )
+            calls.append(layer.prepare(arguments.of_part(x, start, out)))
             # What the next layer will see is not there yet; its shape is, and is checked.
             if layer is not self.layers[-1]:
                 call = calls[-1]
