@@ -102,17 +102,17 @@ def from_keras(
     dict of str to layer, or one layer
         Every GRU, RNN of GRU cells, and Bidirectional of those. Other layers are left out.
 
-    Warns
-    -----
-    UserWarning
-        The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
-        the mask for the layer.
-
     Raises
     ------
     ValueError
         The source is damaged, has no GRU or none of that name, or a GRU in it cannot be read; or
         the output is not the one that ``verify`` expects.
+
+    Warns
+    -----
+    UserWarning
+        The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
+        the mask for the layer.
 
     Examples
     --------
