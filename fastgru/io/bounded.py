@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from fastgru.io.budget import listed, short
 
 if TYPE_CHECKING:
     from os import PathLike
 
-# All members together may unpack to so many times the file's size. Weights hardly compress, configs
-# by a factor of twenty.
-MOST_GROWTH = 100
-FREE_BYTES = 16 << 20  # members that unpack to less than this may grow by any factor
+    from fastgru.io.budget import Budget
+
+# What Keras, PyTorch and NumPy write. Other methods unpack in leaps that nobody can foresee.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOCAL_HEADER_BYTES = 30  # without the name
+_ENTRY_BYTES = 46  # of an entry in the directory, without the name
+_ENTRY_OBJECTS, _ENTRY_STEPS = 6, 4  # that Python makes of an entry, and the time it takes
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
     """Return the objects of a JSON text that describes layers.
 
     Python's limit on nesting depends on its version, and nested layers take more of its stack than
-    nested brackets do. So this function has a limit of its own.
+    nested brackets do. So this function has a limit of its own. The memory of the objects is
+    estimated from the text before they are made.
+
+    Parameters
+    ----------
+    text : str or bytes
+    budget : Budget
+    what : str
+        What the text is, for messages about the budget.
 
     Raises
     ------
     ValueError
-        The text is not JSON, or is nested deeper than the config of any layer.
+        The text is not JSON, has more objects than the budget, or is nested deeper than the config
+        of any layer.
     """
+    budget.make(_json_bytes(text), what)
     deep = f"nested deeper than any layer's config: expected at most {MOST_NESTED} brackets"
     try:
         parsed = json.loads(text)
@@ -47,54 +62,88 @@ def parse_json(text: str | bytes) -> Any:
     return parsed
 
 
+def _json_bytes(text: str | bytes) -> int:
+    """Return how much memory the objects of a JSON text may take, by the signs in it."""
+    braces, brackets, commas, colons, quotes = (
+        text.count(sign if isinstance(text, str) else sign.encode())  # type: ignore[arg-type]
+        for sign in '{[,:"'
+    )
+    # Strings and numbers stand between commas. Signs inside of strings only add to the estimate.
+    numbers = max(commas + braces + brackets - quotes // 2 + colons, 0)
+    # A character beyond Latin-1, also one that is escaped, makes all others of its text as wide.
+    escape: Any = "\\u" if isinstance(text, str) else b"\\u"
+    width = 8 if not text.isascii() else 6 if escape in text else 2
+    objects = 64 * (braces + brackets) + 120 * colons + 26 * quotes + 16 * commas + 32 * numbers
+    return width * len(text) + objects
+
+
+class _CountedFile:
+    """A file of which Python reads a zip file's directory, at once and however long it is."""
+
+    def __init__(self, file: BinaryIO, budget: Budget) -> None:
+        self.file = file
+        self.budget: Budget | None = budget  # None when the directory is read
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, count: int = -1) -> bytes:
+        """Return the next bytes, as many as there are; they are entries of the directory."""
+        if self.budget is not None and count >= _ENTRY_BYTES:
+            entries = count // _ENTRY_BYTES
+            self.budget.step(_ENTRY_STEPS * entries, "its directory")
+            self.budget.make_objects(_ENTRY_OBJECTS * entries, count, "its directory")
+        return self.file.read(count)
+
+
 class Archive:
     """A zip file whose members are read whole, each of the size that its directory gives.
 
     Parameters
     ----------
     path : path
+    budget : Budget
 
     Raises
     ------
     ValueError
         The file is not a zip file, its directory is damaged, two members have one name, a name
-        leads out of the archive, members overlap, or they unpack to much more than the file.
+        leads out of the archive, members overlap, or are compressed in another way than deflate.
     """
 
-    def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
-        size = self.path.stat().st_size
+    def __init__(self, path: str | PathLike[str], budget: Budget) -> None:
+        self.path, self.budget = Path(path), budget
+        self._file = budget.open(self.path)
         try:
-            self._zip = zipfile.ZipFile(self.path)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-            raise ValueError(f"{self.path}: expected a zip file, got {error}") from None
-        self._members: dict[str, zipfile.ZipInfo] = {}
-        try:
-            self._check(size)
-        except ValueError:
-            self._zip.close()
+            self._members = self._directory()
+        except BaseException:
+            self._file.close()
             raise
 
-    def _check(self, size: int) -> None:
-        total = 0
-        end = 0
+    def _directory(self) -> dict[str, zipfile.ZipInfo]:
+        counted = _CountedFile(self._file, self.budget)
+        try:
+            self._zip = zipfile.ZipFile(counted)  # type: ignore[call-overload]
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
+            text = str(error)
+            if text.startswith(self.budget.where):
+                raise
+            raise ValueError(f"{self.path}: expected a zip file, got {text}") from None
+        counted.budget = None
+        members: dict[str, zipfile.ZipInfo] = {}
         for member in self._zip.infolist():
             name = member.filename
             parts = PurePosixPath(name).parts
-            if name in self._members or name.startswith("/") or ".." in parts or "\\" in name:
-                raise ValueError(f"{self.path}: expected plain unique member names, got {name!r}")
-            total += member.file_size
-            self._members[name] = member
-        if total > FREE_BYTES and total > MOST_GROWTH * size:
-            raise ValueError(
-                f"{self.path}: its members would unpack from {size} to {total} bytes; a file that "
-                "holds weights does not"
-            )
+            if name in members or name.startswith("/") or ".." in parts or "\\" in name:
+                raise ValueError(
+                    f"{self.path}: expected plain unique member names, got {short(name)!r}"
+                )
+            members[name] = member
         # Members that share bytes would unpack to many times the file.
-        for member in sorted(self._members.values(), key=lambda member: member.header_offset):
+        end = 0
+        for member in sorted(members.values(), key=lambda member: member.header_offset):
             if member.header_offset < end:
-                raise ValueError(f"{self.path}: {member.filename!r} overlaps another member")
+                raise ValueError(f"{self.path}: {short(member.filename)!r} overlaps another member")
             end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
+        return members
 
     @property
     def names(self) -> list[str]:
@@ -107,38 +156,42 @@ class Archive:
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self._members:
-            few = ", ".join(self.names[:20])
-            raise ValueError(f"{self.path}: expected a member {name}, got {few}")
+            raise ValueError(
+                f"{self.path}: expected a member {short(name)}, got {listed(self._members)}"
+            )
         return self._members[name]
 
     def read(self, name: str) -> bytes:
         """Return a member's bytes; ValueError unless they are as many as the directory says."""
         member = self._member(name)
+        place = f"{self.path}: {short(name)}"
+        if member.compress_type not in _METHODS:
+            raise ValueError(
+                f"{place}: expected it stored or deflated, got zip's method {member.compress_type}; "
+                "unpack the file and pack it so"
+            )
+        self.budget.make(member.file_size, name)
         try:
             with self._zip.open(member) as file:
                 data = file.read(member.file_size)
                 if len(data) != member.file_size or file.read(1):
-                    raise ValueError(
-                        f"{self.path}: {name} is not the {member.file_size} bytes it should be"
-                    )
+                    raise ValueError(f"{place} is not the {member.file_size} bytes it should be")
                 return data
         except (
             zipfile.BadZipFile,
+            zlib.error,
             NotImplementedError,
             EOFError,
             RuntimeError,
             OSError,
             OverflowError,
         ) as error:
-            raise ValueError(f"{self.path}: {name} cannot be unpacked: {error}") from None
-        except Exception as error:
-            if type(error).__module__ in ("zlib", "lzma", "bz2", "_bz2", "_lzma"):
-                raise ValueError(f"{self.path}: {name} cannot be unpacked: {error}") from None
-            raise
+            raise ValueError(f"{place} cannot be unpacked: {error}") from None
 
     def close(self) -> None:
         """Close the file."""
         self._zip.close()
+        self._file.close()
 
     def __enter__(self) -> Archive:
         return self

@@ -7,8 +7,8 @@ of Keras use: superblock 0, groups as symbol tables, object headers of version 1
 piece. Compressed, chunked, virtual and external arrays, soft and external links raise a ValueError
 that names the place. This module opens no other file.
 
-The size of the file bounds time and memory. `File.fetch` reads all bytes and has a budget of a few
-times the file, which loops and many links to one array use up.
+The size of the file bounds time and memory. All functions count in one `Budget` what they fetch and
+what they make of it, which loops, names that share bytes, and many links to one object use up.
 
 Source: the HDF5 File Format Specification, version 3.0, The HDF Group. Numbers are little endian;
 addresses and lengths have 8 bytes here.
@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastgru.io.budget import short
 from fastgru.io.hdf5_links import dense_links
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, BinaryIO, NoReturn
+
+    from fastgru.io.budget import Budget
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _NOWHERE = 2**64 - 1  # HDF5's "undefined address"
@@ -35,6 +38,8 @@ _DATASPACE, _DATATYPE, _EXTERNAL, _LAYOUT, _ATTRIBUTE = 0x01, 0x03, 0x07, 0x08, 
 _CONTINUATION, _SYMBOL_TABLE = 0x10, 0x11
 _LINK_INFO, _LINK = 0x02, 0x06  # not a symbol table, in groups where a name is not plain ASCII
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
+# Objects of Python for a group or an array, and for a message of its header.
+_NODE_OBJECTS, _MESSAGE_OBJECTS = 8, 3
 # Classes of datatypes, and a kind of entry in a symbol table.
 _INTEGER, _FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 0, 1, 3, 5, 9
 _SOFT_LINK = 2
@@ -97,6 +102,8 @@ class File:
         Open for reading and seeking. The caller closes it.
     place : str
         The file's name in errors.
+    budget : Budget
+        Has counted the file's bytes already.
 
     Attributes
     ----------
@@ -108,10 +115,9 @@ class File:
         The file is not HDF5, is of a format that Keras does not write, or is truncated.
     """
 
-    def __init__(self, file: BinaryIO, place: str) -> None:
-        self._file, self.place = file, place
+    def __init__(self, file: BinaryIO, place: str, budget: Budget) -> None:
+        self._file, self.place, self.budget = file, place, budget
         self.size = file.seek(0, 2)
-        self._budget = 4 * self.size + (1 << 16)
         self._opened: dict[int, Group | Array] = {}
         self._heaps: dict[int, dict[int, Cursor]] = {}
         start = self.fetch(0, 96, "superblock")
@@ -138,15 +144,19 @@ class File:
         place = f"{self.place}: {what} at {address:#x}"
         if count > self.size or address > self.size - count:
             raise ValueError(f"{place}: it would end beyond the file's {self.size} bytes")
-        self._budget -= count
-        if self._budget < 0:
-            raise ValueError(f"{place}: the file has the same bytes read over and over")
+        self.budget.step()
+        self.budget.make(count, what)
         self._file.seek(address)
         return Cursor(self._file.read(count), place)
 
-    def open(self, address: int, path: str) -> Group | Array:
-        """Return the object whose header is at an address, always the same object."""
+    def open(self, address: int, parent: str, name: str = "") -> Group | Array:
+        """Return the object whose header is at an address, always the same object.
+
+        Its path is that of its name in the first parent that it was opened from.
+        """
         if address not in self._opened:
+            path = f"{parent}/{name}".lstrip("/") if name else parent
+            self.budget.make_objects(_NODE_OBJECTS, len(path), path)
             messages = list(self._messages(address))
             cls = Group if any(m.kind in _GROUP for m in messages) else Array
             self._opened[address] = cls(self, messages, path)
@@ -166,6 +176,7 @@ class File:
             while left and len(block.data) - block.at >= 8:
                 kind, size, flags = block.number(2), block.number(2), block.number(1)
                 block.take(3)
+                self.budget.make_objects(_MESSAGE_OBJECTS, 2 * size, block.place)
                 body = block.take(size)
                 left -= 1
                 if kind == _CONTINUATION:
@@ -184,6 +195,7 @@ class File:
         if held is None:
             raise ValueError(f"{what}: expected object {index} in a heap that does not have it")
         held.at = 0
+        self.budget.make_objects(1, 2 * length, what)  # the bytes, and the text
         return held.take(length)
 
     def _heap(self, address: int) -> Iterator[tuple[int, Cursor]]:
@@ -199,6 +211,7 @@ class File:
             size = heap.number(8)
             if number == 0:  # the free space, which is always last
                 return
+            self.budget.make_objects(_MESSAGE_OBJECTS, size, heap.place)
             yield number, Cursor(heap.take(size), heap.place)
             heap.take(min(-size % 8, len(heap.data) - heap.at))
 
@@ -208,8 +221,9 @@ class Node:
 
     def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         self.file, self.path = file, path
-        self.place = f"{file.place}: {path}"
+        self.place = f"{file.place}: {short(path)}"
         self._messages = {m.kind: m for m in messages}
+        self._decoded: dict[str, Any] = {}
         self._attributes = dict(
             self._split_attribute(m.body) for m in messages if m.kind == _ATTRIBUTE
         )
@@ -236,7 +250,8 @@ class Node:
         parts = [cursor.take(s + (-s % 8 if version == 1 else 0)) for s in sizes]
         name = parts[0].partition(b"\0")[0].decode("utf-8", "replace")
         parts.append(cursor.take(len(body) - cursor.at))
-        return name, [Cursor(part, f"{self.place}: attribute {name}") for part in parts[1:]]
+        place = f"{self.place}: attribute {short(name)}"
+        return name, [Cursor(part, place) for part in parts[1:]]
 
     @property
     def attributes(self) -> set[str]:
@@ -250,8 +265,12 @@ class Node:
         """
         if name not in self._attributes:
             return None
-        form, space, data = self._attributes[name]
-        form.at = space.at = data.at = 0
+        if name not in self._decoded:
+            self._decoded[name] = self._decode(*self._attributes[name])
+        return self._decoded[name]
+
+    def _decode(self, form: Cursor, space: Cursor, data: Cursor) -> Any:
+        """Return the value of an attribute, whose parts are each at their start."""
         shape = _shape(space)
         if form.data[:1] and form.data[0] & 15 == _VARIABLE_LENGTH:
             count = _whole(shape, 16, data) // 16
@@ -263,6 +282,7 @@ class Node:
             array = _values(_dtype(form), shape, data)
             if array.dtype.kind != "S":
                 return array
+            self.file.budget.make_objects(array.size, 3 * array.nbytes, data.place)
             values = array.ravel().tolist()
         text = [value.decode("utf-8", "replace") for value in values]
         return text if shape else text[0]
@@ -303,11 +323,13 @@ class Array(Node):
             data = self.file.fetch(layout.number(8), layout.number(8), self.path)
         if self.dtype.kind == "V":
             # Keras writes bfloat16 so: the upper half of a float32, in this byte order.
+            self.file.budget.make(2 * len(data.data), self.path)
             halves = _values(np.dtype("<u2"), self.shape, data)
             return (halves.astype("u4") << 16).view("f4").reshape(self.shape)
-        return _values(self.dtype, self.shape, data).astype(
-            self.dtype.newbyteorder("="), copy=False
-        )
+        native = self.dtype.newbyteorder("=")
+        if native != self.dtype:
+            self.file.budget.make(len(data.data), self.path)
+        return _values(self.dtype, self.shape, data).astype(native, copy=False)
 
 
 class Group(Node):
@@ -322,11 +344,12 @@ class Group(Node):
             self._read_links(self.cursor(_LINK_INFO), [m for m in messages if m.kind == _LINK])
 
     def _add(self, name: bytes, address: int, direct: bool, at: Cursor) -> None:
+        self.file.budget.make_objects(2, 4 * len(name), self.path)
         text = name.decode("utf-8", "replace")
         if not text or text in self._links:
-            at.wrong("a name of its own for each entry", repr(text))
+            at.wrong("a name of its own for each entry", repr(short(text)))
         if not direct:
-            at.wrong(f"{text} itself", "a link to another place")
+            at.wrong(f"{short(text)} itself", "a link to another place")
         self._links[text] = address
 
     def _read_links(self, info: Cursor, links: list[HeaderMessage]) -> None:
@@ -378,6 +401,8 @@ class Group(Node):
             name_at, target, cache = entries.number(8), entries.number(8), entries.number(4)
             entries.take(20)
             end = names.find(b"\0", name_at)
+            # A name that begins in the middle of another one is as long as the file likes.
+            self.file.budget.make(max(end - name_at, 0), self.path)
             name = names[name_at:end] if end > name_at else b""
             self._add(name, target, cache != _SOFT_LINK, entries)
 
@@ -392,7 +417,8 @@ class Group(Node):
         for name in path.split("/"):
             if not isinstance(node, Group) or name not in node._links:
                 return None
-            node = self.file.open(node._links[name], f"{node.path}/{name}".lstrip("/"))
+            self.file.budget.step()
+            node = self.file.open(node._links[name], node.path, name)
         return node
 
     def group(self, path: str) -> Group | None:
@@ -405,7 +431,8 @@ class Group(Node):
         found = self.get(path)
         if not isinstance(found, Array):
             raise ValueError(
-                f"{self.place}: expected an array {path}, got {'a group' if found else 'nothing'}"
+                f"{self.place}: expected an array {short(path)}, got "
+                f"{'a group' if found else 'nothing'}"
             )
         return found.read()
 

@@ -1,0 +1,162 @@
+"""What reading one model may cost: memory and steps, in proportion to the bytes of its files.
+
+A small file can name one tensor a thousand times, or join one long name with all others. So a
+reader counts what it makes, and not only what it reads. One `Budget` goes through all functions
+that read one model. It opens the files, and each function tells it of memory before it makes it.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO
+
+from fastgru.io.plain_files import open_plain
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from os import PathLike
+    from pathlib import Path
+
+GROWTH = 4  # bytes made for each byte of the files
+FREE_BYTES = 64 << 20  # made whatever the files' size
+# An object of Python with its place in a list or dict, without what it contains.
+OBJECT_BYTES = 100
+# Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
+# compared, an instruction of a pickle.
+FREE_STEPS = 1 << 19
+BYTES_PER_STEP = 64
+
+LONGEST_NAME = 300  # characters of a name in a message
+LONGEST_MESSAGE = 2000
+
+
+class Budget:
+    """The memory and the steps that reading one model may still take.
+
+    Parameters
+    ----------
+    where : str
+        The model's name in messages.
+    max_bytes : int, optional
+        Bytes that may be made; by default `FREE_BYTES` and `GROWTH` times those of the files.
+
+    Raises
+    ------
+    ValueError
+        ``max_bytes`` is negative.
+    TypeError
+        It is no integer.
+    """
+
+    def __init__(self, where: str, max_bytes: int | None = None) -> None:
+        if max_bytes is not None:
+            if not isinstance(max_bytes, int) or isinstance(max_bytes, bool):
+                raise TypeError(f"max_bytes: expected an integer or None, got {max_bytes!r}")
+            if max_bytes < 0:
+                raise ValueError(f"max_bytes: expected bytes, 0 or more, got {max_bytes}")
+        self.where = where
+        self.size = 0  # of the files opened so far
+        self._limit = max_bytes
+        self._made = self._steps = 0
+        self._files: set[tuple[int, int]] = set()
+
+    def add(self, nbytes: int) -> None:
+        """Count bytes that the model's files have."""
+        self.size += nbytes
+
+    def open(self, path: str | PathLike[str], within: Path | None = None) -> BinaryIO:
+        """Open a plain file for reading and count its size, once however often it is opened.
+
+        Parameters
+        ----------
+        path : path
+        within : Path, optional
+            The folder that the file must be in, also after links are followed.
+
+        Raises
+        ------
+        ValueError
+            It is no plain file, or a link leads out of the folder.
+        """
+        file, status = open_plain(path, within)
+        if (key := (status.st_dev, status.st_ino)) not in self._files:
+            self._files.add(key)
+            self.add(status.st_size)
+        return file
+
+    def make(self, nbytes: int, what: str = "") -> None:
+        """Count bytes before they are made; ValueError if they are too many.
+
+        ``what`` names the place in the file, for the message.
+        """
+        self._made += nbytes
+        most = FREE_BYTES + GROWTH * self.size if self._limit is None else self._limit
+        if self._made > most:
+            raise ValueError(
+                f"{self.where}: {short(what) or 'it'} would take more than {most} bytes of memory "
+                f"from files of {self.size}, which a file of weights does not; where you trust the "
+                "file, pass a larger max_bytes"
+            )
+
+    def make_objects(self, count: int, nbytes: int = 0, what: str = "") -> None:
+        """Count small objects of Python, which contain ``nbytes`` in all, and a step for each."""
+        self.step(count, what)
+        self.make(count * OBJECT_BYTES + nbytes, what)
+
+    def step(self, count: int = 1, what: str = "") -> None:
+        """Count work before it is done; ValueError if it is too much for files of this size."""
+        self._steps += count
+        if self._steps > FREE_STEPS + self.size // BYTES_PER_STEP:
+            raise ValueError(
+                f"{self.where}: {short(what) or 'it'} has more parts to visit than files of "
+                f"{self.size} bytes with weights in them have: the same ones over and over, or "
+                "very many empty ones"
+            )
+
+
+@contextmanager
+def reading(where: object, max_bytes: int | None = None) -> Iterator[Budget]:
+    """Give a `Budget` for one model, and cut the errors of its readers to a length for people.
+
+    The text of a ValueError may have names from the file, as long as the file likes.
+    """
+    try:
+        yield Budget(str(where), max_bytes)
+    except ValueError as error:
+        text = str(error)
+        cut = short_message(text)
+        if cut == text:
+            raise
+        raise type(error)(cut) from None
+
+
+def short(name: object) -> str:
+    """Return a name from a file for a message, its middle left out if it is long."""
+    text = str(name)
+    if len(text) <= LONGEST_NAME:
+        return text
+    half = LONGEST_NAME // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def listed(names: Iterable[object], most: int = 20) -> str:
+    """Return the first names, joined, for a message; each is short, and "..." says of more."""
+    parts: list[str] = []
+    for name in names:
+        if len(parts) == most:
+            parts.append("...")
+            break
+        parts.append(short(name))
+    return ", ".join(parts)
+
+
+def short_message(text: str) -> str:
+    """Return a message of at most `LONGEST_MESSAGE` characters, in which each word is short."""
+    if len(text) > LONGEST_NAME:
+        head = text if len(text) <= 4 * LONGEST_MESSAGE else text[: 4 * LONGEST_MESSAGE]
+        head = re.sub(rf"\S{{{LONGEST_NAME + 1},}}", lambda word: short(word[0]), head)
+        if len(head) > LONGEST_MESSAGE or len(text) > 4 * LONGEST_MESSAGE:
+            return f"{head[: LONGEST_MESSAGE - 4]} ..."
+        return head
+    return text
