@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ FREE_BYTES = 16 << 20  # members that unpack to less than this may grow by any f
 _LOCAL_HEADER_BYTES = 30  # without the name
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
+LONGEST_FILE_NAME = 255  # bytes, in most file systems
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -45,6 +47,32 @@ def parse_json(text: str | bytes) -> Any:
             raise ValueError(deep)
         level = [part for c in containers for part in (c.values() if isinstance(c, dict) else c)]
     return parsed
+
+
+def file_beside(path: Path, name: Any) -> Path:
+    """Return a plain file that a model's index names, in the folder of the index.
+
+    Raises
+    ------
+    ValueError
+        The name leads elsewhere, by itself or by a link, or no plain file has it.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or any(sign in name for sign in "/\\:\0")
+        or len(os.fsencode(name)) > LONGEST_FILE_NAME
+    ):
+        raise ValueError(f"{path}: expected names of files in its folder, got {str(name)[:200]!r}")
+    file = path.parent / name
+    if not file.is_file():
+        raise ValueError(f"{path}: expected the file {name[:200]} beside it, found none")
+    # A cache keeps the index and its files as links into one other folder.
+    if file.resolve().parent not in {path.absolute().parent.resolve(), path.resolve().parent}:
+        raise ValueError(
+            f"{path}: expected files in its folder, got a link to {name[:200]} elsewhere"
+        )
+    return file
 
 
 class Archive:

@@ -5,6 +5,8 @@
 | ``.keras`` of Keras 3 or tf.keras, zipped or a folder | config.json | model.weights.h5 |
 | ``.h5`` of Keras 1, 2 or 3 | attribute model_config | group model_weights |
 | SavedModel folder | see `fastgru.io.savedmodel` | |
+| ``model.json`` of TensorFlow.js | in it | files beside it, see `fastgru.io.tfjs` |
+| TensorFlow checkpoint | none | see `fastgru.io.checkpoint` |
 | live model or layer | get_config() | get_weights() |
 
 `fastgru.io.keras_weights` reads weights without a config, and `fastgru.io.hdf5` reads HDF5.
@@ -20,8 +22,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from fastgru.io import hdf5
+from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.bundle import prefix_of
+from fastgru.io.foreign import is_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
@@ -40,6 +44,7 @@ from fastgru.io.keras_config import (
 )
 from fastgru.io.keras_legacy import LegacyModel
 from fastgru.io.keras_masks import mask_notes
+from fastgru.io.keras_shards import SHARDED
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, StackedRNNCells
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
@@ -88,8 +93,10 @@ def from_keras(
     Parameters
     ----------
     source : path, or a Keras model or layer
-        A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, or a
-        live object. `load_keras_weights` reads files of weights alone.
+        A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, the
+        ``model.json`` of TensorFlow.js, or a live object. `load_keras_weights` reads files of
+        weights alone. Of these only a TensorFlow checkpoint is read here too, since the names in it
+        tell its layers apart.
     name : str, optional
         The one layer to return; in nested models with their names, as ``"encoder/gru"``.
     verify : (input, expected output), optional
@@ -112,7 +119,8 @@ def from_keras(
     -----
     UserWarning
         The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
-        the mask for the layer.
+        the mask for the layer. Or the source has weights without a config, as a checkpoint and
+        some SavedModels: it says which options are assumed.
 
     Examples
     --------
@@ -123,7 +131,15 @@ def from_keras(
     found = find(source, name, custom_objects)
     result = by_name(found, name, what)
     for one in found:
-        if one.mask and name in (None, one.name):
+        if "assumed:" in one.recognised:
+            warnings.warn(
+                f"{one.name}: {what} does not describe its layers; this one is known by "
+                f"{one.recognised}. Where the model has others, make the layer with them and use "
+                "load_keras_weights(layer, path)",
+                UserWarning,
+                stacklevel=2,
+            )
+        if one.mask:
             warnings.warn(
                 f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
                 f"comes from the {one.mask}",
@@ -149,12 +165,11 @@ def find(
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
         return _loaded(_live_parts(source), place, name, custom_objects)
     path, kinds = Path(source), _kinds(custom_objects)
+    if prefix := prefix_of(path):
+        return _asked_for(checkpoint.find(prefix), str(path), name)
     if path.is_dir():
         if not (path / CONFIG).exists():
-            from fastgru.io import savedmodel
-
-            found: list[ImportedLayer] = savedmodel.find(path)
-            return found
+            return _asked_for(savedmodel.find(path), str(path), name)
         config = (path / CONFIG).read_bytes()
         with (path / WEIGHTS).open("rb") as file:
             parts = _keras3_parts(config, file, path, kinds)
@@ -164,15 +179,25 @@ def find(
         if start == hdf5.SIGNATURE:
             parts = _legacy_parts(file, path, kinds)
             return _loaded(parts, f"{path}: model_config", name, custom_objects)
+    if is_json(path):
+        return _loaded(_tfjs_parts(path, kinds), str(path), name, custom_objects)
     if not start.startswith(b"PK"):
         raise ValueError(
-            f"{path}: expected a .keras or .h5 file or a SavedModel folder, got a file that "
-            f"begins with {start!r}"
+            f"{path}: expected a .keras or .h5 file, a SavedModel folder, a checkpoint or the "
+            f"model.json of TensorFlow.js, got a file that begins with {start!r}"
         )
     with Archive(path) as archive:
         weights = io.BytesIO(archive.read(WEIGHTS))
         parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds)
     return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
+
+
+def _asked_for(found: list[ImportedLayer], place: str, name: str | None) -> list[ImportedLayer]:
+    """Return all layers, or the one called ``name``."""
+    if name is None:
+        return found
+    by_name(found, name, place)  # ValueError if there is none
+    return [one for one in found if one.name == name]
 
 
 def _loaded(
@@ -318,6 +343,26 @@ def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[Unb
             return model.arrays(config)
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
+    return parts
+
+
+def _tfjs_parts(path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
+    if path.name.endswith(SHARDED):
+        raise ValueError(
+            f"{path}: expected a whole model, got weights without a config; make a layer of the "
+            "same arguments and use load_keras_weights(layer, path)"
+        )
+    model = tfjs.Model(path)
+    mark(model.config, kinds)
+    configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+    parts = []
+    for config in configs:
+
+        def arrays(_: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
+            return tfjs.arrays_of(model, [config])[0]
+
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
+    tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
     return parts
 
 

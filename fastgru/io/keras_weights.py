@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations
-from fastgru.io import hdf5
+from fastgru.io import checkpoint, hdf5, tfjs
 from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.bundle import prefix_of
+from fastgru.io.foreign import is_json
 from fastgru.io.keras import CONFIG_GROWTH, LEAST_CONFIG
 from fastgru.io.keras_cells import (
     arrays_at,
@@ -25,7 +27,7 @@ from fastgru.io.keras_cells import (
 )
 from fastgru.io.keras_config import kind_of, numbered, recurrent_layers
 from fastgru.io.keras_legacy import LegacyModel, alone, stored_cells
-from fastgru.io.keras_shards import shards
+from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
@@ -49,8 +51,10 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         Built or not, with the same arguments as the layer that was saved. In the file of a larger
         model it is the layer of the same ``name``, or else the only one of its kind.
     path : path
-        ``.weights.h5`` of Keras 3, ``.h5`` of Keras 1, 2 or 3, whole models and weights alone, or
-        ``.keras``.
+        ``.weights.h5`` of Keras 3, or the ``.weights.json`` of several of them; ``.h5`` of Keras
+        1, 2 or 3, whole models and weights alone; ``.keras``; the ``model.json`` of TensorFlow.js;
+        or a TensorFlow checkpoint: its name as TensorFlow takes it, its ``.index``, or the folder
+        of which the latest is to be read.
 
     Raises
     ------
@@ -60,6 +64,19 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     list(cells_of(layer))  # TypeError for what has no GRU cells
+    if prefix := prefix_of(path):
+        with errors_at(f"{prefix}.index"):
+            arrays = checkpoint.arrays_for(layer, prefix)
+            _check_formulas(layer, "", f"{prefix}.index")
+            fill(layer, arrays)
+        return
+    if is_json(path) and not path.name.endswith(SHARDED):
+        with errors_at(str(path)):
+            model = tfjs.Model(path)
+            arrays = tfjs.arrays_for(layer, model)
+            _check_formulas(layer, model.version, str(path))
+            fill(layer, arrays)
+        return
     with _weights_file(path) as (root, version), errors_at(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
@@ -81,7 +98,7 @@ def _weights_file(path: Path) -> Iterator[tuple[Any, str]]:
     """
     with path.open("rb") as file:
         start = file.read(8)
-        if start[:2] != b"PK" and not path.name.endswith(".weights.json"):
+        if start[:2] != b"PK" and not path.name.endswith(SHARDED):
             yield hdf5.File(file, str(path)).root, ""
             return
     if start[:2] != b"PK":

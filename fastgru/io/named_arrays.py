@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-_ROLES = ("kernel", "recurrent_kernel", "bias")
+ROLES = ("kernel", "recurrent_kernel", "bias")
 # "gru/gru_cell/kernel:0", "decoder.bias", "layers/gru/cell/vars/2"
 _NAME = re.compile(
     r"(?:(?P<place>.*)[/.])?(?:(?P<role>kernel|recurrent_kernel|bias)(?::0)?|vars/(?P<n>\d{1,3}))",
@@ -77,7 +77,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
             continue
         place, role, number = match.group("place", "role", "n")
         if number is not None:
-            role = _ROLES[int(number)] if int(number) < len(_ROLES) else "more"
+            role = ROLES[int(number)] if int(number) < len(ROLES) else "more"
         group = groups.setdefault(place or "", {})
         if role in group:
             raise ValueError(f"{where}: expected one {role} under {place!r}, got two")
@@ -85,7 +85,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
     cells = {
         place: group
         for place, group in groups.items()
-        if _is_gru({role: array.shape for role, array in group.items()})
+        if is_gru({role: array.shape for role, array in group.items()})
     }
     short = Counter(_INNER.sub("", place) for place in cells)
     return [
@@ -95,7 +95,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
     ]
 
 
-def _is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
+def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
     """Say whether these are all the weights of a GRU cell, by their shapes."""
     kernel, recurrent = shapes.get("kernel", ()), shapes.get("recurrent_kernel", ())
     if len(kernel) != 2 or len(recurrent) != 2 or 0 in (*kernel, *recurrent) or "more" in shapes:
@@ -108,7 +108,7 @@ def _is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
 def _with_defaults(
     place: str, name: str, group: dict[str, np.ndarray], where: str
 ) -> ImportedLayer:
-    weights = [group[role] for role in _ROLES if role in group]
+    weights = [group[role] for role in ROLES if role in group]
     bias = group.get("bias")
     backwards = name.rpartition("/")[2].startswith("backward_")
     after = bias is None or bias.shape != (3 * weights[1].shape[0],)
