@@ -21,6 +21,7 @@ from fastgru.io.bounded import FREE_BYTES, Archive
 from fastgru.io.bundle import Bundle, prefix_of
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.tfjs import Model
+from fastgru.io.torch_numpy import has_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -118,6 +119,9 @@ def _entries(path: Path) -> Iterator[Entry]:
     if head[:2] == b"PK":
         return _archived(path)
     if head[:6] == _NPY:
+        with path.open("rb") as file:
+            if has_objects(file.read(256)):
+                return _torch(path)
         return iter([_npy("array", path.read_bytes(), str(path))])
     if head[:2] == b"\x1f\x8b":
         raise ValueError(f"{path}: expected a model, got a compressed file; unpack it")

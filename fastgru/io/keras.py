@@ -45,6 +45,8 @@ from fastgru.io.keras_config import (
 from fastgru.io.keras_legacy import LegacyModel
 from fastgru.io.keras_masks import mask_notes
 from fastgru.io.keras_shards import SHARDED
+from fastgru.io.named_arrays import find_keras
+from fastgru.io.torch_numpy import is_npz
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, StackedRNNCells
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
@@ -95,8 +97,8 @@ def from_keras(
     source : path, or a Keras model or layer
         A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, the
         ``model.json`` of TensorFlow.js, or a live object. `load_keras_weights` reads files of
-        weights alone. Of these only a TensorFlow checkpoint is read here too, since the names in it
-        tell its layers apart.
+        weights alone. Of these a TensorFlow checkpoint and an ``.npz`` file with Keras' names are
+        read here too, since the names in them tell layers apart.
     name : str, optional
         The one layer to return; in nested models with their names, as ``"encoder/gru"``.
     verify : (input, expected output), optional
@@ -187,6 +189,8 @@ def find(
             f"model.json of TensorFlow.js, got a file that begins with {start!r}"
         )
     with Archive(path) as archive:
+        if is_npz(archive):
+            return _asked_for(find_keras(path), str(path), name)
         weights = io.BytesIO(archive.read(WEIGHTS))
         parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds)
     return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
@@ -353,8 +357,10 @@ def _tfjs_parts(path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
             "same arguments and use load_keras_weights(layer, path)"
         )
     model = tfjs.Model(path)
-    mark(model.config, kinds)
-    configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+    with errors_at(str(path)):
+        mark(model.config, kinds)
+        configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+        tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
     parts = []
     for config in configs:
 
@@ -362,7 +368,6 @@ def _tfjs_parts(path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
             return tfjs.arrays_of(model, [config])[0]
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
-    tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
     return parts
 
 

@@ -29,7 +29,7 @@ _ROLES = ("kernel", "recurrent_kernel", "bias")
 # Keras 1 has an array for each gate, as "gru_1_W_z"; `fastgru.io.keras_cells.fill` joins them.
 _KERAS_1_ROLES = tuple(f"{kind}_{gate}" for gate in "zrh" for kind in "WUb")
 _NAME = re.compile(
-    r"(?:(.*?)[/_])?(recurrent_kernel|kernel|bias|[WUb]_[zrh])((?:_\d+)?)(?::\d+)?", re.DOTALL
+    r"(?:(.*?)[/_])??(recurrent_kernel|kernel|bias|[WUb]_[zrh])((?:_\d+)?)(?::\d+)?", re.DOTALL
 )
 _AUTOMATIC = re.compile(r"(.*?)(?:_(\d+))?")
 _MOST_PAIRS = 1 << 16  # of names that are compared; a file of many equal names goes by position
@@ -370,7 +370,7 @@ def _named(cell: StoredCell, want: WantedCell, strict: bool) -> bool:
 
 
 def in_order(
-    group: Group, wanted: Sequence[WantedCell], owner_frozen: bool = False
+    group: NamedArrays, wanted: Sequence[WantedCell], owner_frozen: bool = False
 ) -> list[list[np.ndarray]]:
     """Return the arrays of a group whose names say nothing, cell after cell.
 
@@ -394,7 +394,7 @@ def in_order(
     return [[group.array(next(taken)) for _ in range(count)] for count in counts]
 
 
-def alone(layer: Any, group: Group, stored: Sequence[StoredCell]) -> list[list[np.ndarray]]:
+def alone(layer: Any, group: NamedArrays, stored: Sequence[StoredCell]) -> list[list[np.ndarray]]:
     """Return the arrays of the one layer that these stored cells of a group belong to.
 
     Raises

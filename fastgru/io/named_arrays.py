@@ -68,6 +68,44 @@ def find(path: Path) -> list[ImportedLayer]:
     return found
 
 
+def find_keras(path: Path) -> list[ImportedLayer]:
+    """Return the GRUs of a file of named arrays that has Keras' names.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read, or no arrays have names and shapes of a GRU's weights.
+    """
+    arrays = read_arrays(path)
+    found = keras_named(arrays, str(path))
+    if not found:
+        few = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:9])
+        raise ValueError(
+            f"{path}: expected arrays named as Keras does, kernel (I, 3H) and recurrent_kernel "
+            f"(H, 3H), got {few or 'none'}; from_torch reads PyTorch's names"
+        )
+    return found
+
+
+class ArrayGroup:
+    """Arrays by name, as a group of a legacy file is; see `keras_cells.NamedArrays`."""
+
+    def __init__(self, place: str, arrays: Mapping[str, np.ndarray]) -> None:
+        self.place, self._arrays = place, arrays
+
+    def attribute(self, name: str) -> list[str] | None:
+        """Return the names of the arrays as ``weight_names``."""
+        return list(self._arrays) if name == "weight_names" else None
+
+    def get(self, path: str) -> np.ndarray | None:
+        """Return an array; None if there is none of the name."""
+        return self._arrays.get(path)
+
+    def array(self, path: str) -> np.ndarray:
+        """Return an array."""
+        return self._arrays[path]
+
+
 def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLayer]:
     """Return a GRU with Keras' defaults for each group of arrays with a GRU's names and shapes."""
     groups: dict[str, dict[str, np.ndarray]] = {}

@@ -332,7 +332,7 @@ class Bidirectional(ComposedLayer):
         if state_gradients is not None:
             count = len(self.forward_layer.state_size)
             if count == 1:  # a stack in each half is no module of PyTorch, and has another order
-                initial_state = unstacked(initial_state, 2)
+                state_gradients = unstacked(state_gradients, 2)
             if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
                 raise ValueError(
                     f"state_gradients: expected a list of {2 * count}, got "

@@ -73,7 +73,7 @@ def test_a_start_in_one_array_has_torchs_order(module):
     got, *states = layer(x, initial_state=h_0)
     np.testing.assert_allclose(got, y, rtol=0, atol=1e-6)
     np.testing.assert_allclose(states, h_n[-len(states) :], rtol=0, atol=1e-6)
-    (got, *_), tape = layer.forward(x, initial_state=h_0)
+    (got, *_), _ = layer.forward(x, initial_state=h_0)
     np.testing.assert_allclose(got, y, rtol=0, atol=1e-6)
     for count in (len(h_0) - 1, len(h_0) + 1):
         wrong = np.zeros((count, B, H), "float32")

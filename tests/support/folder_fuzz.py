@@ -1,4 +1,4 @@
-"""Altered models of several files, each read or refused: ``python folder_fuzz.py KIND FIRST COUNT``.
+"""Altered models of several files, read or refused: ``python folder_fuzz.py KIND FIRST COUNT``.
 
 Every case is made from its number alone. The process may use 500 MB more than it had at the start,
 a case 2 seconds; nothing may be executed or written, and no file opened outside the model's folder.
