@@ -157,7 +157,7 @@ def test_npz_of_several_layers_goes_by_names(tmp_path):
     ours = fastgru.GRU(4, name="a")
     load_keras_weights(ours, tmp_path / "m.npz")
     np.testing.assert_array_equal(ours.get_weights()[0], a.get_weights()[0])
-    with pytest.raises(ValueError, match="expected 1 cells, got 2|give the layer the name"):
+    with pytest.raises(ValueError, match=r"expected 1 cells, got 2|give the layer the name"):
         load_keras_weights(fastgru.GRU(4, name="c"), tmp_path / "m.npz")
 
 
