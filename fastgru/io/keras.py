@@ -62,6 +62,8 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
 # Wrappers that put other weights in the place of those that the file has.
 _COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
+# Wrappers that call their layer and do nothing else; "" is for none.
+_PLAIN_WRAPPERS = ("", "Bidirectional", "TimeDistributed")
 _MOST_SHARED = 100  # models that one layer is in
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
@@ -138,6 +140,13 @@ def from_keras(
                 f"{one.name}: {what} does not describe its layers; this one is known by "
                 f"{one.recognised}. Where the model has others, make the layer with them and use "
                 "load_keras_weights(layer, path)",
+                UserWarning,
+                stacklevel=2,
+            )
+        if "of which nothing is known" in one.recognised:
+            warnings.warn(
+                f"{one.name}: {one.recognised}: what the wrapper itself computes, of the inputs, "
+                "the outputs or the weights, is not in this layer; compare it with verify=",
                 UserWarning,
                 stacklevel=2,
             )
@@ -229,6 +238,9 @@ def _loaded(
             layer = deserialize_layer(config.form, custom_objects)
             convention = fill(layer, arrays(layer))
         recognised = f"{place}: {config.class_name}"
+        unknown = [one for one in config.wrapper.split(" of ") if one not in _PLAIN_WRAPPERS]
+        if unknown:
+            recognised += f" in {unknown[0]}, of which nothing is known"
         found.append(ImportedLayer(config.name, layer, convention, recognised, mask))
     return found
 
@@ -377,13 +389,15 @@ def _live_parts(source: Any) -> list[UnbuiltLayer]:
             f"source: expected a path, or a live Keras model or layer, got {type(source).__name__}"
         )
     parts, masks = [], _live_masks(source)
-    for path, layer, form in _live_layers(source, ()):
+    for path, layer, form, wrapper in _live_layers(source, ()):
 
         def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
             return _live_cells(layer)
 
         cells = count_cells(form)
-        config = LayerConfig(path, "", form["class_name"], modern_form(form), False, cells)
+        config = LayerConfig(
+            path, "", form["class_name"], modern_form(form), False, cells, wrapper=wrapper
+        )
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
 
@@ -394,24 +408,42 @@ def _live_masks(source: Any) -> dict[str, str]:
     try:
         config = source.get_config()
     except NotImplementedError:  # a model that is a class of the user's has none
+        if makers := list(_mask_makers(source)):
+            warnings.warn(
+                f"{type(source).__name__} has no get_config(), so it cannot be told which of its "
+                f"layers get a mask, and {makers[0]} makes one: pass mask to the layers that get "
+                "it, mask = ids != 0 of an Embedding and mask = (x != value).any(-1) of a Masking",
+                UserWarning,
+                stacklevel=5,
+            )
         return {}
     return mask_notes({"class_name": type(source).__name__, "config": config})
 
 
+def _mask_makers(layer: Any) -> Iterator[str]:
+    """Yield the names of layers in a live model that make a mask."""
+    for part in getattr(layer, "layers", ()):
+        makes = type(part).__name__ == "Masking" or getattr(part, "mask_zero", False)
+        if makes or (not is_live_keras(type(part)) and "compute_mask" in vars(type(part))):
+            yield part.name
+        yield from _mask_makers(part)
+
+
 def _live_layers(
-    layer: Any, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
-    """Yield path, object and Keras object dict of the GRUs of a live model or live layer."""
+    layer: Any, path: tuple[str, ...], wrapper: str = ""
+) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any], str]]:
+    """Yield path, object, Keras object dict and wrapper's class of the GRUs of a live object."""
     cls = type(layer)
     if cls.__name__ in LAYERS and is_live_keras(cls):
         form = {"class_name": cls.__name__, "config": layer.get_config()}
         if count_cells(form):
-            yield path or (layer.name,), layer, form
+            yield path or (layer.name,), layer, form, wrapper
     elif isinstance(layers := getattr(layer, "layers", None), (list, tuple)):
         for part in layers:
-            yield from _live_layers(part, (*path, part.name))
+            yield from _live_layers(part, (*path, part.name), wrapper)
     elif hasattr(layer, "layer"):
-        yield from _live_layers(layer.layer, path)
+        around = (*filter(None, [wrapper]), cls.__name__)
+        yield from _live_layers(layer.layer, path, " of ".join(around))
 
 
 def _live_cells(layer: Any) -> list[list[np.ndarray]]:
