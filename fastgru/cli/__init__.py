@@ -74,8 +74,9 @@ def _exit_on_sigterm(*_: object) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastgru",
-        description="Keras' GRU on NumPy arrays. MODEL is a SavedModel folder, .keras, .h5, .pt, "
-        ".pth, .onnx, .safetensors, .npz or .npy file.",
+        description="Keras' GRU on NumPy arrays. MODEL is a .keras, .h5, .pt, .pth, .onnx, "
+        ".safetensors, .npz or .npy file, a SavedModel folder, a checkpoint's .index, or the .json "
+        "of TensorFlow.js or of a model in several files.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
 
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     one = command("inspect", _inspect, "list the GRU layers of a model, and how they were read")
     one.add_argument("model", type=Path, metavar="MODEL")
+    _add_follow_links(one)
 
     one = command("convert", _convert, "write a GRU layer of a model to fastgru's own file")
     one.add_argument("model", type=Path, metavar="MODEL")
@@ -115,7 +117,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_follow_links(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        help="read an ONNX model's files of weights also where links lead out of its folder",
+    )
+
+
 def _add_choice(parser: argparse.ArgumentParser) -> None:
+    _add_follow_links(parser)
     # One option with three names: Keras has layer names, PyTorch prefixes, ONNX nodes.
     parser.add_argument(
         "--name",
@@ -145,7 +156,7 @@ def _info(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from fastgru.cli.models import describe, find
 
-    print(describe(find(options.model)))
+    print(describe(find(options.model, follow_links=options.follow_links)))
 
 
 def _convert(options: argparse.Namespace) -> None:
@@ -154,7 +165,7 @@ def _convert(options: argparse.Namespace) -> None:
 
     if options.output.suffix != ".safetensors":
         raise ValueError(f"{options.output}: expected a name that ends in .safetensors")
-    layer = choose(options.model, options.layer).layer
+    layer = choose(options.model, options.layer, follow_links=options.follow_links).layer
     fastgru.save(layer, options.output)
 
 
@@ -162,7 +173,7 @@ def _run(options: argparse.Namespace) -> None:
     from fastgru.cli.models import choose
     from fastgru.cli.run import run_file
 
-    found = choose(options.model, options.layer)
+    found = choose(options.model, options.layer, follow_links=options.follow_links)
     run_file(
         found.layer,
         options.input,

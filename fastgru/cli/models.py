@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from fastgru import Bidirectional, Sequential
+from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import expect_unpacked
 from fastgru.io.imported_layer import ImportedLayer
 
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-# Suffix of the file -> module of fastgru.io, imported when it is needed. "" stands for a folder.
+# End of the file's name -> module of fastgru.io, imported when it is needed. "" stands for a folder
+# and for a TensorFlow checkpoint by its name.
 READERS = {
     "": "keras",
     ".keras": "keras",
     ".h5": "keras",
     ".hdf5": "keras",
+    ".index": "keras",  # of a TensorFlow checkpoint
+    ".weights.json": "named_arrays",  # Keras' weights in several files
+    ".index.json": "torch",  # a model in several files of PyTorch or safetensors
+    ".json": "keras",  # of TensorFlow.js
     ".pt": "torch",
     ".pth": "torch",
+    ".bin": "torch",
+    ".ckpt": "torch",
     ".safetensors": "torch",  # or a file of `fastgru.save`, see _own
     ".onnx": "onnx",
     ".npz": "named_arrays",
@@ -31,8 +39,14 @@ READERS = {
 _HDF5 = (".h5", ".hdf5")
 
 
-def find(path: Path) -> list[ImportedLayer]:
+def find(path: Path, *, follow_links: bool = False) -> list[ImportedLayer]:
     """Return the GRU layers of a model.
+
+    Parameters
+    ----------
+    path : Path
+    follow_links : bool
+        Whether the files beside an ONNX model may be links that lead out of its folder.
 
     Raises
     ------
@@ -41,19 +55,27 @@ def find(path: Path) -> list[ImportedLayer]:
     ImportError
         The package that reads files of this kind is not installed.
     """
-    if not path.exists():
+    checkpoint = prefix_of(path)
+    if not path.exists() and not checkpoint:
         raise ValueError(f"{path}: expected a model there, found nothing")
     expect_unpacked(path)
-    kind = "" if path.is_dir() else path.suffix.lower()
-    if kind not in READERS or (path.is_file() and not kind):
+    ends = [end for end in READERS if end and path.name.lower().endswith(end)]
+    kind = max(ends, key=len, default="")
+    if path.is_dir() or checkpoint:
+        kind = ""
+    elif not kind:
         kinds = ", ".join(filter(None, READERS))
-        raise ValueError(f"{path}: expected a SavedModel folder or one of {kinds}, got {kind!r}")
+        raise ValueError(
+            f"{path}: expected a SavedModel folder, a checkpoint or one of {kinds}, got "
+            f"{path.suffix!r}"
+        )
     if kind == ".safetensors" and (own := _own(path)) is not None:
         return own
     reader = READERS[kind]
     if kind in _HDF5 and _module("named_arrays").without_config(path):
         reader = "named_arrays"
-    found: list[ImportedLayer] = _module(reader).find(path)
+    options = {"follow_links": follow_links} if reader == "onnx" else {}
+    found: list[ImportedLayer] = _module(reader).find(path, **options)
     return found
 
 
@@ -71,7 +93,7 @@ def _own(path: Path) -> list[ImportedLayer] | None:
     return [ImportedLayer(layer.name, layer, "fastgru's own", "metadata: fastgru")]
 
 
-def choose(path: Path, name: str | None) -> ImportedLayer:
+def choose(path: Path, name: str | None, *, follow_links: bool = False) -> ImportedLayer:
     """Return the only GRU of a model, or the one called ``name``.
 
     Raises
@@ -80,7 +102,7 @@ def choose(path: Path, name: str | None) -> ImportedLayer:
         There is no GRU, or none of that name, or several and no name is given. The message lists
         the names.
     """
-    found = find(path)
+    found = find(path, follow_links=follow_links)
     if not found:
         raise ValueError(f"{path}: expected a GRU in it, found none")
     names = ", ".join(one.name for one in found)

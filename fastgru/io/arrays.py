@@ -18,7 +18,10 @@ import numpy as np
 
 from fastgru.io import hdf5
 from fastgru.io.bounded import FREE_BYTES, Archive
-from fastgru.io.bundle import Bundle
+from fastgru.io.bundle import Bundle, prefix_of
+from fastgru.io.keras_shards import SHARDED, shards
+from fastgru.io.tfjs import Model
+from fastgru.io.torch_numpy import has_objects
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,9 +44,11 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     Parameters
     ----------
     path : path
-        ``.keras``, ``.h5``, ``.weights.h5``, a SavedModel folder, the ``.index`` of a TensorFlow
-        checkpoint, ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json`` of several of them,
-        ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, not its name.
+        ``.keras``, ``.h5``, ``.weights.h5`` or the ``.weights.json`` of several of them; a
+        SavedModel folder, a TensorFlow checkpoint (its name, its ``.index`` or its folder), the
+        ``model.json`` of TensorFlow.js; ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json``
+        of several of them; ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, and of
+        JSON its name.
 
     Returns
     -------
@@ -84,6 +89,8 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
 
 
 def _bytes_of(path: Path) -> int:
+    if prefix := prefix_of(path):
+        return sum(file.stat().st_size for file in prefix.parent.iterdir() if file.is_file())
     if path.is_dir():
         return sum(
             file.stat().st_size
@@ -93,12 +100,14 @@ def _bytes_of(path: Path) -> int:
         )
     if not path.is_file():
         raise ValueError(f"{path}: expected a model there, found nothing that can be read")
-    if path.suffix == ".index" or path.name.endswith(".index.json"):
+    if path.suffix == ".json":
         return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
     return path.stat().st_size
 
 
 def _entries(path: Path) -> Iterator[Entry]:
+    if prefix := prefix_of(path):
+        return _checkpoint(prefix.parent, prefix.name)
     if path.is_dir():
         if (path / _CONFIG).exists():
             return _hdf5(path / _WEIGHTS)
@@ -110,22 +119,27 @@ def _entries(path: Path) -> Iterator[Entry]:
     if head[:2] == b"PK":
         return _archived(path)
     if head[:6] == _NPY:
+        with path.open("rb") as file:
+            if has_objects(file.read(256)):
+                return _torch(path)
         return iter([_npy("array", path.read_bytes(), str(path))])
     if head[:2] == b"\x1f\x8b":
         raise ValueError(f"{path}: expected a model, got a compressed file; unpack it")
-    if path.suffix == ".index":
-        return _checkpoint(path.parent, path.stem)
     if head[8:9] == b"{" and path.suffix != ".json":
         return _safetensors(path)
     if path.name.endswith(".index.json"):
         return _sharded(path)
+    if path.name.endswith(SHARDED):
+        return _keras_shards(path)
+    if head[:1] == b"{":
+        return _tfjs(path)
     if head[:1] == b"\x80":  # a pickle of torch before 1.6
         return _torch(path)
     if path.suffix.lower() == ".onnx" or head[:1] == b"\x08":  # the number of an ONNX version
         return _onnx(path)
     raise ValueError(
         f"{path}: expected a .keras, .h5, .pt, .pth, .safetensors, .onnx, .npz or .npy file, a "
-        f"SavedModel folder or a checkpoint's .index, got a file that begins with {head!r}"
+        f"SavedModel folder, a checkpoint or a model.json, got a file that begins with {head!r}"
     )
 
 
@@ -206,6 +220,19 @@ def _sharded(path: Path) -> Iterator[Entry]:
     index = read_index(path)
     for file in index.files:
         yield from _entries(index.folder / file)
+
+
+def _keras_shards(path: Path) -> Iterator[Entry]:
+    with shards(path) as root:
+        for group in root.groups:
+            yield from _below(group, "", 0)
+
+
+def _tfjs(path: Path) -> Iterator[Entry]:
+    model = Model(path)
+    for name, weight in model.weights.items():
+        nbytes = math.prod(weight.shape) * max(weight.stored.itemsize, 4)
+        yield name, nbytes, partial(model.array, name)
 
 
 def _torch(path: Path) -> Iterator[Entry]:

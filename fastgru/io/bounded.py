@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,7 @@ _ENTRY_BYTES = 46  # of an entry in the directory, without the name
 _ENTRY_OBJECTS, _ENTRY_STEPS = 6, 4  # that Python makes of an entry, and the time it takes
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
+LONGEST_FILE_NAME = 255  # bytes, in most file systems
 
 
 def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
@@ -92,6 +94,32 @@ class _CountedFile:
             self.budget.step(_ENTRY_STEPS * entries, "its directory")
             self.budget.make_objects(_ENTRY_OBJECTS * entries, count, "its directory")
         return self.file.read(count)
+
+
+def file_beside(path: Path, name: Any) -> Path:
+    """Return a plain file that a model's index names, in the folder of the index.
+
+    Raises
+    ------
+    ValueError
+        The name leads elsewhere, by itself or by a link, or no plain file has it.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or any(sign in name for sign in "/\\:\0")
+        or len(os.fsencode(name)) > LONGEST_FILE_NAME
+    ):
+        raise ValueError(f"{path}: expected names of files in its folder, got {str(name)[:200]!r}")
+    file = path.parent / name
+    if not file.is_file():
+        raise ValueError(f"{path}: expected the file {name[:200]} beside it, found none")
+    # A cache keeps the index and its files as links into one other folder.
+    if file.resolve().parent not in {path.absolute().parent.resolve(), path.resolve().parent}:
+        raise ValueError(
+            f"{path}: expected files in its folder, got a link to {name[:200]} elsewhere"
+        )
+    return file
 
 
 class Archive:

@@ -12,6 +12,8 @@ from __future__ import annotations
 import functools
 import glob
 import math
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from fastgru.io.protobuf import Message, varint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from os import PathLike
 
 # tensorflow/core/framework/types.proto
 _DTYPES: dict[int, np.dtype] = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 19: np.dtype("<f2")}
@@ -37,10 +39,12 @@ _INTEGERS = {
     10: "?",
 }
 _STRING = 7
+_LATEST = re.compile(rb'^model_checkpoint_path: "([^"\n]*)"', re.MULTILINE)
 
 _FOOTER, _MAGIC = 48, 0xDB4775248B80FB57
 _TRAILER = 5  # bytes after a block: its compression, and a checksum
 MOST_INDEX = 16 << 20  # bytes; a tensor takes about 80
+MOST_STATE = 1 << 16  # bytes of the file "checkpoint"
 MOST_KEY = 4096
 MOST_KEYS = 64 << 20  # bytes of all keys together, unpacked
 MOST_DIMENSIONS = 8
@@ -259,6 +263,35 @@ class Bundle:
             at += rest + size
             yield key, pairs[at - size : at]
             last = key
+
+
+def prefix_of(path: str | PathLike[str]) -> Path | None:
+    """Return the checkpoint that a path means, without its endings; None for other files.
+
+    A path may be the checkpoint's name as TensorFlow takes it, its ``.index`` or a folder, whose
+    file ``checkpoint`` names the latest.
+
+    Raises
+    ------
+    ValueError
+        The folder's latest checkpoint is elsewhere.
+    """
+    path = Path(path)
+    state = path / "checkpoint"
+    if path.is_dir() and state.is_file():
+        latest = _LATEST.search(read_file(state, MOST_STATE))
+        name = Path(latest[1].decode("utf-8", "replace")).name if latest else ""
+        if not name or not (path / f"{name}.index").is_file():
+            raise ValueError(
+                f"{state}: expected the name of a checkpoint in its folder, got "
+                f"{latest[1] if latest else 'none'!r}"
+            )
+        return path / name
+    if path.suffix == ".index":
+        return path.with_suffix("")
+    if not path.exists() and path.with_name(f"{path.name}.index").is_file():
+        return path
+    return None
 
 
 def read_file(path: Path, most: int, offset: int = 0, exactly: bool = False) -> bytes:

@@ -45,6 +45,12 @@ def reader_of(path: str | PathLike[str]) -> str | None:
     return None
 
 
+def is_json(path: Path) -> bool:
+    """Say whether a file begins as the JSON of an object does."""
+    with path.open("rb") as file:
+        return file.read(64).lstrip()[:1] == b"{"
+
+
 def expect_unpacked(path: str | PathLike[str]) -> None:
     """Raise ValueError for an archive, which no reader looks into."""
     path = Path(path)

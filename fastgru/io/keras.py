@@ -5,6 +5,8 @@
 | ``.keras`` of Keras 3 or tf.keras, zipped or a folder | config.json | model.weights.h5 |
 | ``.h5`` of Keras 1, 2 or 3 | attribute model_config | group model_weights |
 | SavedModel folder | see `fastgru.io.savedmodel` | |
+| ``model.json`` of TensorFlow.js | in it | files beside it, see `fastgru.io.tfjs` |
+| TensorFlow checkpoint | none | see `fastgru.io.checkpoint` |
 | live model or layer | get_config() | get_weights() |
 
 `fastgru.io.keras_weights` reads weights without a config, and `fastgru.io.hdf5` reads HDF5.
@@ -20,8 +22,10 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
-from fastgru.io import hdf5
+from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.bundle import prefix_of
+from fastgru.io.foreign import is_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
@@ -40,6 +44,9 @@ from fastgru.io.keras_config import (
 )
 from fastgru.io.keras_legacy import LegacyModel
 from fastgru.io.keras_masks import mask_notes
+from fastgru.io.keras_shards import SHARDED
+from fastgru.io.named_arrays import find_keras
+from fastgru.io.torch_numpy import is_npz
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, StackedRNNCells
 from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
@@ -55,6 +62,8 @@ CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
 # Wrappers that put other weights in the place of those that the file has.
 _COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
+# Wrappers that call their layer and do nothing else; "" is for none.
+_PLAIN_WRAPPERS = ("", "Bidirectional", "TimeDistributed")
 _MOST_SHARED = 100  # models that one layer is in
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
@@ -88,8 +97,10 @@ def from_keras(
     Parameters
     ----------
     source : path, or a Keras model or layer
-        A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, or a
-        live object. `load_keras_weights` reads files of weights alone.
+        A ``.keras`` file, a whole model as ``.h5`` (Keras 1, 2 or 3), a SavedModel folder, the
+        ``model.json`` of TensorFlow.js, or a live object. `load_keras_weights` reads files of
+        weights alone. Of these a TensorFlow checkpoint and an ``.npz`` file with Keras' names are
+        read here too, since the names in them tell layers apart.
     name : str, optional
         The one layer to return; in nested models with their names, as ``"encoder/gru"``.
     verify : (input, expected output), optional
@@ -112,7 +123,8 @@ def from_keras(
     -----
     UserWarning
         The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
-        the mask for the layer.
+        the mask for the layer. Or the source has weights without a config, as a checkpoint and
+        some SavedModels: it says which options are assumed.
 
     Examples
     --------
@@ -123,7 +135,22 @@ def from_keras(
     found = find(source, name, custom_objects)
     result = by_name(found, name, what)
     for one in found:
-        if one.mask and name in (None, one.name):
+        if "assumed:" in one.recognised:
+            warnings.warn(
+                f"{one.name}: {what} does not describe its layers; this one is known by "
+                f"{one.recognised}. Where the model has others, make the layer with them and use "
+                "load_keras_weights(layer, path)",
+                UserWarning,
+                stacklevel=2,
+            )
+        if "of which nothing is known" in one.recognised:
+            warnings.warn(
+                f"{one.name}: {one.recognised}: what the wrapper itself computes, of the inputs, "
+                "the outputs or the weights, is not in this layer; compare it with verify=",
+                UserWarning,
+                stacklevel=2,
+            )
+        if one.mask:
             warnings.warn(
                 f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
                 f"comes from the {one.mask}",
@@ -149,12 +176,11 @@ def find(
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
         return _loaded(_live_parts(source), place, name, custom_objects)
     path, kinds = Path(source), _kinds(custom_objects)
+    if prefix := prefix_of(path):
+        return _asked_for(checkpoint.find(prefix), str(path), name)
     if path.is_dir():
         if not (path / CONFIG).exists():
-            from fastgru.io import savedmodel
-
-            found: list[ImportedLayer] = savedmodel.find(path)
-            return found
+            return _asked_for(savedmodel.find(path), str(path), name)
         config = (path / CONFIG).read_bytes()
         with (path / WEIGHTS).open("rb") as file:
             parts = _keras3_parts(config, file, path, kinds)
@@ -164,15 +190,27 @@ def find(
         if start == hdf5.SIGNATURE:
             parts = _legacy_parts(file, path, kinds)
             return _loaded(parts, f"{path}: model_config", name, custom_objects)
+    if is_json(path):
+        return _loaded(_tfjs_parts(path, kinds), str(path), name, custom_objects)
     if not start.startswith(b"PK"):
         raise ValueError(
-            f"{path}: expected a .keras or .h5 file or a SavedModel folder, got a file that "
-            f"begins with {start!r}"
+            f"{path}: expected a .keras or .h5 file, a SavedModel folder, a checkpoint or the "
+            f"model.json of TensorFlow.js, got a file that begins with {start!r}"
         )
     with Archive(path) as archive:
+        if is_npz(archive):
+            return _asked_for(find_keras(path), str(path), name)
         weights = io.BytesIO(archive.read(WEIGHTS))
         parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds)
     return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
+
+
+def _asked_for(found: list[ImportedLayer], place: str, name: str | None) -> list[ImportedLayer]:
+    """Return all layers, or the one called ``name``."""
+    if name is None:
+        return found
+    by_name(found, name, place)  # ValueError if there is none
+    return [one for one in found if one.name == name]
 
 
 def _loaded(
@@ -200,6 +238,9 @@ def _loaded(
             layer = deserialize_layer(config.form, custom_objects)
             convention = fill(layer, arrays(layer))
         recognised = f"{place}: {config.class_name}"
+        unknown = [one for one in config.wrapper.split(" of ") if one not in _PLAIN_WRAPPERS]
+        if unknown:
+            recognised += f" in {unknown[0]}, of which nothing is known"
         found.append(ImportedLayer(config.name, layer, convention, recognised, mask))
     return found
 
@@ -321,19 +362,42 @@ def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[Unb
     return parts
 
 
+def _tfjs_parts(path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
+    if path.name.endswith(SHARDED):
+        raise ValueError(
+            f"{path}: expected a whole model, got weights without a config; make a layer of the "
+            "same arguments and use load_keras_weights(layer, path)"
+        )
+    model = tfjs.Model(path)
+    with errors_at(str(path)):
+        mark(model.config, kinds)
+        configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+        tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
+    parts = []
+    for config in configs:
+
+        def arrays(_: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
+            return tfjs.arrays_of(model, [config])[0]
+
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
+    return parts
+
+
 def _live_parts(source: Any) -> list[UnbuiltLayer]:
     if not callable(getattr(source, "get_config", None)) or not hasattr(source, "get_weights"):
         raise TypeError(
             f"source: expected a path, or a live Keras model or layer, got {type(source).__name__}"
         )
     parts, masks = [], _live_masks(source)
-    for path, layer, form in _live_layers(source, ()):
+    for path, layer, form, wrapper in _live_layers(source, ()):
 
         def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
             return _live_cells(layer)
 
         cells = count_cells(form)
-        config = LayerConfig(path, "", form["class_name"], modern_form(form), False, cells)
+        config = LayerConfig(
+            path, "", form["class_name"], modern_form(form), False, cells, wrapper=wrapper
+        )
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
 
@@ -344,24 +408,42 @@ def _live_masks(source: Any) -> dict[str, str]:
     try:
         config = source.get_config()
     except NotImplementedError:  # a model that is a class of the user's has none
+        if makers := list(_mask_makers(source)):
+            warnings.warn(
+                f"{type(source).__name__} has no get_config(), so it cannot be told which of its "
+                f"layers get a mask, and {makers[0]} makes one: pass mask to the layers that get "
+                "it, mask = ids != 0 of an Embedding and mask = (x != value).any(-1) of a Masking",
+                UserWarning,
+                stacklevel=5,
+            )
         return {}
     return mask_notes({"class_name": type(source).__name__, "config": config})
 
 
+def _mask_makers(layer: Any) -> Iterator[str]:
+    """Yield the names of layers in a live model that make a mask."""
+    for part in getattr(layer, "layers", ()):
+        makes = type(part).__name__ == "Masking" or getattr(part, "mask_zero", False)
+        if makes or (not is_live_keras(type(part)) and "compute_mask" in vars(type(part))):
+            yield part.name
+        yield from _mask_makers(part)
+
+
 def _live_layers(
-    layer: Any, path: tuple[str, ...]
-) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any]]]:
-    """Yield path, object and Keras object dict of the GRUs of a live model or live layer."""
+    layer: Any, path: tuple[str, ...], wrapper: str = ""
+) -> Iterator[tuple[tuple[str, ...], Any, dict[str, Any], str]]:
+    """Yield path, object, Keras object dict and wrapper's class of the GRUs of a live object."""
     cls = type(layer)
     if cls.__name__ in LAYERS and is_live_keras(cls):
         form = {"class_name": cls.__name__, "config": layer.get_config()}
         if count_cells(form):
-            yield path or (layer.name,), layer, form
+            yield path or (layer.name,), layer, form, wrapper
     elif isinstance(layers := getattr(layer, "layers", None), (list, tuple)):
         for part in layers:
-            yield from _live_layers(part, (*path, part.name))
+            yield from _live_layers(part, (*path, part.name), wrapper)
     elif hasattr(layer, "layer"):
-        yield from _live_layers(layer.layer, path)
+        around = (*filter(None, [wrapper]), cls.__name__)
+        yield from _live_layers(layer.layer, path, " of ".join(around))
 
 
 def _live_cells(layer: Any) -> list[list[np.ndarray]]:

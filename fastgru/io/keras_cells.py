@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -48,6 +48,23 @@ def errors_at(place: str) -> Iterator[None]:
     except _REFUSALS as error:
         text = str(error)
         raise ValueError(text if text.startswith(place) else f"{place}: {text}") from error
+
+
+class NamedArrays(Protocol):
+    """A group of arrays with a list of their names: `fastgru.io.hdf5.Group`, `tfjs.Model`."""
+
+    @property
+    def place(self) -> str:
+        """Its name in errors."""
+
+    def attribute(self, name: str) -> Any:
+        """Return the names of its arrays as ``weight_names``."""
+
+    def get(self, path: str) -> Any:
+        """Return what has the ``shape`` of an array; None if there is none."""
+
+    def array(self, path: str) -> np.ndarray:
+        """Return an array."""
 
 
 class PlacedCell(NamedTuple):
@@ -130,7 +147,7 @@ def arrays_at(root: Group, group: str, layer: Any) -> list[list[np.ndarray]]:
     return result
 
 
-def names_in(group: Group, what: str) -> list[str]:
+def names_in(group: NamedArrays, what: str) -> list[str]:
     """Return a list of names from a legacy file's attribute, which may be split into several."""
     parts = [group.attribute(what)]
     if parts[0] is None:

@@ -62,7 +62,7 @@ class LayerConfig(NamedTuple):
     owner_frozen : bool
         Whether the layer of the outermost model that it is, or is in, is not trainable.
     wrapper : str
-        The class of the wrapper around it, or empty.
+        The class of the wrapper around it, or empty; of several "Outer of Inner".
     """
 
     path: tuple[str, ...]
@@ -136,7 +136,8 @@ def recurrent_layers(
             for config in configs:
                 # The wrapper's name is enough where there is one GRU in it.
                 names = (*path, key, *config.path[len(path) :]) if several else config.path
-                yield config._replace(path=names, wrapper=model["class_name"])
+                around = (model["class_name"], *filter(None, [config.wrapper]))
+                yield config._replace(path=names, wrapper=" of ".join(around))
 
 
 def _is_frozen(config: Any) -> bool:

@@ -13,7 +13,6 @@ import re
 from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastgru.io.hdf5 import Array
 from fastgru.io.keras_cells import cells_of, names_in
 from fastgru.io.keras_config import kind_of, layer_name
 
@@ -23,13 +22,14 @@ if TYPE_CHECKING:
     import numpy as np
 
     from fastgru.io.hdf5 import Group
+    from fastgru.io.keras_cells import NamedArrays
     from fastgru.io.keras_config import LayerConfig
 
 _ROLES = ("kernel", "recurrent_kernel", "bias")
 # Keras 1 has an array for each gate, as "gru_1_W_z"; `fastgru.io.keras_cells.fill` joins them.
 _KERAS_1_ROLES = tuple(f"{kind}_{gate}" for gate in "zrh" for kind in "WUb")
 _NAME = re.compile(
-    r"(?:(.*?)[/_])?(recurrent_kernel|kernel|bias|[WUb]_[zrh])((?:_\d+)?)(?::\d+)?", re.DOTALL
+    r"(?:(.*?)[/_])??(recurrent_kernel|kernel|bias|[WUb]_[zrh])((?:_\d+)?)(?::\d+)?", re.DOTALL
 )
 _AUTOMATIC = re.compile(r"(.*?)(?:_(\d+))?")
 _MOST_PAIRS = 1 << 16  # of names that are compared; a file of many equal names goes by position
@@ -88,7 +88,7 @@ class StoredCell(NamedTuple):
         ]
         return marks[-1] if marks else ""
 
-    def read(self, group: Group) -> list[np.ndarray]:
+    def read(self, group: NamedArrays) -> list[np.ndarray]:
         """Return the arrays, in the order that `fastgru.io.keras_cells.fill` takes."""
         roles = _ROLES if "kernel" in self.names else _KERAS_1_ROLES
         return [group.array(self.names[role]) for role in roles if role in self.names]
@@ -150,7 +150,7 @@ def wanted_of_layer(layer: Any) -> list[WantedCell]:
 # ---- what a file has -----------------------------------------------------------------------------
 
 
-def stored_cells(group: Group) -> list[StoredCell]:
+def stored_cells(group: NamedArrays) -> list[StoredCell]:
     """Return the GRU cells among the arrays of a group, in the order of its list of names."""
     found: dict[str, dict[str, str]] = {}
     for name in names_in(group, "weight_names"):
@@ -174,9 +174,9 @@ def stored_cells(group: Group) -> list[StoredCell]:
     return cells
 
 
-def _shape(group: Group, name: str | None) -> tuple[int, ...]:
-    array = group.get(name) if name else None
-    return array.shape if isinstance(array, Array) else ()
+def _shape(group: NamedArrays, name: str | None) -> tuple[int, ...]:
+    shape: tuple[int, ...] = getattr(group.get(name) if name else None, "shape", ())
+    return shape
 
 
 class LegacyModel:
@@ -322,6 +322,35 @@ def _by_names(
     return None
 
 
+def by_their_names(
+    configs: Sequence[LayerConfig], stored: Sequence[StoredCell], place: str
+) -> list[list[StoredCell]]:
+    """Return the stored cells of each config, where a file's order says nothing.
+
+    Raises
+    ------
+    ValueError
+        Names and sizes do not say which are a layer's, or different layers have one name.
+    """
+    found: list[list[StoredCell]] = []
+    owners: dict[str, tuple[str, str]] = {}
+    for config in configs:
+        wanted = wanted_of_config(config)
+        cells = _by_names(wanted, stored)
+        if cells is None or not _fit(wanted, cells):
+            got = ", ".join(cell.prefix for cell in stored)[:1000] or "none"
+            raise ValueError(f"{place}: expected weights of {config.name}, got those of {got}")
+        form = config.path[-1], repr(config.form)
+        for cell in cells:
+            if owners.setdefault(cell.prefix, form) != form:
+                raise ValueError(
+                    f"{place}: expected weights of its own for {config.name}, got those of another "
+                    f"layer, {cell.prefix}"
+                )
+        found.append(cells)
+    return found
+
+
 def _named(cell: StoredCell, want: WantedCell, strict: bool) -> bool:
     """Say whether a stored cell has the wanted names; strictly, no names around but the models'."""
     parts = cell.parts
@@ -341,7 +370,7 @@ def _named(cell: StoredCell, want: WantedCell, strict: bool) -> bool:
 
 
 def in_order(
-    group: Group, wanted: Sequence[WantedCell], owner_frozen: bool = False
+    group: NamedArrays, wanted: Sequence[WantedCell], owner_frozen: bool = False
 ) -> list[list[np.ndarray]]:
     """Return the arrays of a group whose names say nothing, cell after cell.
 
@@ -365,7 +394,7 @@ def in_order(
     return [[group.array(next(taken)) for _ in range(count)] for count in counts]
 
 
-def alone(layer: Any, group: Group, stored: Sequence[StoredCell]) -> list[list[np.ndarray]]:
+def alone(layer: Any, group: NamedArrays, stored: Sequence[StoredCell]) -> list[list[np.ndarray]]:
     """Return the arrays of the one layer that these stored cells of a group belong to.
 
     Raises

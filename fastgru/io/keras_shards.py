@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io import hdf5
-from fastgru.io.bounded import parse_json
+from fastgru.io.bounded import file_beside, parse_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+SHARDED = ".weights.json"  # the end of the index's name
 _MOST_SHARDS = 1000
 _MOST_INDEX = 16 << 20
 
@@ -26,43 +27,49 @@ class ShardedFile(NamedTuple):
 
 
 class ShardedGroup:
-    """The groups of one name in several files, as one; see `fastgru.io.hdf5.Group`."""
+    """The groups of one name in several files, as one; see `fastgru.io.hdf5.Group`.
+
+    Attributes
+    ----------
+    groups : list of Group
+        Those of each file.
+    """
 
     def __init__(self, file: ShardedFile, groups: list[hdf5.Group], path: str) -> None:
-        self.file, self._groups, self.path = file, groups, path
+        self.file, self.groups, self.path = file, groups, path
         self.place = f"{file.place}: {path}"
         self._below: dict[str, ShardedGroup | None] = {}
 
     @property
     def names(self) -> list[str]:
         """Names of the members, of all files."""
-        return sorted({name for group in self._groups for name in group.names})
+        return sorted({name for group in self.groups for name in group.names})
 
     @property
     def attributes(self) -> set[str]:
         """Names of the attributes, of all files."""
-        return {name for group in self._groups for name in group.attributes}
+        return {name for group in self.groups for name in group.attributes}
 
     def attribute(self, name: str) -> Any:
         """Return an attribute; None if no file has it."""
-        values = (group.attribute(name) for group in self._groups)
+        values = (group.attribute(name) for group in self.groups)
         return next((value for value in values if value is not None), None)
 
     def group(self, path: str) -> ShardedGroup | None:
         """Return the group at a path below this one; None if there is none."""
         if path not in self._below:
-            found = [g for g in (group.group(path) for group in self._groups) if g is not None]
+            found = [g for g in (group.group(path) for group in self.groups) if g is not None]
             self._below[path] = ShardedGroup(self.file, found, path) if found else None
         return self._below[path]
 
     def get(self, path: str) -> Any:
         """Return what is at a path below this group; None if there is nothing."""
-        found = (group.get(path) for group in self._groups)
+        found = (group.get(path) for group in self.groups)
         return next((one for one in found if isinstance(one, hdf5.Array)), None)
 
     def array(self, path: str) -> np.ndarray:
         """Return the array at a path below this group; ValueError if there is none or several."""
-        found = [one for one in (g.get(path) for g in self._groups) if isinstance(one, hdf5.Array)]
+        found = [one for one in (g.get(path) for g in self.groups) if isinstance(one, hdf5.Array)]
         if len(found) != 1:
             raise ValueError(f"{self.place}: expected one array {path}, got {len(found)}")
         return found[0].read()
@@ -90,17 +97,17 @@ def shards(path: Path) -> Iterator[ShardedGroup]:
     names: dict[str, None] = {}
     for value in weights.values():
         for name in value if isinstance(value, list) else [value]:
-            if not isinstance(name, str) or "/" in name or "\\" in name or "\0" in name:
-                raise ValueError(f"{path}: expected names of files in its folder, got {name!r}")
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"{path}: expected names of files in its folder, got {name!r:.200}"
+                )
             names[name] = None
     if len(names) > _MOST_SHARDS:
         raise ValueError(f"{path}: expected at most {_MOST_SHARDS} files, got {len(names)}")
     with ExitStack() as stack:
         files = []
         for name in names:
-            shard = path.parent / name
-            if not shard.is_file():
-                raise ValueError(f"{path}: expected the file {name!r} beside it, found none")
+            shard = file_beside(path, name)
             files.append(hdf5.File(stack.enter_context(shard.open("rb")), str(shard)))
         whole = ShardedFile(str(path), sum(file.size for file in files))
         yield ShardedGroup(whole, [file.root for file in files], "/")

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations
-from fastgru.io import hdf5
+from fastgru.io import checkpoint, hdf5, tfjs
+from fastgru.io.arrays import read_arrays
 from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.bundle import prefix_of
+from fastgru.io.foreign import is_json
 from fastgru.io.keras import CONFIG_GROWTH, LEAST_CONFIG
 from fastgru.io.keras_cells import (
     arrays_at,
@@ -25,7 +28,9 @@ from fastgru.io.keras_cells import (
 )
 from fastgru.io.keras_config import kind_of, numbered, recurrent_layers
 from fastgru.io.keras_legacy import LegacyModel, alone, stored_cells
-from fastgru.io.keras_shards import shards
+from fastgru.io.keras_shards import SHARDED, shards
+from fastgru.io.named_arrays import ArrayGroup
+from fastgru.io.torch_numpy import is_npz
 from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from fastgru.io.keras_cells import NamedArrays
     from fastgru.io.keras_legacy import StoredCell
 
 _MOST_METADATA = 1 << 16
@@ -49,8 +55,10 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         Built or not, with the same arguments as the layer that was saved. In the file of a larger
         model it is the layer of the same ``name``, or else the only one of its kind.
     path : path
-        ``.weights.h5`` of Keras 3, ``.h5`` of Keras 1, 2 or 3, whole models and weights alone, or
-        ``.keras``.
+        ``.weights.h5`` of Keras 3, or the ``.weights.json`` of several of them; ``.h5`` of Keras
+        1, 2 or 3, whole models and weights alone; ``.keras``; the ``model.json`` of TensorFlow.js;
+        ``.npz`` with Keras' names; or a TensorFlow checkpoint: its name as TensorFlow takes it, its
+        ``.index``, or the folder of which the latest is to be read.
 
     Raises
     ------
@@ -60,6 +68,25 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     list(cells_of(layer))  # TypeError for what has no GRU cells
+    if prefix := prefix_of(path):
+        with errors_at(f"{prefix}.index"):
+            arrays = checkpoint.arrays_for(layer, prefix)
+            _check_formulas(layer, "", f"{prefix}.index")
+            fill(layer, arrays)
+        return
+    if is_json(path) and not path.name.endswith(SHARDED):
+        with errors_at(str(path)):
+            model = tfjs.Model(path)
+            arrays = tfjs.arrays_for(layer, model)
+            _check_formulas(layer, model.version, str(path))
+            fill(layer, arrays)
+        return
+    if _is_npz(path):
+        with errors_at(str(path)):
+            arrays = _from_arrays(layer, ArrayGroup(str(path), read_arrays(path)))
+            _check_formulas(layer, "", str(path))
+            fill(layer, arrays)
+        return
     with _weights_file(path) as (root, version), errors_at(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
@@ -81,7 +108,7 @@ def _weights_file(path: Path) -> Iterator[tuple[Any, str]]:
     """
     with path.open("rb") as file:
         start = file.read(8)
-        if start[:2] != b"PK" and not path.name.endswith(".weights.json"):
+        if start[:2] != b"PK" and not path.name.endswith(SHARDED):
             yield hdf5.File(file, str(path)).root, ""
             return
     if start[:2] != b"PK":
@@ -94,6 +121,31 @@ def _weights_file(path: Path) -> Iterator[tuple[Any, str]]:
             metadata = parse_json(archive.read("metadata.json")[:_MOST_METADATA])
             version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
         yield hdf5.File(io.BytesIO(archive.read(member)), f"{path}: {member}").root, version
+
+
+def _is_npz(path: Path) -> bool:
+    """Say whether a file is of NumPy's arrays."""
+    with path.open("rb") as file:
+        if file.read(2) != b"PK":
+            return False
+    with Archive(path) as archive:
+        return is_npz(archive)
+
+
+def _from_arrays(layer: Any, group: ArrayGroup) -> list[list[np.ndarray]]:
+    """Return the arrays of a layer's cells, by Keras' names of them."""
+    stored = stored_cells(group)
+    parts = layer.layers if isinstance(layer, Sequential) else [layer]
+    found = [_of_group(part, {"": (group, stored)}) for part in parts]
+    if len(parts) == 1 and found[0] is None and stored:
+        found = [alone(parts[0], group, stored)]
+    if any(arrays is None for arrays in found):
+        raise ValueError(
+            f"expected weights of {', '.join(part.name for part in parts)}, got those of "
+            f"{', '.join(cell.prefix or '.' for cell in stored)[:1000] or 'none'}; give the layer "
+            "the name that it has there"
+        )
+    return [cell for arrays in found for cell in arrays or []]
 
 
 def _check_formulas(layer: Any, version: str, place: str) -> None:
@@ -134,7 +186,7 @@ def _activations(cell: Any) -> tuple[Any, Any]:
 
 def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list[np.ndarray]]:
     """Return the arrays of a layer's cells, of the layers of the same names or of all there are."""
-    groups: dict[str, tuple[hdf5.Group, list[StoredCell]]] = {}
+    groups: dict[str, tuple[NamedArrays, list[StoredCell]]] = {}
     for name in names_in(weights, "layer_names"):
         group = weights.group(name)
         if group is not None and names_in(group, "weight_names"):
@@ -182,7 +234,7 @@ def _of_config(parts: list[Any], root: hdf5.Group) -> list[list[list[np.ndarray]
 
 
 def _of_group(
-    part: Any, groups: dict[str, tuple[hdf5.Group, list[StoredCell]]]
+    part: Any, groups: dict[str, tuple[NamedArrays, list[StoredCell]]]
 ) -> list[list[np.ndarray]] | None:
     """Return the arrays of the layer of this name, at the top or in a nested model; None if none.
 
@@ -193,7 +245,7 @@ def _of_group(
     """
     if part.name in groups:
         return alone(part, *groups[part.name])
-    found: list[tuple[hdf5.Group, list[StoredCell]]] = []
+    found: list[tuple[NamedArrays, list[StoredCell]]] = []
     path = part.name.split("/")
     for top, (group, stored) in groups.items():
         below = path[1:] if path[0] == top else path
@@ -206,7 +258,7 @@ def _of_group(
                     break
         found += [(group, cells) for cells in inside.values()]
     if len(found) > 1:
-        got = ", ".join(f"{group.path}: {cells[0].prefix}" for group, cells in found)
+        got = ", ".join(f"{group.place}: {cells[0].prefix}" for group, cells in found)
         raise ValueError(f"expected one layer called {part.name}, got several: {got}")
     return alone(part, *found[0]) if found else None
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-_ROLES = ("kernel", "recurrent_kernel", "bias")
+ROLES = ("kernel", "recurrent_kernel", "bias")
 # "gru/gru_cell/kernel:0", "decoder.bias", "layers/gru/cell/vars/2"
 _NAME = re.compile(
     r"(?:(?P<place>.*)[/.])?(?:(?P<role>kernel|recurrent_kernel|bias)(?::0)?|vars/(?P<n>\d{1,3}))",
@@ -68,6 +68,44 @@ def find(path: Path) -> list[ImportedLayer]:
     return found
 
 
+def find_keras(path: Path) -> list[ImportedLayer]:
+    """Return the GRUs of a file of named arrays that has Keras' names.
+
+    Raises
+    ------
+    ValueError
+        The file cannot be read, or no arrays have names and shapes of a GRU's weights.
+    """
+    arrays = read_arrays(path)
+    found = keras_named(arrays, str(path))
+    if not found:
+        few = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:9])
+        raise ValueError(
+            f"{path}: expected arrays named as Keras does, kernel (I, 3H) and recurrent_kernel "
+            f"(H, 3H), got {few or 'none'}; from_torch reads PyTorch's names"
+        )
+    return found
+
+
+class ArrayGroup:
+    """Arrays by name, as a group of a legacy file is; see `keras_cells.NamedArrays`."""
+
+    def __init__(self, place: str, arrays: Mapping[str, np.ndarray]) -> None:
+        self.place, self._arrays = place, arrays
+
+    def attribute(self, name: str) -> list[str] | None:
+        """Return the names of the arrays as ``weight_names``."""
+        return list(self._arrays) if name == "weight_names" else None
+
+    def get(self, path: str) -> np.ndarray | None:
+        """Return an array; None if there is none of the name."""
+        return self._arrays.get(path)
+
+    def array(self, path: str) -> np.ndarray:
+        """Return an array."""
+        return self._arrays[path]
+
+
 def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLayer]:
     """Return a GRU with Keras' defaults for each group of arrays with a GRU's names and shapes."""
     groups: dict[str, dict[str, np.ndarray]] = {}
@@ -77,7 +115,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
             continue
         place, role, number = match.group("place", "role", "n")
         if number is not None:
-            role = _ROLES[int(number)] if int(number) < len(_ROLES) else "more"
+            role = ROLES[int(number)] if int(number) < len(ROLES) else "more"
         group = groups.setdefault(place or "", {})
         if role in group:
             raise ValueError(f"{where}: expected one {role} under {place!r}, got two")
@@ -85,7 +123,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
     cells = {
         place: group
         for place, group in groups.items()
-        if _is_gru({role: array.shape for role, array in group.items()})
+        if is_gru({role: array.shape for role, array in group.items()})
     }
     short = Counter(_INNER.sub("", place) for place in cells)
     return [
@@ -95,7 +133,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
     ]
 
 
-def _is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
+def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
     """Say whether these are all the weights of a GRU cell, by their shapes."""
     kernel, recurrent = shapes.get("kernel", ()), shapes.get("recurrent_kernel", ())
     if len(kernel) != 2 or len(recurrent) != 2 or 0 in (*kernel, *recurrent) or "more" in shapes:
@@ -108,7 +146,7 @@ def _is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
 def _with_defaults(
     place: str, name: str, group: dict[str, np.ndarray], where: str
 ) -> ImportedLayer:
-    weights = [group[role] for role in _ROLES if role in group]
+    weights = [group[role] for role in ROLES if role in group]
     bias = group.get("bias")
     backwards = name.rpartition("/")[2].startswith("backward_")
     after = bias is None or bias.shape != (3 * weights[1].shape[0],)

@@ -209,8 +209,8 @@ def _beside(model: Model, location: str, place: str) -> Path:
     if not inside and not model.follow_links:
         raise ValueError(
             f"{place}: {location!r} is a link that leads out of the model's folder, to {path}; "
-            "where you trust the model and its links, pass follow_links=True to from_onnx, else "
-            "copy that file beside the model"
+            "where you trust the model and its links, pass follow_links=True to from_onnx, or "
+            "--follow-links on the command line; else copy that file beside the model"
         )
     if not there:
         raise ValueError(f"{place}: expected a file {location!r} beside the model, found none")

@@ -26,8 +26,8 @@ from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
 from fastgru.io.keras_config import count_cells, layer_name, modern_form
 from fastgru.io.keras_masks import mask_notes
+from fastgru.io.named_arrays import ROLES, is_gru, keras_named
 from fastgru.io.protobuf import Message
-from fastgru.layers import GRU
 from fastgru.layers.base import deserialize_layer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
 MOST_OBJECTS = 1_000_000
 MOST_DEPTH = 50  # of nested objects
 _HALVES = ("forward_layer", "backward_layer")
-_ROLES = ("kernel", "recurrent_kernel", "bias")
+_OPTIMIZERS = ("optimizer", "_optimizer")
 
 ObjectPath = tuple[str, ...]  # the names that lead from the model to an object
 
@@ -108,10 +108,30 @@ class ObjectGraph:
         for name in path:
             if number is None:
                 break
-            if number not in self._children:
-                self._children[number] = dict(_children(self.nodes[number], len(self.nodes)))
-            number = self._children[number].get(name)
+            number = self.children(number).get(name)
         return number
+
+    def children(self, number: int) -> dict[str, int]:
+        """Return the numbers of an object's children by name."""
+        if number not in self._children:
+            self._children[number] = dict(_children(self.nodes[number], len(self.nodes)))
+        return self._children[number]
+
+    def model_objects(self) -> Iterator[tuple[int, str]]:
+        """Yield the model's objects, each with the shortest path to it, and none of an optimizer.
+
+        An optimizer keeps tensors of the weights' shapes, under their names.
+        """
+        seen, level = {0}, [("", 0)]
+        for _ in range(MOST_DEPTH):
+            below: list[tuple[str, int]] = []
+            for path, number in level:
+                yield number, path
+                for name, child in self.children(number).items():
+                    if child not in seen and name not in _OPTIMIZERS:
+                        seen.add(child)
+                        below.append((f"{path}/{name}".lstrip("/"), child))
+            level = below
 
     def variable(self, number: int) -> tuple[str, str] | None:
         """Return a variable's full name and the key of its value; None for other objects."""
@@ -241,27 +261,27 @@ def _read(
     """Return a described layer with its weights; None if the file has no weights of it."""
     with errors_at(f"{folder}: {layer.where}"):
         made = deserialize_layer(modern_form(layer.form))
-        keys = [_variables(objects, number, path) for path in _cells(made)]
+        keys = [_variables(objects, number, path) for path in paths_of_cells(made)]
         if not any(keys):
             return None
         convention = fill(made, [[objects.bundle.floats(key) for key in cell] for cell in keys])
     return ImportedLayer(layer.name, made, convention, f"{layer.where}: {layer.form['class_name']}")
 
 
-def _cells(layer: Any) -> Iterator[ObjectPath]:
+def paths_of_cells(layer: Any) -> Iterator[ObjectPath]:
     """Yield the names under which a layer holds its cells, in the order of its weights."""
     parts = parts_of(layer)
     if not parts:
         yield ()
     for names, part in parts:
-        for path in _cells(part):
+        for path in paths_of_cells(part):
             yield (*names, *path)
 
 
 def _variables(objects: ObjectGraph, layer: int, path: ObjectPath) -> list[str]:
     """Return the keys of the weights that a cell has, in Keras' order."""
     keys = []
-    for role in _ROLES:
+    for role in ROLES:
         number = objects.at((*path, role), layer)
         variable = None if number is None else objects.variable(number)
         if variable is not None:
@@ -277,14 +297,14 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
     bundle = objects.bundle
     groups: dict[str, dict[str, tuple[str, TensorLocation]]] = {}
     names = []
-    for number in range(len(objects.nodes)):
+    for number, _ in objects.model_objects():
         variable = objects.variable(number)
         if variable is None:
             continue
         full_name, key = variable
         names.append(full_name)
         cell, _, role = full_name.rpartition("/")
-        if role not in _ROLES:
+        if role not in ROLES:
             continue
         location = bundle.locate(key)
         known = groups.setdefault(cell, {}).setdefault(role, (key, location))[1]
@@ -295,11 +315,13 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
                 "layers' names do not tell them apart, and nothing else does. Name them and save "
                 "the model again, or save it with Keras as .keras or .h5"
             )
-    found = [
-        _with_defaults(cell, {role: key for role, (key, _) in group.items()}, bundle)
+    arrays = {
+        f"{cell}/{role}": bundle.floats(key)
         for cell, group in groups.items()
-        if _fits({role: location.shape for role, (_, location) in group.items()})
-    ]
+        if is_gru({role: location.shape for role, (_, location) in group.items()})
+        for role, (key, _) in group.items()
+    }
+    found = keras_named(arrays, str(bundle.path))
     if not found:
         got = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise ValueError(
@@ -309,44 +331,3 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
             ".keras or .h5, and read that"
         )
     return found
-
-
-def _fits(shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Say whether these are the shapes of a GRU's weights."""
-    kernel, recurrent = shapes.get("kernel", ()), shapes.get("recurrent_kernel", ())
-    if len(kernel) != 2 or len(recurrent) != 2 or 0 in (*kernel, *recurrent):
-        return False
-    columns = 3 * recurrent[0]
-    biases: list[Any] = [None, (2, columns), (columns,)]
-    return kernel[1] == recurrent[1] == columns and shapes.get("bias") in biases
-
-
-def _with_defaults(cell: str, keys: dict[str, str], bundle: Bundle) -> ImportedLayer:
-    weights = [bundle.floats(keys[role]) for role in _ROLES if role in keys]
-    bias = weights[2] if "bias" in keys else None
-    name = cell.removesuffix("/gru_cell")
-    # The name that Bidirectional gives its backward half, in Keras 2 and 3.
-    backwards = name.rpartition("/")[2].startswith("backward_")
-    layer = GRU(
-        weights[1].shape[0],
-        use_bias=bias is not None,
-        reset_after=bias is None or bias.ndim == 2,
-        go_backwards=backwards,
-        dtype=weights[0].dtype.name,
-        name=name.rpartition("/")[2] or None,
-    )
-    with errors_at(f"{bundle.path}: {cell}"):
-        convention = fill(layer, [weights])
-    recognised = (
-        f"names and shapes of its weights {cell}/*, which is all there is; assumed: "
-        + ", ".join(
-            [
-                "activation='tanh'",
-                "recurrent_activation='sigmoid'",
-                "return_sequences=False",
-                f"go_backwards={backwards}" + (" (by its name)" if backwards else ""),
-                *(["reset_after=True"] if bias is None else []),
-            ]
-        )
-    )
-    return ImportedLayer(name, layer, convention, recognised)

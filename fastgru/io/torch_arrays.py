@@ -11,8 +11,10 @@ import numpy as np
 
 from fastgru.io.bounded import Archive
 from fastgru.io.torch_legacy import LegacyFile, is_legacy
+from fastgru.io.torch_numpy import read_pickled_npy
 from fastgru.io.torch_pickle import PickledTensor, Skipped, load_pickle
-from fastgru.io.torch_source import DEEPEST, read_pickled, storages_of
+from fastgru.io.torch_pickle_numpy import PickledArray
+from fastgru.io.torch_source import DEEPEST, no_storage, read_pickled, storages_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,18 +26,31 @@ if TYPE_CHECKING:
 def every_tensor(path: Path) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
     """Yield name, bytes in memory and reader of each tensor; the file is open meanwhile."""
     where = str(path)
+    storages: Storages
     with ExitStack() as stack:
         with path.open("rb") as file:
             head = file.read(32)
-        if is_legacy(head):
+        if head.startswith(b"\x93NUMPY"):
+            tree, order, storages = read_pickled_npy(path), "little", no_storage
+        elif is_legacy(head):
             legacy = stack.enter_context(LegacyFile(path))
             tree, order = legacy.tree, legacy.order
-            storages: Storages = legacy.read
+            storages = legacy.read
         else:
             archive = stack.enter_context(Archive(path))
             pickled, storages, order = storages_of(archive)
             tree = load_pickle(pickled, where)
-        for name, tensor in _named(tree, where):
+        found = list(_named(tree, where))
+        if not found:
+            raise ValueError(
+                f"{where}: expected arrays or tensors, got Python objects alone, which would have "
+                "to be executed; load it where you trust it and save its arrays"
+            )
+        for name, tensor in found:
+            if isinstance(tensor, PickledArray):
+                if not tensor.problem:
+                    yield name, tensor.storage[1], tensor.read
+                continue
             dtype = tensor.storage.dtype
             try:
                 form = np.dtype("float32" if dtype == "bfloat16" else dtype)
@@ -46,13 +61,13 @@ def every_tensor(path: Path) -> Iterator[tuple[str, int, Callable[[], np.ndarray
                 yield name, math.prod(tensor.shape) * form.itemsize, read
 
 
-def _named(tree: Any, where: str) -> Iterator[tuple[str, PickledTensor]]:
+def _named(tree: Any, where: str) -> Iterator[tuple[str, PickledTensor | PickledArray]]:
     """Yield the tensors of dicts, lists and modules in each other, with joined names."""
     seen: set[int] = set()
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
     while left:
         prefix, value, depth = left.pop()
-        if isinstance(value, PickledTensor):
+        if isinstance(value, (PickledTensor, PickledArray)):
             yield prefix or "tensor", value
             continue
         if isinstance(value, dict):
@@ -72,7 +87,7 @@ def _named(tree: Any, where: str) -> Iterator[tuple[str, PickledTensor]]:
             )
         below = []
         for key, part in children:
-            if isinstance(part, (PickledTensor, dict, list, tuple, Skipped)):
+            if isinstance(part, (PickledTensor, PickledArray, dict, list, tuple, Skipped)):
                 name = str(key) if isinstance(key, (str, int, float, type(None))) else "?"
                 if len(name) + len(prefix) > 4096:
                     raise ValueError(f"{where}: expected shorter names, got {name[:80]!r}...")

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgru.io.torch_pickle_numpy import ARRAYS, FUNCTIONS, PickledArray, PickledDtype, built, made
+
 if TYPE_CHECKING:
     import mmap as memory_map
     from collections.abc import Callable, Iterator
@@ -58,17 +60,7 @@ _UNLIKE = {"torch._utils._rebuild_sparse_tensor": "a sparse tensor"}
 _UNLIKE |= {"torch._utils._rebuild_qtensor": "a quantized tensor"}
 _UNLIKE |= {"torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, without numbers"}
 _UNLIKE |= {"torch._utils._rebuild_nested_tensor": "a nested tensor"}
-_UNLIKE |= {
-    f"numpy.{name}": "a pickled array of NumPy"
-    for name in (
-        "core.multiarray._reconstruct",
-        "_core.multiarray._reconstruct",
-        "_core.numeric._frombuffer",
-        "core.numeric._frombuffer",
-    )
-}
-
-
+_UNLIKE |= dict.fromkeys(ARRAYS, "a pickled array of NumPy")
 _ARGUMENTS_KNOWN = (
     *_DICTS,
     "_rebuild_parameter",
@@ -137,23 +129,27 @@ class _Global(NamedTuple):
     name: str
 
 
-def load_pickle(data: bytes, where: str) -> Any:
-    """Return the pickled object: containers, str, bytes, numbers, `PickledTensor`, `Skipped`.
+def load_pickle(data: bytes, where: str, most: int = MOST_BYTES) -> Any:
+    """Return the pickled object: containers, str, bytes, numbers, and what stands for others.
+
+    Those are `PickledTensor`, `PickledArray` and `Skipped`.
 
     Parameters
     ----------
     data : bytes
     where : str
         For messages.
+    most : int
+        Bytes that the pickle may have.
 
     Raises
     ------
     ValueError
         The pickle is too large or damaged.
     """
-    if len(data) > MOST_BYTES:
+    if len(data) > most:
         raise ValueError(
-            f"{where}: expected a pickle of at most {MOST_BYTES} bytes, got {len(data)}; save "
+            f"{where}: expected a pickle of at most {most} bytes, got {len(data)}; save "
             "only the GRU's state_dict()"
         )
     return Machine(data, where).load()
@@ -338,6 +334,8 @@ def _build(m: Machine) -> None:
     state, target = m.pop(object), m.pop(object)
     if isinstance(target, Skipped):
         target.state = state
+    elif isinstance(target, (PickledArray, PickledDtype)):
+        built(target, state)
     elif not isinstance(target, dict):
         raise m.wrong(f"attributes of {type(target).__name__}")
     m.push(target)
@@ -397,6 +395,8 @@ def _made(m: Machine, function: Any, arguments: tuple[Any, ...]) -> Any:
                 if cls in _TENSORS:
                     return _made(m, _Global(inner), args)
                 return Skipped(cls)
+    if name in FUNCTIONS and (result := made(name, arguments)) is not None:
+        return result
     short = name.rpartition(".")[2] if name.startswith("torch._utils.") else name
     if short not in _ARGUMENTS_KNOWN:
         return Skipped(_UNLIKE.get(name, function.name))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from fastgru.io.bounded import parse_json
+from fastgru.io.bounded import file_beside, parse_json
 
 MOST_INDEX_BYTES = 8 << 20
 _SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.[A-Za-z]+)")
@@ -45,18 +45,8 @@ def read_index(path: Path) -> Index:
     files: dict[str, set[str]] = {}
     for name, file in names.items():
         files.setdefault(file, set()).add(name)
-    # A cache keeps the index and its files as links into one other folder.
-    homes = {path.absolute().parent.resolve(), path.resolve().parent}
     for file in files:
-        if not file or file in (".", "..") or re.search(r"[/\\:\0]", file):
-            raise ValueError(f"{path}: expected names of files in its folder, got {file[:200]!r}")
-        shard = path.parent / file
-        if not shard.is_file():
-            raise ValueError(f"{path}: expected the file {file} in its folder, which is not there")
-        if shard.resolve().parent not in homes:
-            raise ValueError(
-                f"{path}: expected files in its folder, got a link to {file} elsewhere"
-            )
+        file_beside(path, file)
     metadata = index.get("metadata")
     pairs = metadata.items() if isinstance(metadata, dict) else ()
     return Index(path.parent, files, {k: v for k, v in pairs if isinstance(v, str)})

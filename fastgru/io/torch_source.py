@@ -20,8 +20,9 @@ from fastgru.io import torch_shards
 from fastgru.io.bounded import Archive
 from fastgru.io.safetensors import read_everything
 from fastgru.io.torch_legacy import LegacyFile, is_legacy
-from fastgru.io.torch_numpy import is_npz, read_npz
+from fastgru.io.torch_numpy import is_npz, read_npz, read_pickled_npy
 from fastgru.io.torch_pickle import PickledTensor, Skipped, element_bytes, load_pickle
+from fastgru.io.torch_pickle_numpy import PickledArray
 from fastgru.io.torch_weights import FLOATS, LazyTensor, resolved, split, unreadable
 
 if TYPE_CHECKING:
@@ -116,10 +117,7 @@ def _one_file(path: Path, stack: ExitStack) -> tuple[dict[str, LazyTensor], dict
         legacy = stack.enter_context(LegacyFile(path))
         return _pickled(str(path), legacy.tree, legacy.read, legacy.order), {}
     if head.startswith(b"\x93NUMPY"):
-        raise ValueError(
-            f"{path}: expected weights with names, got one array of NumPy (or a pickled object in "
-            "it, which is not read); save the arrays by torch's names with numpy.savez"
-        )
+        return _pickled(str(path), read_pickled_npy(path), no_storage, "little"), {}
     raise ValueError(
         f"{path}: expected a file of torch.save or a safetensors file, got one that begins with "
         f"{head[:20]!r}"
@@ -296,6 +294,11 @@ def _safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     )
 
 
+def no_storage(key: str) -> bytes:
+    """Refuse to read a storage, of a file that has none."""
+    raise ValueError(f"expected arrays of NumPy, got a tensor of PyTorch in storage {key[:99]!r}")
+
+
 def _archived(archive: Archive) -> dict[str, LazyTensor]:
     """Return the recurrent weights of a zip file of torch.save."""
     pickled, storages, order = storages_of(archive)
@@ -353,6 +356,9 @@ def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str,
     def lazy(name: str, value: Any) -> LazyTensor:
         if isinstance(value, Skipped):
             return unreadable(value.name)
+        if isinstance(value, PickledArray):
+            known = (id(value), value.storage, value.problem)
+            return LazyTensor(value.shape, value.dtype, value.read, *known)
         if not isinstance(value, PickledTensor):
             return unreadable(f"a {type(value).__name__}")
         storage = value.storage

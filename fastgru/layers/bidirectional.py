@@ -13,7 +13,7 @@ from fastgru.layers.cell import GRUCell
 from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
 from fastgru.layers.direction_pair import backward_pair, run_pair
-from fastgru.layers.nested import described, flatten
+from fastgru.layers.nested import described, flatten, unstacked
 from fastgru.layers.rnn import RNN
 from fastgru.layers.stacked import cell_output_size
 from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array
@@ -253,6 +253,8 @@ class Bidirectional(ComposedLayer):
         starts: list[Any] = [None, None]
         if initial_state is not None:
             count = len(self.forward_layer.state_size)
+            if count == 1:  # a stack in each half is no module of PyTorch, and has another order
+                initial_state = unstacked(initial_state, 2)
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2 * count:
                 raise ValueError(
                     f"initial_state: expected a list of {2 * count} states, the forward layer's "
@@ -329,6 +331,8 @@ class Bidirectional(ComposedLayer):
         dstates: list[Any] = [None, None]
         if state_gradients is not None:
             count = len(self.forward_layer.state_size)
+            if count == 1:  # a stack in each half is no module of PyTorch, and has another order
+                state_gradients = unstacked(state_gradients, 2)
             if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
                 raise ValueError(
                     f"state_gradients: expected a list of {2 * count}, got "

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastgru import dispatch, locks
 from fastgru.device import follow, overlap
-from fastgru.layers.nested import flatten, map_nested
+from fastgru.layers.nested import described, flatten, map_nested, unstacked
 from fastgru.layers.stacked import cell_output_size
 from fastgru.masks import plan_mask, plan_resets
 from fastgru.problem import (
@@ -316,8 +316,12 @@ def check_states(layer: CalledLayer, initial: Any, batch: int, what: str, like: 
 
     sizes = layer.state_size
     if not isinstance(initial, (list, tuple)):
+        initial = unstacked(initial, len(flatten(sizes)))
+    if not isinstance(initial, (list, tuple)):
         if len(sizes) != 1:
-            raise ValueError(f"{what}: expected a list of {len(sizes)} states, got one array")
+            raise ValueError(
+                f"{what}: expected a list of {len(sizes)} states, got {described(initial)}"
+            )
         initial = [initial]
     initial = _nested_as(sizes, initial)
     if len(initial) != len(sizes):

@@ -19,8 +19,19 @@ def map_nested(function: Any, nested: Any) -> Any:
     return function(nested)
 
 
+def unstacked(initial: Any, count: int) -> Any:
+    """Return the states in one array (count, B, H) as a list; anything else as it is.
+
+    PyTorch has all states of a module in one array, ``h_0`` of (num_layers * directions, B, H):
+    of the first layer forward and backward, then of the next. No state of Keras has three axes.
+    """
+    stacked = not isinstance(initial, (list, tuple)) and getattr(initial, "ndim", 0) == 3
+    return list(initial) if stacked and initial.shape[0] == count else initial
+
+
 def described(nested: Any) -> str:
     """Return what the text of an error says was passed in place of the right list."""
     if isinstance(nested, (list, tuple)):
         return f"a list of {len(nested)}"
-    return "an array" if hasattr(nested, "shape") else type(nested).__name__
+    shape = getattr(nested, "shape", None)
+    return type(nested).__name__ if shape is None else f"an array of shape {tuple(shape)}"

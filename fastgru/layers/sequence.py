@@ -47,7 +47,8 @@ class SequenceLayer(Layer, abstract=True):
             The layer's dtype, or one that widens to it; integers are cast.
         initial_state : array_like (B, H), or a list, optional
             One per cell; for Bidirectional first half forward, second half backward; for
-            Sequential one entry per layer.
+            Sequential one entry per layer. Or one array (layers * directions, B, H), as PyTorch's
+            ``h_0``.
         mask : array_like of bool or 0/1, shape (B, T), or (T, B) with time_major, optional
             True = use the step.
         training : bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastgru.layers.call import Arguments
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
-from fastgru.layers.nested import described
+from fastgru.layers.nested import described, flatten
 from fastgru.layers.rnn import RNN
 from fastgru.layers.tape import Gradients, Tape, check_tape
 
@@ -118,6 +119,7 @@ class Sequential(ComposedLayer):
         initial_state = arguments.initial_state
         starts: list[Any] = [None] * len(self.layers)
         if initial_state is not None:
+            initial_state = self._per_layer(initial_state)
             if not isinstance(initial_state, (list, tuple)) or len(initial_state) != len(starts):
                 raise ValueError(
                     f"initial_state: expected a list of {len(starts)}, one entry per layer "
@@ -136,6 +138,19 @@ class Sequential(ComposedLayer):
                 shape = _first(layer, layer.compute_output_shape(first.shape))
                 x = np.broadcast_to(np.zeros_like(first.x, order="C", shape=()), shape)
         return ComposedCall(calls)
+
+    def _per_layer(self, initial_state: Any) -> Any:
+        """Return all states in one array, as PyTorch has them, as one entry for each layer."""
+        if isinstance(initial_state, (list, tuple)) or getattr(initial_state, "ndim", 0) != 3:
+            return initial_state
+        counts = [len(flatten(layer.get_initial_state(1))) for layer in self.layers]
+        if initial_state.shape[0] != sum(counts):
+            return initial_state
+        # A part of the array, so that each layer decides whether it has such states.
+        return [
+            initial_state[end - count : end]
+            for count, end in zip(counts, accumulate(counts), strict=True)
+        ]
 
     def complete(self, call: ComposedCall) -> Any:
         """Run the layers' prepared calls in order; return what the last one returns."""

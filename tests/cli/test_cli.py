@@ -299,7 +299,7 @@ def test_models_that_are_none(tmp_path, capsys, command):
     for name, message in (
         ("absent.keras", "expected a model there"),
         ("model.docx", "got '.docx'"),
-        ("model", "expected a SavedModel folder or one of .keras, .h5"),
+        ("model", "expected a SavedModel folder, a checkpoint or one of .keras, .h5"),
     ):
         assert main([command, str(tmp_path / name), *more]) == 2
         assert message in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The files that the command line reads: weights without a config, archives, foreign files."""
 
+import importlib.util
 import re
 import tarfile
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli_support import H, I, save_input
+from savedmodel_support import unpack
 
 import fastgru
 from fastgru.cli import main
@@ -218,3 +220,69 @@ def test_warnings_of_a_reader_are_lines(tmp_path, capsys):
     assert said.startswith("fastgru convert: warning: ")
     assert said.count("\n") == 1
     assert "models.py" not in said
+
+
+# ---- every kind of file --------------------------------------------------------------------------
+
+KINDS = {
+    "tensorflow/keras2.index": "both/forward_gru",
+    "tensorflow/keras2": "both/forward_gru",
+    "tensorflow/latest": "both/forward_gru",
+    "tensorflow/js_uint8/model.json": "both",
+    "torch/model.safetensors.index.json": "GRU",
+    "keras/before.keras": "GRU",
+    "savedmodel": "GRU",
+}
+
+
+@pytest.mark.parametrize("path", KINDS)
+def test_inspect_reads_every_kind_of_file(path, capsys, tmp_path):
+    model = DATA / path
+    if path == "savedmodel":
+        model = unpack("nested", tmp_path)
+    if "safetensors" in path:
+        pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
+    assert main(["inspect", str(model)]) == 0
+    shown = capsys.readouterr().out
+    assert KINDS[path] in shown
+    assert "known by" in shown
+
+
+@pytest.mark.parametrize("end", [".bin", ".ckpt", ".PT"])
+def test_files_of_torch_save_by_other_names(end, capsys, tmp_path):
+    (tmp_path / f"model{end}").write_bytes((DATA / "torch" / "gru.pt").read_bytes())
+    assert main(["inspect", str(tmp_path / f"model{end}")]) == 0
+    assert "gates r z n in rows" in capsys.readouterr().out
+
+
+def test_named_arrays_say_what_is_assumed(capsys, tmp_path):
+    layer = fastgru.GRU(3)
+    layer.build((None, None, 2))
+    names = ("kernel", "recurrent_kernel", "bias")
+    arrays = {f"enc/{n}": w for n, w in zip(names, layer.get_weights(), strict=True)}
+    np.savez(tmp_path / "m.npz", **arrays)
+    assert main(["inspect", str(tmp_path / "m.npz")]) == 0
+    shown = capsys.readouterr().out
+    assert "names and shapes of enc" in shown
+    assert "assumed: activation='tanh'" in shown
+
+
+def test_links_of_onnx_are_followed_only_when_asked(capsys, tmp_path):
+    onnx = pytest.importorskip("onnx", reason="pip install 'fastgru[onnx]'")
+    layer = fastgru.GRU(3)
+    layer.build((None, None, 2))
+    fastgru.io.to_onnx(layer, tmp_path / "whole.onnx")
+    model = onnx.load(tmp_path / "whole.onnx")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    onnx.save_model(
+        model, folder / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
+    )
+    (folder / "w.bin").rename(tmp_path / "elsewhere.bin")
+    (folder / "w.bin").symlink_to(tmp_path / "elsewhere.bin")
+    assert main(["inspect", str(folder / "m.onnx")]) == 2
+    assert "--follow-links on the command line" in capsys.readouterr().err
+    assert main(["inspect", "--follow-links", str(folder / "m.onnx")]) == 0
+    target = tmp_path / "out.safetensors"
+    if importlib.util.find_spec("safetensors"):
+        assert main(["convert", "--follow-links", str(folder / "m.onnx"), str(target)]) == 0

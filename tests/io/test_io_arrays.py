@@ -275,7 +275,7 @@ def test_what_is_not_there(tmp_path):
 @pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is set as Linux does it")
 def test_altered_files(tmp_path):
-    """10,000 of them with FASTGRU_EXHAUSTIVE=1."""
+    """10,000 of each file with FASTGRU_EXHAUSTIVE=1."""
     pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
     pytest.importorskip("onnx", reason="pip install 'fastgru[onnx]'")
     files, scratch = tmp_path / "files", tmp_path / "scratch"
@@ -284,11 +284,12 @@ def test_altered_files(tmp_path):
     np.savez(files / "plain.npz", **ARRAYS, **weights)
     np.savez_compressed(files / "small.npz", **weights)
     np.save(files / "one.npy", ARRAYS["double"])
+    np.save(files / "dict.npy", ARRAYS, allow_pickle=True)
     stored = ["keras/nested.h5", "keras/before.keras", "keras/before_weights.h5", "torch/gru.pt"]
     stored += ["torch/checkpoint.pth", "torch/bfloat16.safetensors", "onnx/script_stack.onnx"]
-    count = 10_000 if EVERYTHING else 600
-    script = subprocesses.SUPPORT / "arrays_fuzz.py"
     paths = [*sorted(files.iterdir()), *(DATA / name for name in stored)]
+    count = 10_000 * len(paths) if EVERYTHING else 600
+    script = subprocesses.SUPPORT / "arrays_fuzz.py"
     result = subprocess.run(
         [sys.executable, "-P", str(script), str(count), "5", str(scratch), *map(str, paths)],
         env={**subprocesses.environment(), "OPENBLAS_NUM_THREADS": "1"},
@@ -299,4 +300,5 @@ def test_altered_files(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     ends = json.loads(result.stdout)
+    print(f"\n{count} files: {ends}")
     assert min(ends["read"], ends["refused"]) > count / 20  # both ends are tested

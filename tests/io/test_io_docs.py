@@ -19,8 +19,8 @@ def test_examples(page, tmp_path, monkeypatch):
     if page.stem == "io_safetensors":
         pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
     folder = f"tests/data/{page.stem.removeprefix('io_')}/"
-    for file in (ROOT / folder).glob("*.*"):
-        shutil.copy(file, tmp_path)
+    if (ROOT / folder).exists():
+        shutil.copytree(ROOT / folder, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"(?ms)^```python\n(.*?)^```$", page.read_text(encoding="utf-8"))
     text = "\n".join(blocks).replace(folder, "")

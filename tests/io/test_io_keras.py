@@ -1,15 +1,14 @@
 """Models that Keras 3 saved, and live ones: fastgru's layers give what Keras' give."""
 
 import json
-import sys
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from keras_support import keras
 
 import fastgru
+from fastgru.io import savedmodel
 from fastgru.io.keras import find
 
 # Keras' variables, where its NumPy backend saves them: their __array__ knows no copy=.
@@ -303,9 +302,7 @@ def test_verify(tmp_path):
 def test_other_folders_are_saved_models(tmp_path, monkeypatch):
     theirs = model_of(gru(name="it"))
     found = find(theirs)
-    reader = SimpleNamespace(find=lambda folder: found if folder == tmp_path else None)
-    monkeypatch.setitem(sys.modules, "fastgru.io.savedmodel", reader)
-    monkeypatch.setattr(fastgru.io, "savedmodel", reader, raising=False)
+    monkeypatch.setattr(savedmodel, "find", lambda folder: found if folder == tmp_path else [])
     assert fastgru.io.from_keras(tmp_path, "it") is found[0].layer
     assert fastgru.io.from_keras(str(tmp_path)) == {"it": found[0].layer}
     fastgru.io.from_keras(tmp_path, verify=(X, np.asarray(theirs(X))))

@@ -12,7 +12,7 @@ import pytest
 import subprocesses
 from exhaustive import EVERYTHING
 
-COUNT = 70_000 if EVERYTHING else 1_200
+COUNT = 120_000 if EVERYTHING else 1_200
 
 
 @pytest.mark.alone

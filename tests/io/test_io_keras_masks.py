@@ -112,3 +112,65 @@ def test_the_advice_gives_keras_numbers(tmp_path):
     got = layers["b"](table[words], mask=words != 0)
     np.testing.assert_allclose(got, np.asarray(expected[1]), rtol=0, atol=1e-5)
     assert isinstance(layers["a"], fastgru.GRU)
+
+
+# ---- what is said of wrappers and of models without a config -------------------------------------
+
+
+@keras.saving.register_keras_serializable("tests")
+class Scaled(keras.layers.Wrapper):
+    """A wrapper that computes something of its own."""
+
+    def call(self, x):
+        return 2 * self.layer(3 * x)
+
+    def compute_output_shape(self, shape):
+        return self.layer.compute_output_shape(shape)
+
+
+WRAPPED = {
+    "gru": lambda: Scaled(keras.layers.GRU(3, name="inner"), name="it"),
+    "bidirectional": lambda: Scaled(keras.layers.Bidirectional(keras.layers.GRU(3)), name="it"),
+    "around": lambda: keras.layers.TimeDistributed(Scaled(keras.layers.GRU(3)), name="it"),
+    "inside": lambda: Scaled(keras.layers.TimeDistributed(keras.layers.GRU(3)), name="it"),
+}
+
+
+@pytest.mark.parametrize("form", [".keras", ".h5", None])
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrappers_of_which_nothing_is_known(kind, form, tmp_path):
+    shape = (5, 4, 2) if kind in ("around", "inside") else (4, 2)
+    model = keras.Sequential([keras.Input(shape), WRAPPED[kind]()])
+    source = model
+    if form:
+        source = tmp_path / f"m{form}"
+        model.save(source)
+    with pytest.warns(
+        UserWarning, match=r"Scaled, of which nothing is known.*is not in this layer"
+    ):
+        (layer,) = fastgru.io.from_keras(source).values()
+    assert sum(w.size for w in layer.get_weights()) == model.count_params()
+
+
+class Subclassed(keras.Model):
+    """A model without a config, as most classes of users."""
+
+    def __init__(self, **embedding):
+        super().__init__()
+        self.embedding = keras.layers.Embedding(9, 4, **embedding)
+        self.gru = keras.layers.GRU(3, name="gru")
+        self(np.ones((2, 5), "int32"))
+
+    def call(self, ids):
+        return self.gru(self.embedding(ids))
+
+    def get_config(self):
+        raise NotImplementedError
+
+
+def test_a_live_model_without_a_config_says_that_masks_cannot_be_told():
+    with pytest.warns(UserWarning, match=r"cannot be told .*mask = ids != 0"):
+        fastgru.io.from_keras(Subclassed(mask_zero=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fastgru.io.from_keras(Subclassed())

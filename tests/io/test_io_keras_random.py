@@ -22,6 +22,17 @@ SEQUENCES = {"return_sequences": True}
 MOST_REFUSED = 0.2  # a reader that refuses all is never wrong
 
 
+@keras.saving.register_keras_serializable("random")
+class Plain(L.Wrapper):
+    """Somebody's wrapper, which only calls its layer."""
+
+    def call(self, x):
+        return self.layer(x)
+
+    def compute_output_shape(self, shape):
+        return self.layer.compute_output_shape(shape)
+
+
 class Maker:
     """Makes one model from a number, and knows each GRU's layer in it."""
 
@@ -52,9 +63,15 @@ class Maker:
         return [L.GRUCell(3) for _ in range(self.rng.choice((1, 2, 3)))]
 
     def layer(self):
-        kind = self.rng.choice(("gru", "gru", "bidirectional", "rnn", "stack", "two", "shared"))
+        kind = self.rng.choice(
+            ("gru", "gru", "bidirectional", "rnn", "stack", "two", "shared", "wrapped")
+        )
         if kind == "shared" and self.shared:
             return self.rng.choice(self.shared)
+        if kind == "wrapped":
+            made = self.gru(**SEQUENCES, name=self.name())
+            self.recurrent.append(made)
+            return Plain(made, name=self.name())
         if kind == "bidirectional":
             made = L.Bidirectional(self.gru(**SEQUENCES), name=self.name())
         elif kind == "rnn":
@@ -74,13 +91,18 @@ class Maker:
     def through(self, x, depth):
         """Some layers after each other; one may be a model."""
         for _ in range(self.rng.choice((1, 2, 3))):
-            kind = self.rng.randrange(5)
+            kind = self.rng.randrange(6)
             if kind == 0:
                 x = L.Dense(3)(x)
             elif kind == 1:
                 x = L.LSTM(3, use_cudnn=False, **SEQUENCES)(x)
             elif kind == 2 and depth < 3:
                 x = self.model(x.shape[-1], depth + 1)(x)
+            elif kind == 3 and self.rng.random() < 0.3:  # each step in two parts
+                x = L.Reshape((2, 2, x.shape[-1]))(x)
+                made = self.layer_for(0)
+                x = L.TimeDistributed(made, name=self.name())(x)
+                x = L.Reshape((4, made.units))(x)
             else:
                 x = L.Dense(3)(x) if x.shape[-1] != 3 else x
                 x = self.layer()(x)
@@ -152,6 +174,8 @@ def leaves(model, path=()):
         names = (*path, layer.name)
         if hasattr(layer, "layers"):
             yield from leaves(layer, names)
+        elif isinstance(layer, (Plain, L.TimeDistributed)):
+            yield "/".join(names), layer.layer
         elif isinstance(layer, (L.RNN, L.Bidirectional)) and not isinstance(layer, L.LSTM):
             yield "/".join(names), layer
 
@@ -185,6 +209,7 @@ def test_right_or_refused(form, tmp_path):
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("error", UserWarning)
+                    warnings.filterwarnings("ignore", ".* in .*Plain, of which nothing is known")
                     ours = fastgru.io.from_keras(path, name)
             except ValueError as error:
                 refused.append(str(error))

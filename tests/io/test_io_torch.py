@@ -60,6 +60,44 @@ def test_files_of_torch(file, prefix, expected, kind):
     assert kind in (None, type(layer).__name__)
 
 
+STATES = np.load(DATA / "states.npz")
+MODULES = sorted({key.partition("/")[0] for key in STATES})
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_start_in_one_array_has_torchs_order(module):
+    """h_0 is (layers * directions, B, H): of a layer forward and backward, then of the next."""
+    found = {k.removeprefix(f"{module}/"): STATES[k] for k in STATES if k.startswith(f"{module}/")}
+    x, h_0, y, h_n = (found.pop(name) for name in ("x", "h_0", "y", "h_n"))
+    layer = io.from_torch(found)
+    got, *states = layer(x, initial_state=h_0)
+    np.testing.assert_allclose(got, y, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(states, h_n[-len(states) :], rtol=0, atol=1e-6)
+    (got, *_), _ = layer.forward(x, initial_state=h_0)
+    np.testing.assert_allclose(got, y, rtol=0, atol=1e-6)
+    for count in (len(h_0) - 1, len(h_0) + 1):
+        wrong = np.zeros((count, B, H), "float32")
+        with pytest.raises(ValueError, match=r"initial_state.*expected .*got"):
+            layer(x, initial_state=wrong)
+    with pytest.raises(ValueError, match="initial_state"):
+        layer(x, initial_state=h_0[:, :2])
+
+
+def test_a_start_in_one_array_for_layers_of_keras():
+    x, h_0 = np.ones((B, T, I), "float32"), rng().normal(size=(2, B, H)).astype("float32")
+    for layer in (
+        fastgru.Bidirectional(fastgru.GRU(H)),
+        fastgru.RNN([fastgru.GRUCell(H), fastgru.GRUCell(H)]),
+    ):
+        np.testing.assert_array_equal(
+            layer(x, initial_state=h_0), layer(x, initial_state=list(h_0))
+        )
+    # Keras has the forward stack's states first, torch the first layer's: no one order is right.
+    both = fastgru.Bidirectional(fastgru.RNN([fastgru.GRUCell(H), fastgru.GRUCell(H)]))
+    with pytest.raises(ValueError, match="expected a list of 4 states"):
+        both(x, initial_state=np.zeros((4, B, H), "float32"))
+
+
 def test_half_precision_is_widened_exactly():
     """Every weight of the float32 layer is one that the file's dtype has."""
     for file, dropped in (("half.pt", 13), ("bfloat16.pt", 16)):

@@ -169,7 +169,8 @@ def test_nothing_that_looks_like_a_gru(tmp_path):
 
 def test_two_weights_of_one_name_that_differ(tmp_path):
     write_gru(tmp_path, random_weights())
-    nodes = [support.node(variable=("gru/gru_cell/kernel", key)) for key in ("a", "b")]
+    nodes = [support.node({"one": 1, "other": 2})]
+    nodes += [support.node(variable=("gru/gru_cell/kernel", key)) for key in ("a", "b")]
     graph = b"".join(field(1, n) for n in nodes)
     a, b = np.ones((2, 3), "float32"), np.zeros((2, 3), "float32")
     write_bundle(tmp_path, {"a": a, "b": b, support.GRAPH: graph})

@@ -135,7 +135,7 @@ CALLS = {
     # initial_state
     "state batch": (call(x(), h()[1:]), ValueError, rf"{STATE}\(3, 5\)"),
     "state units": (call(x(), h()[:, 1:]), ValueError, rf"{STATE}\(4, 4\)"),
-    "state axes": (call(x(), h()[None]), ValueError, rf"{STATE}\(1, 4, 5\)"),
+    "state axes": (call(x(), h()[None, None]), ValueError, rf"{STATE}\(1, 1, 4, 5\)"),
     "state scalar": (call(x(), 0.0), ValueError, rf"{STATE}\(\)"),
     "two states": (call(x(), [h(), h()]), ValueError, r"expected 1 state\(s\).*got 2"),
     "no states": (call(x(), []), ValueError, r"initial_state: expected 1 state\(s\).*got 0"),
@@ -298,7 +298,7 @@ def test_wrong_states_of_sequential_and_stacks(built):
         (chain, [pair[0]], r"initial_state: expected a list of 2, one entry per layer"),
         (chain, [pair[1], pair[1]], r"expected shape \(B, H\) = \(4, 2\), got \(4, 5\)"),
         (chain, [None, pair[0]], r"expected shape \(B, H\) = \(4, 5\), got \(4, 2\)"),
-        (stack, h(), r"initial_state: expected a list of 2 states, got one"),
+        (stack, h(), r"initial_state: expected a list of 2 states, got an array"),
         (stack, [pair[0]], r"initial_state: expected 2 state\(s\).*got 1"),
         (stack, pair[::-1], r"initial_state\[0\]: expected shape \(B, H\) = \(4, 2\)"),
         (stack, [[pair[0]], [pair[0]]], r"initial_state\[1\]: expected shape \(B, H\) = \(4, 5\)"),

@@ -1,7 +1,8 @@
 """Altered Keras files, each read to a layer or a ValueError: ``python keras_fuzz.py FIRST COUNT``.
 
 Every case is made from its number alone. The process may use 500 MB more than it had at the start,
-a case 2 seconds; nothing may be executed, no file written, and none opened but the case's.
+a case 2 seconds of processor time; nothing may be executed, no file written, and none opened but
+the case's.
 """
 
 import copy
@@ -19,12 +20,15 @@ from pathlib import Path
 import numpy as np
 
 import fastgru
-from fastgru.io import from_keras, load_keras_weights, to_keras_weights
+from fastgru.io import from_keras, load_keras_weights, read_arrays, to_keras_weights
 
 DATA = Path(__file__).parents[1] / "data" / "keras"
 SOURCES = ["before.h5", "before.keras", "nested.h5", "cudnn.h5", "cudnn.keras", "cudnn_weights.h5"]
 OWN = "own.weights.h5"  # written at the start, with a layer called "two" as in cudnn_weights.h5
-SOURCES.append(OWN)
+SOURCES += [OWN, "before_weights.h5"]
+# Written at the start too: names that are not ASCII, in both forms of storage, and bfloat16.
+WRITTEN = ["compact.weights.h5", "dense.weights.h5", "legacy_weights.h5", "half.weights.h5"]
+SOURCES += WRITTEN
 SECONDS, BYTES = 2, 500 << 20
 HOSTILE = [
     *(
@@ -94,6 +98,40 @@ def altered(data, rng):
     return bytes(data)
 
 
+def write_more(folder):
+    """Write the files of `WRITTEN`, each with a layer called "two" among others."""
+    import h5py
+
+    arrays = two_built().get_weights()
+    for name, count in (("compact", 3), ("dense", 30)):
+        with h5py.File(folder / f"{name}.weights.h5", "w") as file:
+            for n in range(count):
+                file[f"layers/слой_{n}/vars/0"] = np.ones((2, 2), "float32")
+            write_two(file, "layers/две/", arrays)
+    with h5py.File(folder / "half.weights.h5", "w") as file:
+        write_two(file, "layers/bidirectional/", arrays, half=True)
+    with h5py.File(folder / "legacy_weights.h5", "w") as file:
+        names = [f"слой_{n}" for n in range(20)] + ["two"]
+        file.attrs["layer_names"] = [name.encode() for name in names]
+        for name in names:
+            group = file.create_group(name)
+            parts = [f"two/{half}_gru/gru_cell" for half in ("forward", "backward")]
+            roles = ("kernel", "recurrent_kernel", "bias")
+            weights = [f"{part}/{role}:0" for part in parts for role in roles]
+            weights = weights if name == "two" else []
+            group.attrs["weight_names"] = np.array([w.encode() for w in weights], "S99")
+            for weight, array in zip(weights, arrays, strict=False):
+                group[weight] = array
+
+
+def write_two(file, place, arrays, half=False):
+    file.require_group(f"{place}vars").attrs["name"] = "two"
+    for n, array in enumerate(arrays):
+        side = "forward_layer" if n < 3 else "backward_layer"
+        stored = (array.view("u4") >> 16).astype("u2").view("V2") if half else array
+        file[f"{place}{side}/cell/vars/{n % 3}"] = stored
+
+
 def altered_config(text, rng):
     """JSON with values replaced, removed, renamed, repeated or nested a thousand deep."""
     config = json.loads(text)
@@ -154,7 +192,7 @@ def case(seed, folder):
     rng = random.Random(seed)
     source = rng.choice(SOURCES)
     path = folder / f"case_{seed}{Path(source).suffix}"
-    data = ((folder if source == OWN else DATA) / source).read_bytes()
+    data = (place_of(source, folder) / source).read_bytes()
     if source.endswith(".h5") or rng.random() < 0.3:
         path.write_bytes(altered(data, rng))
         return path, source
@@ -168,13 +206,31 @@ def case(seed, folder):
     return path, source
 
 
+def place_of(source, folder):
+    return folder if source in (OWN, *WRITTEN) else DATA
+
+
+def two_built():
+    layer = two()
+    layer.build((None, None, 2))
+    return layer
+
+
 def two():
     return fastgru.Bidirectional(fastgru.GRU(3, return_sequences=True), name="two")
 
 
-def read(path, source):
+READERS = ("layers", "layers", "weights", "arrays", "cell")
+
+
+def read(path, source, reader="layers"):
     """Read a case; the layers that come out must work."""
-    if "weights" in source:
+    layers = {}
+    if reader == "arrays":
+        read_arrays(path)
+    elif reader == "cell":
+        load_keras_weights(fastgru.RNN(fastgru.GRUCell(3)), path)
+    elif "weights" in source or reader == "weights":
         layer = two()
         load_keras_weights(layer, path)
         layers = {"two": layer}
@@ -219,20 +275,23 @@ def run(first, count, folder):
     model = fastgru.Sequential([fastgru.GRU(2, return_sequences=True), two()])
     model.build((None, None, 4))
     to_keras_weights(model, folder / OWN)
+    write_more(folder)
     for source in SOURCES:  # BLAS, threads, and all the modules
-        read((folder if source == OWN else DATA) / source, source)
+        if source != "before_weights.h5":
+            read(place_of(source, folder) / source, source)
+        read(place_of(source, folder) / source, source, "arrays")
     sys.addaudithook(watch)
-    signal.signal(signal.SIGALRM, ring)
+    signal.signal(signal.SIGPROF, ring)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + BYTES,) * 2)
     loaded, slowest = 0, 0.0
     for seed in [*BOMBS, *range(first, first + count)]:
         path, source = case(seed, folder)
         allowed = path
-        start = time.perf_counter()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        start = time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
-            read(path, source)
+            read(path, source, READERS[seed % len(READERS)] if seed not in BOMBS else "layers")
             loaded += 1
         except ValueError:
             pass
@@ -240,11 +299,12 @@ def run(first, count, folder):
             print(f"case {seed} of {source}", file=sys.stderr)
             raise
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             allowed = None
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
         os.unlink(path)
-    os.unlink(folder / OWN)
+    for source in (OWN, *WRITTEN):
+        os.unlink(folder / source)
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
     refused = count + len(BOMBS) - loaded
     print(json.dumps({"loaded": loaded, "refused": refused, "s": slowest, "MB": most}))

@@ -146,7 +146,8 @@ def random_case(seed, folder):
     x = torch.randn(2, T, size, dtype=next(gru.parameters()).dtype)
     with torch.no_grad():
         y = gru(x)[0].numpy()
-    how = str(rng.choice(["pt", "legacy", "checkpoint", "module", "safetensors", "shards", "live"]))
+    ways = ["pt", "legacy", "checkpoint", "module", "safetensors", "shards", "live", "numpy"]
+    how = str(rng.choice(ways))
     path = folder / "model.pt"
     state = dict(whole.state_dict())
     protocol = int(rng.integers(2, 6))
@@ -159,7 +160,14 @@ def random_case(seed, folder):
         saved = {"model": state, "epoch": 3, **extra}
         torch.save(saved, path, pickle_protocol=protocol, **(legacy if old else {}))
         prefix = "" if rng.random() < 0.5 else "model.gru"
-    elif how == "module" and done not in ("norm", "spectral", "other", "old norm", "prune"):
+    elif how == "numpy":
+        arrays = {k: v.numpy() for k, v in state.items() if v.layout == torch.strided}
+        if rng.random() < 0.5:
+            torch.save(arrays, path, pickle_protocol=protocol)
+        else:
+            path = folder / "model.npy"
+            np.save(path, arrays, allow_pickle=True)
+    elif how == "module" and done not in ("norm", "spectral", "other"):  # torch refuses these
         torch.save(whole, path, **(legacy if rng.random() < 0.3 else {}))
     elif how == "live":
         path = whole
