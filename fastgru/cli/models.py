@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from fastgru import Bidirectional, Sequential
+from fastgru.io.budget import reading
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import expect_unpacked
 from fastgru.io.imported_layer import ImportedLayer
@@ -74,9 +75,10 @@ def find(path: Path, *, follow_links: bool = False) -> list[ImportedLayer]:
     reader = READERS[kind]
     if kind in _HDF5 and _module("named_arrays").without_config(path):
         reader = "named_arrays"
-    options = {"follow_links": follow_links} if reader == "onnx" else {}
-    found: list[ImportedLayer] = _module(reader).find(path, **options)
-    return found
+    options: dict[str, Any] = {"follow_links": follow_links} if reader == "onnx" else {}
+    with reading(path) as budget:
+        found: list[ImportedLayer] = _module(reader).find(path, **options, budget=budget)
+        return found
 
 
 def _module(name: str) -> Any:

@@ -1,14 +1,12 @@
 """Every array of a model file by its name there, for the layers around the GRU.
 
-The files are opened by the readers of the formats, and their bounds hold here too. In addition all
-arrays together may take only a multiple of the file's bytes, since a small file can name one tensor
-many times.
+The files are opened by the readers of the formats, and their bounds hold here too. The budget
+counts each array, since a small file can name one tensor many times.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import math
 from functools import partial
 from pathlib import Path
@@ -17,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.io import hdf5
-from fastgru.io.bounded import FREE_BYTES, Archive
-from fastgru.io.bundle import Bundle, prefix_of
+from fastgru.io.bounded import Archive
+from fastgru.io.budget import reading, short
+from fastgru.io.bundle import Bundle, prefix_of, read_file
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.tfjs import Model
 from fastgru.io.torch_numpy import has_objects
@@ -27,10 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from os import PathLike
 
+    from fastgru.io.budget import Budget
+
     # Name, bytes in memory, and a function that reads the array.
     Entry = tuple[str, int, Callable[[], np.ndarray]]
 
-MOST_COPIES = 16  # times the bytes of the file
 MOST_NESTED = 64  # groups of HDF5
 MOST_HEADER = 1000  # bytes in front of the numbers of a .npy file; an array takes about 120
 _NPY = b"\x93NUMPY"
@@ -38,7 +38,9 @@ _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _CHECKPOINT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
-def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
+def read_arrays(
+    path: str | PathLike[str], *, max_bytes: int | None = None
+) -> dict[str, np.ndarray]:
     """Return every array of a model file.
 
     Parameters
@@ -49,6 +51,8 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
         ``model.json`` of TensorFlow.js; ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json``
         of several of them; ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, and of
         JSON its name.
+    max_bytes : int, optional
+        Bytes of memory that reading may take; by default 64 MB and four times the files' bytes.
 
     Returns
     -------
@@ -72,89 +76,73 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     >>> arrays = fastgru.io.read_arrays("model.keras")  # doctest: +SKIP
     >>> y = states @ arrays["layers/dense/vars/0"] + arrays["layers/dense/vars/1"]  # doctest: +SKIP
     """
-    path = Path(path)
-    room = FREE_BYTES + MOST_COPIES * _bytes_of(path)
+    with reading(path, max_bytes) as budget:
+        return arrays_in(Path(path), budget)
+
+
+def arrays_in(path: Path, budget: Budget) -> dict[str, np.ndarray]:
+    """Return every array of a model file, as `read_arrays` does."""
     arrays: dict[str, np.ndarray] = {}
-    for name, nbytes, read in _entries(path):
-        room -= nbytes
-        if room < 0:
-            raise ValueError(
-                f"{path}: {name}: its arrays would take more than {MOST_COPIES} times the file's "
-                "bytes; a file of weights does not"
-            )
+    for name, nbytes, read in _entries(path, budget):
+        budget.make_objects(4, nbytes, name)
         if name in arrays:
-            raise ValueError(f"{path}: expected a name of its own for each array, got {name} twice")
+            raise ValueError(
+                f"{path}: expected a name of its own for each array, got {short(name)} twice"
+            )
         arrays[name] = read()
     return arrays
 
 
-def _bytes_of(path: Path) -> int:
-    if prefix := prefix_of(path):
-        return sum(file.stat().st_size for file in prefix.parent.iterdir() if file.is_file())
-    if path.is_dir():
-        return sum(
-            file.stat().st_size
-            for folder in (path, path / "variables")
-            for file in folder.glob("*")
-            if file.is_file()
-        )
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a model there, found nothing that can be read")
-    if path.suffix == ".json":
-        return sum(file.stat().st_size for file in path.parent.iterdir() if file.is_file())
-    return path.stat().st_size
-
-
-def _entries(path: Path) -> Iterator[Entry]:
-    if prefix := prefix_of(path):
-        return _checkpoint(prefix.parent, prefix.name)
+def _entries(path: Path, budget: Budget) -> Iterator[Entry]:
+    if prefix := prefix_of(path, budget):
+        return _checkpoint(prefix.parent, prefix.name, budget)
     if path.is_dir():
         if (path / _CONFIG).exists():
-            return _hdf5(path / _WEIGHTS)
-        return _checkpoint(path / "variables", "variables")
-    with path.open("rb") as file:
-        head = file.read(9)
+            return _hdf5(path / _WEIGHTS, budget)
+        return _checkpoint(path / "variables", "variables", budget)
+    with budget.open(path) as file:
+        head = file.read(256)
     if head[:8] == hdf5.SIGNATURE:
-        return _hdf5(path)
+        return _hdf5(path, budget)
     if head[:2] == b"PK":
-        return _archived(path)
+        return _archived(path, budget)
     if head[:6] == _NPY:
-        with path.open("rb") as file:
-            if has_objects(file.read(256)):
-                return _torch(path)
-        return iter([_npy("array", path.read_bytes(), str(path))])
+        if has_objects(head):
+            return _torch(path, budget)
+        return iter([_npy("array", read_file(budget, path, budget.size), str(path))])
     if head[:2] == b"\x1f\x8b":
         raise ValueError(f"{path}: expected a model, got a compressed file; unpack it")
     if head[8:9] == b"{" and path.suffix != ".json":
-        return _safetensors(path)
+        return _safetensors(path, budget)
     if path.name.endswith(".index.json"):
-        return _sharded(path)
+        return _sharded(path, budget)
     if path.name.endswith(SHARDED):
-        return _keras_shards(path)
+        return _keras_shards(path, budget)
     if head[:1] == b"{":
-        return _tfjs(path)
+        return _tfjs(path, budget)
     if head[:1] == b"\x80":  # a pickle of torch before 1.6
-        return _torch(path)
+        return _torch(path, budget)
     if path.suffix.lower() == ".onnx" or head[:1] == b"\x08":  # the number of an ONNX version
-        return _onnx(path)
+        return _onnx(path, budget)
     raise ValueError(
         f"{path}: expected a .keras, .h5, .pt, .pth, .safetensors, .onnx, .npz or .npy file, a "
-        f"SavedModel folder, a checkpoint or a model.json, got a file that begins with {head!r}"
+        f"SavedModel folder, a checkpoint or a model.json, got a file that begins with {head[:9]!r}"
     )
 
 
 # ---- one format each -----------------------------------------------------------------------------
 
 
-def _hdf5(path: Path) -> Iterator[Entry]:
-    with path.open("rb") as file:
-        yield from _below(hdf5.File(file, str(path)).root, "", 0)
+def _hdf5(path: Path, budget: Budget) -> Iterator[Entry]:
+    with budget.open(path) as file:
+        yield from _below(hdf5.File(file, str(path), budget).root, "", 0)
 
 
 def _below(group: hdf5.Group, prefix: str, depth: int) -> Iterator[Entry]:
     if depth > MOST_NESTED:
         raise ValueError(f"{group.place}: expected at most {MOST_NESTED} groups in each other")
     for name in group.names:
+        group.file.budget.make_objects(1, len(prefix) + len(name), group.path)
         node = group.get(name)
         if isinstance(node, hdf5.Group):
             yield from _below(node, f"{prefix}{name}/", depth + 1)
@@ -163,25 +151,25 @@ def _below(group: hdf5.Group, prefix: str, depth: int) -> Iterator[Entry]:
             yield f"{prefix}{name}", nbytes, node.read_any
 
 
-def _checkpoint(folder: Path, name: str) -> Iterator[Entry]:
-    bundle = Bundle(folder, name)
+def _checkpoint(folder: Path, name: str, budget: Budget) -> Iterator[Entry]:
+    bundle = Bundle(folder, name, budget)
     for key in bundle.entries:
         if key != _CHECKPOINT_GRAPH and bundle.has_numbers(key):
             yield key, bundle.locate(key).size, partial(bundle.any_array, key)
 
 
-def _archived(path: Path) -> Iterator[Entry]:
-    with Archive(path) as archive:
+def _archived(path: Path, budget: Budget) -> Iterator[Entry]:
+    with Archive(path, budget) as archive:
         names = archive.names
         if _WEIGHTS in names:
             place = f"{path}: {_WEIGHTS}"
-            root = hdf5.File(io.BytesIO(archive.read(_WEIGHTS)), place).root
+            root = hdf5.File(archive.read(_WEIGHTS), place, budget).root
             yield from _below(root, "", 0)
         elif names and all(name.endswith(".npy") for name in names):
             for name in names:
                 yield _npy(name.removesuffix(".npy"), archive.read(name), f"{path}: {name}")
         elif any(name.endswith("data.pkl") for name in names):
-            yield from _torch(path)
+            yield from _torch(path, budget)
         else:
             raise ValueError(f"{path}: {packed(names)}")
 
@@ -195,10 +183,10 @@ def packed(names: list[str]) -> str:
     return f"expected a model or an .npz file, got an archive of {few or 'nothing'}"
 
 
-def _safetensors(path: Path) -> Iterator[Entry]:
+def _safetensors(path: Path, budget: Budget) -> Iterator[Entry]:
     from fastgru.io.safetensors import read_everything
 
-    metadata, stored, _ = read_everything(path, integers=True)
+    metadata, stored, _ = read_everything(path, integers=True, budget=budget)
     for name, tensor in stored.items():
         yield name, *_widened(tensor)
     for name, kept in metadata.items():  # tied tensors are in the file once
@@ -214,37 +202,37 @@ def _widened(tensor: Any) -> tuple[int, Callable[[], np.ndarray]]:
     return array.nbytes, partial(np.asarray, array)
 
 
-def _sharded(path: Path) -> Iterator[Entry]:
+def _sharded(path: Path, budget: Budget) -> Iterator[Entry]:
     from fastgru.io.torch_shards import read_index
 
-    index = read_index(path)
+    index = read_index(path, budget)
     for file in index.files:
-        yield from _entries(index.folder / file)
+        yield from _entries(index.folder / file, budget)
 
 
-def _keras_shards(path: Path) -> Iterator[Entry]:
-    with shards(path) as root:
+def _keras_shards(path: Path, budget: Budget) -> Iterator[Entry]:
+    with shards(path, budget) as root:
         for group in root.groups:
             yield from _below(group, "", 0)
 
 
-def _tfjs(path: Path) -> Iterator[Entry]:
-    model = Model(path)
+def _tfjs(path: Path, budget: Budget) -> Iterator[Entry]:
+    model = Model(path, budget)
     for name, weight in model.weights.items():
         nbytes = math.prod(weight.shape) * max(weight.stored.itemsize, 4)
         yield name, nbytes, partial(model.array, name)
 
 
-def _torch(path: Path) -> Iterator[Entry]:
+def _torch(path: Path, budget: Budget) -> Iterator[Entry]:
     from fastgru.io.torch_arrays import every_tensor
 
-    return every_tensor(path)
+    return every_tensor(path, budget)
 
 
-def _onnx(path: Path) -> Iterator[Entry]:
+def _onnx(path: Path, budget: Budget) -> Iterator[Entry]:
     from fastgru.io.onnx_graph import Model, unique
 
-    model = Model(path)
+    model = Model(path, budget=budget)
     taken: set[str] = set()
     for scope in model.scopes:
         for name, array in scope.stored():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
@@ -23,6 +24,12 @@ _ENTRY_BYTES = 46  # of an entry in the directory, without the name
 _ENTRY_OBJECTS, _ENTRY_STEPS = 6, 4  # that Python makes of an entry, and the time it takes
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
+_LONG_JSON = 1 << 20
+# Possessive, so that each byte is looked at once.
+_VOCABULARY = re.compile(
+    r'\[(?:\s*+(?:"(?:[^"\\]++|\\.)*+"|[-\d][-+.\deE]*+)\s*+,?+){4096,}+\s*+\]', re.DOTALL
+)
+_VOCABULARY_BYTES = re.compile(_VOCABULARY.pattern.encode(), re.DOTALL)
 LONGEST_FILE_NAME = 255  # bytes, in most file systems
 
 
@@ -31,7 +38,8 @@ def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
 
     Python's limit on nesting depends on its version, and nested layers take more of its stack than
     nested brackets do. So this function has a limit of its own. The memory of the objects is
-    estimated from the text before they are made.
+    estimated from the text before they are made. In a text of more than a megabyte lists of
+    thousands of words or numbers become empty: they are vocabularies and the like, of other layers.
 
     Parameters
     ----------
@@ -46,6 +54,8 @@ def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
         The text is not JSON, has more objects than the budget, or is nested deeper than the config
         of any layer.
     """
+    if len(text) > _LONG_JSON:
+        text = _without_vocabularies(text)
     budget.make(_json_bytes(text), what)
     deep = f"nested deeper than any layer's config: expected at most {MOST_NESTED} brackets"
     try:
@@ -62,6 +72,12 @@ def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
             raise ValueError(deep)
         level = [part for c in containers for part in (c.values() if isinstance(c, dict) else c)]
     return parsed
+
+
+def _without_vocabularies(text: Any) -> Any:
+    if isinstance(text, str):
+        return _VOCABULARY.sub("[]", text)
+    return _VOCABULARY_BYTES.sub(b"[]", text)
 
 
 def _json_bytes(text: str | bytes) -> int:
@@ -149,7 +165,7 @@ class Archive:
     def _directory(self) -> dict[str, zipfile.ZipInfo]:
         counted = _CountedFile(self._file, self.budget)
         try:
-            self._zip = zipfile.ZipFile(counted)  # type: ignore[call-overload]
+            self._zip = zipfile.ZipFile(counted)
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
             text = str(error)
             if text.startswith(self.budget.where):
@@ -195,8 +211,8 @@ class Archive:
         place = f"{self.path}: {short(name)}"
         if member.compress_type not in _METHODS:
             raise ValueError(
-                f"{place}: expected it stored or deflated, got zip's method {member.compress_type}; "
-                "unpack the file and pack it so"
+                f"{place}: expected it stored or deflated, got method {member.compress_type} "
+                "of zip; unpack the file and pack it so"
             )
         self.budget.make(member.file_size, name)
         try:

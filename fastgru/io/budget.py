@@ -94,22 +94,35 @@ class Budget:
         most = FREE_BYTES + GROWTH * self.size if self._limit is None else self._limit
         if self._made > most:
             raise ValueError(
-                f"{self.where}: {short(what) or 'it'} would take more than {most} bytes of memory "
+                f"{self._at(what)} would take more than {most} bytes of memory "
                 f"from files of {self.size}, which a file of weights does not; where you trust the "
                 "file, pass a larger max_bytes"
             )
+
+    @contextmanager
+    def temporary(self) -> Iterator[None]:
+        """Forget at the end what was made inside the block: it is not kept."""
+        before = self._made
+        try:
+            yield
+        finally:
+            self._made = before
 
     def make_objects(self, count: int, nbytes: int = 0, what: str = "") -> None:
         """Count small objects of Python, which contain ``nbytes`` in all, and a step for each."""
         self.step(count, what)
         self.make(count * OBJECT_BYTES + nbytes, what)
 
+    def _at(self, what: str) -> str:
+        what = short(what)
+        return what if what.startswith(self.where) else f"{self.where}: {what or 'it'}"
+
     def step(self, count: int = 1, what: str = "") -> None:
         """Count work before it is done; ValueError if it is too much for files of this size."""
         self._steps += count
         if self._steps > FREE_STEPS + self.size // BYTES_PER_STEP:
             raise ValueError(
-                f"{self.where}: {short(what) or 'it'} has more parts to visit than files of "
+                f"{self._at(what)} has more parts to visit than files of "
                 f"{self.size} bytes with weights in them have: the same ones over and over, or "
                 "very many empty ones"
             )

@@ -10,7 +10,6 @@ LevelDB's ``doc/table_format.md``.
 from __future__ import annotations
 
 import functools
-import glob
 import math
 import re
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgru.io.bounded import FREE_BYTES
+from fastgru.io.budget import Budget
 from fastgru.io.protobuf import Message, varint
 
 if TYPE_CHECKING:
@@ -46,9 +45,8 @@ _TRAILER = 5  # bytes after a block: its compression, and a checksum
 MOST_INDEX = 16 << 20  # bytes; a tensor takes about 80
 MOST_STATE = 1 << 16  # bytes of the file "checkpoint"
 MOST_KEY = 4096
-MOST_KEYS = 64 << 20  # bytes of all keys together, unpacked
 MOST_DIMENSIONS = 8
-MOST_SHARING = 4
+_ENTRY_OBJECTS = 4  # of Python, for an entry of the index
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
 
 
@@ -78,10 +76,10 @@ class Bundle:
         There is no index, or it is truncated or damaged.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder, self.name = folder, name
+    def __init__(self, folder: Path, name: str, budget: Budget) -> None:
+        self.folder, self.name, self.budget = folder, name, budget
         self.path = folder / f"{name}.index"
-        self._index = memoryview(read_file(self.path, MOST_INDEX))
+        self._index = memoryview(read_file(budget, self.path, MOST_INDEX))
         self._end = 0  # of the blocks read so far
         self.entries: dict[str, memoryview] = {}
         for key, value in self._table():
@@ -89,10 +87,6 @@ class Bundle:
         if "" not in self.entries:
             raise ValueError(f"{self.path}: expected a header, got {len(self.entries)} tensors")
         header = Message(self.entries.pop(""), f"{self.path}: header")
-        # Layers may share weights, but a small file must not make this read one tensor again and
-        # again.
-        sizes = [path.stat().st_size for path in folder.glob(f"{glob.escape(name)}.data-*")]
-        self._left = FREE_BYTES + MOST_SHARING * sum(sizes)
         self._shards = header.number(1)
         if header.number(2) != 0:
             raise ValueError(
@@ -153,12 +147,6 @@ class Bundle:
                 f"{dtype}, got {location.size}"
             )
         data = self._data(key, location)
-        self._left -= len(data)
-        if self._left < 0:
-            raise ValueError(
-                f"{self.path}: {key}: expected layers with weights of their own, got more weights "
-                f"than {MOST_SHARING} times the data"
-            )
         self._check(key, data, location)
         return np.frombuffer(data, dtype).reshape(location.shape)
 
@@ -186,7 +174,7 @@ class Bundle:
             )
         # The index gives two numbers and no name, so that it cannot lead to another file.
         path = self.folder / f"{self.name}.data-{location.shard:05d}-of-{self._shards:05d}"
-        return read_file(path, location.size, location.offset, exactly=True)
+        return read_file(self.budget, path, location.size, location.offset, exactly=True)
 
     def _check(self, key: str, data: bytes, location: TensorLocation) -> None:
         if masked(crc32c(data)) != location.checksum:
@@ -210,12 +198,10 @@ class Bundle:
         for _ in range(2):  # offset and size of the metadata's index, which is empty
             _, at = varint(footer, at, place)
         index_block = self._block(footer[at:], place)
-        self._end, last, total = 0, None, 0
+        self._end, last = 0, None
         for _, handle in self._pairs(index_block, None):
             for key, value in self._pairs(self._block(handle, f"{self.path}: index"), last):
-                total += len(key)
-                if total > MOST_KEYS:
-                    raise ValueError(f"{self.path}: expected names of at most {MOST_KEYS} bytes")
+                self.budget.make_objects(_ENTRY_OBJECTS, 2 * len(key), "its index")
                 yield key, value
                 last = key
 
@@ -265,7 +251,7 @@ class Bundle:
             last = key
 
 
-def prefix_of(path: str | PathLike[str]) -> Path | None:
+def prefix_of(path: str | PathLike[str], budget: Budget | None = None) -> Path | None:
     """Return the checkpoint that a path means, without its endings; None for other files.
 
     A path may be the checkpoint's name as TensorFlow takes it, its ``.index`` or a folder, whose
@@ -279,7 +265,7 @@ def prefix_of(path: str | PathLike[str]) -> Path | None:
     path = Path(path)
     state = path / "checkpoint"
     if path.is_dir() and state.is_file():
-        latest = _LATEST.search(read_file(state, MOST_STATE))
+        latest = _LATEST.search(read_file(budget or Budget(str(path)), state, MOST_STATE))
         name = Path(latest[1].decode("utf-8", "replace")).name if latest else ""
         if not name or not (path / f"{name}.index").is_file():
             raise ValueError(
@@ -294,7 +280,9 @@ def prefix_of(path: str | PathLike[str]) -> Path | None:
     return None
 
 
-def read_file(path: Path, most: int, offset: int = 0, exactly: bool = False) -> bytes:
+def read_file(
+    budget: Budget, path: Path, most: int, offset: int = 0, exactly: bool = False
+) -> bytes:
     """Return a file's bytes from an offset on: all of at most ``most``, or exactly ``most``.
 
     Raises
@@ -302,15 +290,18 @@ def read_file(path: Path, most: int, offset: int = 0, exactly: bool = False) -> 
     ValueError
         There is no plain file (reading a pipe could wait forever), or it has another size.
     """
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a file there, found none")
-    size = path.stat().st_size - offset
-    if size < most if exactly else size > most:
-        raise ValueError(
-            f"{path}: expected {'' if exactly else 'at most '}{most} bytes at byte {offset}, "
-            f"got {max(size, 0)}{'; the file is truncated' if exactly else ''}"
-        )
-    with path.open("rb") as file:
+    try:
+        file = budget.open(path)
+    except OSError:
+        raise ValueError(f"{path}: expected a file there, found none") from None
+    with file:
+        size = file.seek(0, 2) - offset
+        if size < most if exactly else size > most:
+            raise ValueError(
+                f"{path}: expected {'' if exactly else 'at most '}{most} bytes at byte {offset}, "
+                f"got {max(size, 0)}{'; the file is truncated' if exactly else ''}"
+            )
+        budget.make(min(most, max(size, 0)), path.name)
         file.seek(offset)
         data = file.read(most)
     if exactly and len(data) != most:

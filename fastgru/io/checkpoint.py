@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.io.budget import listed
 from fastgru.io.bundle import Bundle
 from fastgru.io.named_arrays import ROLES, is_gru, keras_named
 from fastgru.io.savedmodel import ObjectGraph, paths_of_cells
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from fastgru.io.budget import Budget
     from fastgru.io.imported_layer import ImportedLayer
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -46,7 +48,7 @@ class _Object(NamedTuple):
     keys: list[list[str]]
 
 
-def find(prefix: Path) -> list[ImportedLayer]:
+def find(prefix: Path, budget: Budget) -> list[ImportedLayer]:
     """Return a GRU with Keras' defaults for each GRU cell of a checkpoint.
 
     Raises
@@ -54,7 +56,7 @@ def find(prefix: Path) -> list[ImportedLayer]:
     ValueError
         The checkpoint is damaged, or has no variables with a GRU's names and shapes.
     """
-    checkpoint = _Checkpoint(prefix)
+    checkpoint = _Checkpoint(prefix, budget)
     cells = list(checkpoint.cells())
     full = [checkpoint.full_name(cell) for cell in cells]
     arrays: dict[str, np.ndarray] = {}
@@ -62,17 +64,17 @@ def find(prefix: Path) -> list[ImportedLayer]:
         place = name if name and full.count(name) == 1 else cell.path
         for key, role in zip(cell.keys[0], ROLES, strict=False):
             arrays[f"{place}/{role}"] = checkpoint.bundle.floats(key)
-    found = keras_named(arrays, str(checkpoint.bundle.path))
+    found = keras_named(arrays, str(checkpoint.bundle.path), budget)
     if not found:
-        names = ", ".join(list(checkpoint.bundle.entries)[:20])
+        names = listed(checkpoint.bundle.entries)
         raise ValueError(
             f"{checkpoint.bundle.path}: expected variables kernel (I, 3H) and recurrent_kernel "
-            f"(H, 3H), by which a GRU of Keras is known, got {names[:1000] or 'none'}"
+            f"(H, 3H), by which a GRU of Keras is known, got {names or 'none'}"
         )
     return found
 
 
-def arrays_for(layer: Any, prefix: Path) -> list[list[np.ndarray]]:
+def arrays_for(layer: Any, prefix: Path, budget: Budget) -> list[list[np.ndarray]]:
     """Return the arrays of each cell of a layer, in the order that `keras_cells.fill` takes.
 
     Raises
@@ -80,7 +82,7 @@ def arrays_for(layer: Any, prefix: Path) -> list[list[np.ndarray]]:
     ValueError
         The checkpoint is damaged, has no such layer, or several.
     """
-    checkpoint = _Checkpoint(prefix)
+    checkpoint = _Checkpoint(prefix, budget)
     chosen = _chosen(checkpoint, layer.layers if isinstance(layer, Sequential) else [layer])
     return [[checkpoint.bundle.floats(key) for key in cell] for one in chosen for cell in one.keys]
 
@@ -103,15 +105,15 @@ def _chosen(checkpoint: _Checkpoint, parts: list[Any]) -> list[_Object]:
     got = dict.fromkeys(f"{o.path} ({', '.join(sorted(o.names))})" for p in places for o in p)
     raise ValueError(
         f"expected weights of one {' and one '.join(part.name for part in parts)}, got "
-        f"{', '.join(list(got)[:20])[:1500] or 'none'}; give the layer the name that it has there"
+        f"{listed(got) or 'none'}; give the layer the name that it has there"
     )
 
 
 class _Checkpoint:
     """A checkpoint's variables, by the graph of its objects or, without one, by names."""
 
-    def __init__(self, prefix: Path) -> None:
-        self.bundle = Bundle(prefix.parent, prefix.name)
+    def __init__(self, prefix: Path, budget: Budget) -> None:
+        self.bundle = Bundle(prefix.parent, prefix.name, budget)
         self._paths: dict[int, str] = {}
         self._names: dict[str, str] = {}  # key of a variable -> its own name
         self._graph: ObjectGraph | None = None

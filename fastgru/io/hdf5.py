@@ -16,6 +16,7 @@ addresses and lengths have 8 bytes here.
 
 from __future__ import annotations
 
+import io
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -57,7 +58,7 @@ _FLOATS = {
 class Cursor:
     """Bytes that are read from front to back; reading past the end raises ValueError."""
 
-    def __init__(self, data: bytes, place: str) -> None:
+    def __init__(self, data: Any, place: str) -> None:
         self.data, self.place, self.at = data, place, 0
 
     def take(self, count: int) -> bytes:
@@ -98,8 +99,8 @@ class File:
 
     Parameters
     ----------
-    file : binary file
-        Open for reading and seeking. The caller closes it.
+    file : binary file or bytes
+        Open for reading and seeking, or its content. The caller closes it.
     place : str
         The file's name in errors.
     budget : Budget
@@ -115,9 +116,11 @@ class File:
         The file is not HDF5, is of a format that Keras does not write, or is truncated.
     """
 
-    def __init__(self, file: BinaryIO, place: str, budget: Budget) -> None:
-        self._file, self.place, self.budget = file, place, budget
-        self.size = file.seek(0, 2)
+    def __init__(self, file: BinaryIO | bytes, place: str, budget: Budget) -> None:
+        self._bytes = memoryview(file) if isinstance(file, bytes) else None
+        self._file: BinaryIO = io.BytesIO(file) if isinstance(file, bytes) else file
+        self.place, self.budget = place, budget
+        self.size = self._file.seek(0, 2)
         self._opened: dict[int, Group | Array] = {}
         self._heaps: dict[int, dict[int, Cursor]] = {}
         start = self.fetch(0, 96, "superblock")
@@ -139,12 +142,17 @@ class File:
             start.wrong("a group as the root", "an array")
         self.root: Group = root
 
-    def fetch(self, address: int, count: int, what: str) -> Cursor:
-        """Return ``count`` bytes at an address; ``what`` names them in errors."""
+    def fetch(self, address: int, count: int, what: str, numbers: bool = False) -> Cursor:
+        """Return ``count`` bytes at an address; ``what`` names them in errors.
+
+        Of ``numbers`` in a file in memory it returns a view.
+        """
         place = f"{self.place}: {what} at {address:#x}"
         if count > self.size or address > self.size - count:
             raise ValueError(f"{place}: it would end beyond the file's {self.size} bytes")
         self.budget.step()
+        if numbers and self._bytes is not None:
+            return Cursor(self._bytes[address : address + count], place)
         self.budget.make(count, what)
         self._file.seek(address)
         return Cursor(self._file.read(count), place)
@@ -320,7 +328,7 @@ class Array(Node):
         elif not math.prod(self.shape):
             data = Cursor(b"", self.place)
         else:
-            data = self.file.fetch(layout.number(8), layout.number(8), self.path)
+            data = self.file.fetch(layout.number(8), layout.number(8), self.path, numbers=True)
         if self.dtype.kind == "V":
             # Keras writes bfloat16 so: the upper half of a float32, in this byte order.
             self.file.budget.make(2 * len(data.data), self.path)

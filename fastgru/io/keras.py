@@ -14,9 +14,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
+import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, parse_json
-from fastgru.io.bundle import prefix_of
+from fastgru.io.budget import Budget, listed, reading
+from fastgru.io.bundle import prefix_of, read_file
 from fastgru.io.foreign import is_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
@@ -57,9 +58,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
-# Bytes of JSON. Python's objects can take twenty times as many. A vocabulary makes a config large,
-# and lies in the file as text, so a larger file may have a larger config.
-LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
+MOST_CONFIG = 1 << 30  # bytes of JSON; the budget counts what it takes to read it
 # Wrappers that put other weights in the place of those that the file has.
 _COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
 # Wrappers that call their layer and do nothing else; "" is for none.
@@ -91,6 +90,7 @@ def from_keras(
     *,
     verify: Any = None,
     custom_objects: dict[str, Any] | None = None,
+    max_bytes: int | None = None,
 ) -> Any:
     """Return the GRUs of a Keras model, with their weights.
 
@@ -107,6 +107,8 @@ def from_keras(
         This runs the input through the layer and compares; of several layers give the ``name``.
     custom_objects : dict, optional
         Your own activations and other objects, by their names in the model.
+    max_bytes : int, optional
+        Bytes of memory that reading may take; by default 64 MB and four times the files' bytes.
 
     Returns
     -------
@@ -132,8 +134,9 @@ def from_keras(
     >>> encoder = fastgru.io.from_keras("model.h5", "encoder")  # doctest: +SKIP
     """
     what = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
-    found = find(source, name, custom_objects)
-    result = by_name(found, name, what)
+    with reading(what, max_bytes) as budget:
+        found = find(source, name, custom_objects, budget)
+        result = by_name(found, name, what)
     for one in found:
         if "assumed:" in one.recognised:
             warnings.warn(
@@ -169,40 +172,45 @@ def from_keras(
 
 
 def find(
-    source: Any, name: str | None = None, custom_objects: dict[str, Any] | None = None
+    source: Any,
+    name: str | None = None,
+    custom_objects: dict[str, Any] | None = None,
+    budget: Budget | None = None,
 ) -> list[ImportedLayer]:
     """Return every GRU of a source, or only the one called ``name``; see `from_keras`."""
     if not isinstance(source, (str, os.PathLike)):
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
-        return _loaded(_live_parts(source), place, name, custom_objects)
+        budget = Budget(place, sys.maxsize)  # its numbers are in memory already
+        return _loaded(_live_parts(source), place, name, custom_objects, budget)
     path, kinds = Path(source), _kinds(custom_objects)
-    if prefix := prefix_of(path):
-        return _asked_for(checkpoint.find(prefix), str(path), name)
+    budget = budget or Budget(str(path))
+    if prefix := prefix_of(path, budget):
+        return _asked_for(checkpoint.find(prefix, budget), str(path), name)
     if path.is_dir():
         if not (path / CONFIG).exists():
-            return _asked_for(savedmodel.find(path), str(path), name)
-        config = (path / CONFIG).read_bytes()
-        with (path / WEIGHTS).open("rb") as file:
-            parts = _keras3_parts(config, file, path, kinds)
-            return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
-    with path.open("rb") as file:
+            return _asked_for(savedmodel.find(path, budget), str(path), name)
+        config = read_file(budget, path / CONFIG, MOST_CONFIG)
+        with budget.open(path / WEIGHTS, path) as file:
+            parts = _keras3_parts(config, file, path, kinds, budget)
+            return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects, budget)
+    with budget.open(path) as file:
         start = file.read(8)
         if start == hdf5.SIGNATURE:
-            parts = _legacy_parts(file, path, kinds)
-            return _loaded(parts, f"{path}: model_config", name, custom_objects)
+            parts = _legacy_parts(file, path, kinds, budget)
+            return _loaded(parts, f"{path}: model_config", name, custom_objects, budget)
     if is_json(path):
-        return _loaded(_tfjs_parts(path, kinds), str(path), name, custom_objects)
+        return _loaded(_tfjs_parts(path, kinds, budget), str(path), name, custom_objects, budget)
     if not start.startswith(b"PK"):
         raise ValueError(
             f"{path}: expected a .keras or .h5 file, a SavedModel folder, a checkpoint or the "
             f"model.json of TensorFlow.js, got a file that begins with {start!r}"
         )
-    with Archive(path) as archive:
+    with Archive(path, budget) as archive:
         if is_npz(archive):
-            return _asked_for(find_keras(path), str(path), name)
-        weights = io.BytesIO(archive.read(WEIGHTS))
-        parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds)
-    return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects)
+            return _asked_for(find_keras(path, budget), str(path), name)
+        weights = archive.read(WEIGHTS)
+        parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds, budget)
+    return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects, budget)
 
 
 def _asked_for(found: list[ImportedLayer], place: str, name: str | None) -> list[ImportedLayer]:
@@ -214,7 +222,11 @@ def _asked_for(found: list[ImportedLayer], place: str, name: str | None) -> list
 
 
 def _loaded(
-    parts: list[UnbuiltLayer], place: str, name: str | None, custom_objects: dict[str, Any] | None
+    parts: list[UnbuiltLayer],
+    place: str,
+    name: str | None,
+    custom_objects: dict[str, Any] | None,
+    budget: Budget,
 ) -> list[ImportedLayer]:
     """Make all layers, or the one called ``name``."""
     names = [part.config.name for part in parts]
@@ -236,7 +248,9 @@ def _loaded(
                     "wrapper off, and save the layer with the weights that it computes with"
                 )
             layer = deserialize_layer(config.form, custom_objects)
-            convention = fill(layer, arrays(layer))
+            with budget.temporary():
+                convention = fill(layer, arrays(layer), budget)
+            budget.make_objects(0, sum(weight.value.nbytes for weight in layer.weights))
         recognised = f"{place}: {config.class_name}"
         unknown = [one for one in config.wrapper.split(" of ") if one not in _PLAIN_WRAPPERS]
         if unknown:
@@ -249,26 +263,25 @@ def _loaded(
 
 
 def _configs(
-    text: Any, place: str, size: int, kinds: dict[str, str], room: int
+    text: Any, place: str, size: int, kinds: dict[str, str], budget: Budget
 ) -> tuple[list[LayerConfig], dict[str, str]]:
     """Return the configs of a model's recurrent layers, and `mask_notes`, from the model's JSON.
 
-    ``kinds`` is what `mark` takes, and ``room`` the bytes of the file that the JSON is in.
+    ``kinds`` is what `mark` takes.
 
     ValueError if there are more than a weights file of ``size`` bytes has arrays for, since each
     layer costs time and memory.
     """
-    most = max(LEAST_CONFIG, CONFIG_GROWTH * room)
-    if not isinstance(text, (str, bytes)) or len(text) > most:
-        got = f"{len(text)} bytes" if isinstance(text, (str, bytes)) else type(text).__name__
-        raise ValueError(f"{place}: expected at most {most} bytes of JSON, got {got}")
+    if not isinstance(text, (str, bytes)):
+        raise ValueError(f"{place}: expected JSON, got {type(text).__name__}")
     configs, left = [], size // LEAST_CELL
     with errors_at(place):
-        model = parse_json(text)
+        model = parse_json(text, budget, place)
         mark(model, kinds)
         masks = mask_notes(model)
         for config in recurrent_layers(model):
             configs.append(config)
+            budget.make_objects(config.cells * 20, what=config.name)
             left -= config.cells
             if left < 0:
                 raise ValueError(f"expected fewer GRUs than {size} bytes hold, got more")
@@ -287,11 +300,10 @@ def _kinds(custom_objects: dict[str, Any] | None) -> dict[str, str]:
 
 
 def _keras3_parts(
-    text: bytes, weights: BinaryIO, path: Path, kinds: dict[str, str]
+    text: bytes, weights: BinaryIO | bytes, path: Path, kinds: dict[str, str], budget: Budget
 ) -> list[UnbuiltLayer]:
-    root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
-    room = path.stat().st_size if path.is_file() else len(text) + root.file.size
-    configs, masks = _configs(text, f"{path}: {CONFIG}", root.file.size, kinds, room)
+    root = hdf5.File(weights, f"{path}: {WEIGHTS}", budget).root
+    configs, masks = _configs(text, f"{path}: {CONFIG}", root.file.size, kinds, budget)
     same: dict[tuple[str, str], list[LayerConfig]] = {}
     for config in configs:
         same.setdefault(_identity(config), []).append(config)
@@ -338,8 +350,10 @@ def _identity(config: LayerConfig) -> tuple[str, str]:
     return config.path[-1], repr(config.form)
 
 
-def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
-    root = hdf5.File(file, str(path)).root
+def _legacy_parts(
+    file: BinaryIO, path: Path, kinds: dict[str, str], budget: Budget
+) -> list[UnbuiltLayer]:
+    root = hdf5.File(file, str(path), budget).root
     text = root.attribute("model_config")
     if text is None:
         raise ValueError(
@@ -348,10 +362,10 @@ def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[Unb
         )
     weights = root.group("model_weights")
     if weights is None:
-        raise ValueError(f"{path}: expected a group model_weights, got {', '.join(root.names)}")
+        raise ValueError(f"{path}: expected a group model_weights, got {listed(root.names)}")
     parts = []
-    size = root.file.size
-    configs, masks = _configs(text, f"{path}: model_config", size, kinds, size)
+    place = f"{path}: model_config"
+    configs, masks = _configs(text, place, root.file.size, kinds, budget)
     model = LegacyModel(weights, configs)
     for config in configs:
 
@@ -362,13 +376,13 @@ def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[Unb
     return parts
 
 
-def _tfjs_parts(path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
+def _tfjs_parts(path: Path, kinds: dict[str, str], budget: Budget) -> list[UnbuiltLayer]:
     if path.name.endswith(SHARDED):
         raise ValueError(
             f"{path}: expected a whole model, got weights without a config; make a layer of the "
             "same arguments and use load_keras_weights(layer, path)"
         )
-    model = tfjs.Model(path)
+    model = tfjs.Model(path, budget)
     with errors_at(str(path)):
         mark(model.config, kinds)
         configs, masks = tfjs.configs_of(model), mask_notes(model.config)

@@ -16,6 +16,7 @@ from fastgru.problem import BackendError, as_array, float_dtype
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from fastgru.io.budget import Budget
     from fastgru.io.hdf5 import Group
 
 CONVENTIONS = {
@@ -23,6 +24,7 @@ CONVENTIONS = {
     "keras_reset_before": "gates z r h in columns, bias (3H,), reset before",
     "cudnn_gru": "CuDNNGRU: gates z r h, each block transposed, bias (6H,), reset after",
 }
+_CELL_OBJECTS = 40  # of Python, for a layer with its cell, its config and its variables
 _SNAKES = (
     (GRU, "gru"),
     (RNN, "rnn"),
@@ -166,7 +168,7 @@ def names_in(group: NamedArrays, what: str) -> list[str]:
 # ---- into the layer ------------------------------------------------------------------------------
 
 
-def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]]) -> str:
+def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]], budget: Budget | None = None) -> str:
     """Give a layer its weights, build it if it is not, and return the arrays' convention.
 
     Parameters
@@ -175,6 +177,8 @@ def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]]) -> str:
         Built or not. An error leaves it unchanged.
     arrays : list of lists
         For each cell, in the order of `cells_of`, the kernel, the recurrent kernel and the bias.
+    budget : Budget, optional
+        Of the file; it counts the layer's own weights.
 
     Raises
     ------
@@ -182,6 +186,10 @@ def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]]) -> str:
         The arrays have other shapes, another number or other dtypes than the layer's.
     """
     cells = [part.cell for part in cells_of(layer)]
+    if budget is not None:
+        for cell, parts in zip(cells, arrays, strict=True):
+            size = float_dtype(cell.dtype).itemsize
+            budget.make_objects(_CELL_OBJECTS, sum(a.size * size for a in parts), cell.name)
     found = [_read_cell(cell, list(a)) for cell, a in zip(cells, arrays, strict=True)]
     weights = [weights for weights, _ in found]
     if layer.built:

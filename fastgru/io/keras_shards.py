@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io import hdf5
 from fastgru.io.bounded import file_beside, parse_json
+from fastgru.io.bundle import read_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     import numpy as np
+
+    from fastgru.io.budget import Budget
 
 SHARDED = ".weights.json"  # the end of the index's name
 _MOST_SHARDS = 1000
@@ -76,7 +79,7 @@ class ShardedGroup:
 
 
 @contextmanager
-def shards(path: Path) -> Iterator[ShardedGroup]:
+def shards(path: Path, budget: Budget) -> Iterator[ShardedGroup]:
     """Open the files that an index names, all in its folder, as one group.
 
     Raises
@@ -84,11 +87,8 @@ def shards(path: Path) -> Iterator[ShardedGroup]:
     ValueError
         The index is not JSON, names files elsewhere, or a file is missing.
     """
-    size = path.stat().st_size
-    if size > _MOST_INDEX:
-        raise ValueError(f"{path}: expected an index of at most {_MOST_INDEX} bytes, got {size}")
     try:
-        index = parse_json(path.read_bytes())
+        index = parse_json(read_file(budget, path, _MOST_INDEX), budget)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     weights = index.get("weight_map") if isinstance(index, dict) else None
@@ -108,6 +108,7 @@ def shards(path: Path) -> Iterator[ShardedGroup]:
         files = []
         for name in names:
             shard = file_beside(path, name)
-            files.append(hdf5.File(stack.enter_context(shard.open("rb")), str(shard)))
+            file = stack.enter_context(budget.open(shard))
+            files.append(hdf5.File(file, str(shard), budget))
         whole = ShardedFile(str(path), sum(file.size for file in files))
         yield ShardedGroup(whole, [file.root for file in files], "/")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import warnings
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations
 from fastgru.io import checkpoint, hdf5, tfjs
-from fastgru.io.arrays import read_arrays
+from fastgru.io.arrays import arrays_in
 from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.budget import listed, reading
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import is_json
-from fastgru.io.keras import CONFIG_GROWTH, LEAST_CONFIG
 from fastgru.io.keras_cells import (
     arrays_at,
     cells_of,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from fastgru.io.budget import Budget
     from fastgru.io.keras_cells import NamedArrays
     from fastgru.io.keras_legacy import StoredCell
 
@@ -46,7 +46,9 @@ _MOST_NESTED = 64  # groups
 _KINDS = "gru|rnn|bidirectional|cu_dnngru"
 
 
-def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
+def load_keras_weights(
+    layer: Any, path: str | os.PathLike[str], *, max_bytes: int | None = None
+) -> None:
     """Give a layer the weights in a Keras file.
 
     Parameters
@@ -59,6 +61,8 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         1, 2 or 3, whole models and weights alone; ``.keras``; the ``model.json`` of TensorFlow.js;
         ``.npz`` with Keras' names; or a TensorFlow checkpoint: its name as TensorFlow takes it, its
         ``.index``, or the folder of which the latest is to be read.
+    max_bytes : int, optional
+        Bytes of memory that reading may take; by default 64 MB and four times the files' bytes.
 
     Raises
     ------
@@ -68,26 +72,31 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
     """
     path = Path(path)
     list(cells_of(layer))  # TypeError for what has no GRU cells
-    if prefix := prefix_of(path):
+    with reading(path, max_bytes) as budget:
+        _load(layer, path, budget)
+
+
+def _load(layer: Any, path: Path, budget: Budget) -> None:
+    if prefix := prefix_of(path, budget):
         with errors_at(f"{prefix}.index"):
-            arrays = checkpoint.arrays_for(layer, prefix)
+            arrays = checkpoint.arrays_for(layer, prefix, budget)
             _check_formulas(layer, "", f"{prefix}.index")
-            fill(layer, arrays)
+            fill(layer, arrays, budget)
         return
     if is_json(path) and not path.name.endswith(SHARDED):
         with errors_at(str(path)):
-            model = tfjs.Model(path)
+            model = tfjs.Model(path, budget)
             arrays = tfjs.arrays_for(layer, model)
             _check_formulas(layer, model.version, str(path))
-            fill(layer, arrays)
+            fill(layer, arrays, budget)
         return
-    if _is_npz(path):
+    if _is_npz(path, budget):
         with errors_at(str(path)):
-            arrays = _from_arrays(layer, ArrayGroup(str(path), read_arrays(path)))
+            arrays = _from_arrays(layer, ArrayGroup(str(path), arrays_in(path, budget)))
             _check_formulas(layer, "", str(path))
-            fill(layer, arrays)
+            fill(layer, arrays, budget)
         return
-    with _weights_file(path) as (root, version), errors_at(root.file.place):
+    with _weights_file(path, budget) as (root, version), errors_at(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
             version = legacy.attribute("keras_version") or "1"
@@ -97,38 +106,39 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
             # Keras 3 stores names with groups, and earlier versions did not.
             version = version or ("3" if _name_at(root, "") else "")
         _check_formulas(layer, str(version), root.file.place)
-        fill(layer, arrays)
+        fill(layer, arrays, budget)
 
 
 @contextmanager
-def _weights_file(path: Path) -> Iterator[tuple[Any, str]]:
+def _weights_file(path: Path, budget: Budget) -> Iterator[tuple[Any, str]]:
     """Open the HDF5 file at a path, or in the zip file there; give the version of its Keras too.
 
     The version is empty where the file does not say it.
     """
-    with path.open("rb") as file:
+    with budget.open(path) as file:
         start = file.read(8)
         if start[:2] != b"PK" and not path.name.endswith(SHARDED):
-            yield hdf5.File(file, str(path)).root, ""
+            yield hdf5.File(file, str(path), budget).root, ""
             return
     if start[:2] != b"PK":
-        with shards(path) as root:
+        with shards(path, budget) as root:
             yield root, "3"  # no earlier version writes shards
         return
-    with Archive(path) as archive:
+    with Archive(path, budget) as archive:
         member, version = "model.weights.h5", ""
         if "metadata.json" in archive.names:
-            metadata = parse_json(archive.read("metadata.json")[:_MOST_METADATA])
+            metadata = parse_json(archive.read("metadata.json")[:_MOST_METADATA], budget)
             version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
-        yield hdf5.File(io.BytesIO(archive.read(member)), f"{path}: {member}").root, version
+        weights = archive.read(member)
+        yield hdf5.File(weights, f"{path}: {member}", budget).root, version
 
 
-def _is_npz(path: Path) -> bool:
+def _is_npz(path: Path, budget: Budget) -> bool:
     """Say whether a file is of NumPy's arrays."""
-    with path.open("rb") as file:
+    with budget.open(path) as file:
         if file.read(2) != b"PK":
             return False
-    with Archive(path) as archive:
+    with Archive(path, budget) as archive:
         return is_npz(archive)
 
 
@@ -142,7 +152,7 @@ def _from_arrays(layer: Any, group: ArrayGroup) -> list[list[np.ndarray]]:
     if any(arrays is None for arrays in found):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
-            f"{', '.join(cell.prefix or '.' for cell in stored)[:1000] or 'none'}; give the layer "
+            f"{listed(cell.prefix or '.' for cell in stored) or 'none'}; give the layer "
             "the name that it has there"
         )
     return [cell for arrays in found for cell in arrays or []]
@@ -215,10 +225,7 @@ def _of_config(parts: list[Any], root: hdf5.Group) -> list[list[list[np.ndarray]
     text, weights = root.attribute("model_config"), root.group("model_weights")
     if not isinstance(text, str) or weights is None:
         return None
-    room = max(LEAST_CONFIG, CONFIG_GROWTH * root.file.size)
-    if len(text) > room:
-        raise ValueError(f"model_config: expected at most {room} bytes, got {len(text)}")
-    configs = list(recurrent_layers(parse_json(text)))
+    configs = list(recurrent_layers(parse_json(text, root.file.budget, "model_config")))
     model = LegacyModel(weights, configs)
     result: list[list[list[np.ndarray]] | None] = []
     for part in parts:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastgru.io import hdf5
-from fastgru.io.arrays import read_arrays
+from fastgru.io.arrays import arrays_in
+from fastgru.io.budget import Budget, listed
 from fastgru.io.imported_layer import ImportedLayer
 from fastgru.io.keras_cells import errors_at, fill
 from fastgru.layers import GRU
@@ -35,13 +36,14 @@ _INNER = re.compile(r"(?:/|^)(?:gru_cell(?:_\d+)?|cell)$")
 
 def without_config(path: Path) -> bool:
     """Say whether a file is HDF5 with weights, as Keras writes them without a model's config."""
-    with path.open("rb") as file:
+    budget = Budget(str(path))
+    with budget.open(path) as file:
         if file.read(8) != hdf5.SIGNATURE:
             return False
-        return "model_config" not in hdf5.File(file, str(path)).root.attributes
+        return "model_config" not in hdf5.File(file, str(path), budget).root.attributes
 
 
-def find(path: Path) -> list[ImportedLayer]:
+def find(path: Path, budget: Budget | None = None) -> list[ImportedLayer]:
     """Return the GRUs of a file of named arrays.
 
     Raises
@@ -50,16 +52,17 @@ def find(path: Path) -> list[ImportedLayer]:
         The file cannot be read, or has no arrays with names and shapes of a GRU's weights; the
         message lists some of its names.
     """
-    arrays = read_arrays(path)
+    budget = budget or Budget(str(path))
+    arrays = arrays_in(path, budget)
     from fastgru.io import torch
     from fastgru.io.torch_weights import split
 
     found: list[ImportedLayer] = []
     if any(split(name) is not None for name in arrays):
         found += torch.find(arrays)
-    found += keras_named(arrays, str(path))
+    found += keras_named(arrays, str(path), budget)
     if not found:
-        few = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:9])
+        few = listed((f"{name} {array.shape}" for name, array in arrays.items()), 9)
         raise ValueError(
             f"{path}: expected arrays named as PyTorch does, weight_ih_l0 (3H, I) and "
             f"weight_hh_l0 (3H, H), or as Keras does, kernel (I, 3H) and recurrent_kernel (H, 3H), "
@@ -68,7 +71,7 @@ def find(path: Path) -> list[ImportedLayer]:
     return found
 
 
-def find_keras(path: Path) -> list[ImportedLayer]:
+def find_keras(path: Path, budget: Budget) -> list[ImportedLayer]:
     """Return the GRUs of a file of named arrays that has Keras' names.
 
     Raises
@@ -76,10 +79,10 @@ def find_keras(path: Path) -> list[ImportedLayer]:
     ValueError
         The file cannot be read, or no arrays have names and shapes of a GRU's weights.
     """
-    arrays = read_arrays(path)
-    found = keras_named(arrays, str(path))
+    arrays = arrays_in(path, budget)
+    found = keras_named(arrays, str(path), budget)
     if not found:
-        few = ", ".join(f"{name} {array.shape}" for name, array in list(arrays.items())[:9])
+        few = listed((f"{name} {array.shape}" for name, array in arrays.items()), 9)
         raise ValueError(
             f"{path}: expected arrays named as Keras does, kernel (I, 3H) and recurrent_kernel "
             f"(H, 3H), got {few or 'none'}; from_torch reads PyTorch's names"
@@ -106,7 +109,9 @@ class ArrayGroup:
         return self._arrays[path]
 
 
-def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLayer]:
+def keras_named(
+    arrays: Mapping[str, np.ndarray], where: str, budget: Budget
+) -> list[ImportedLayer]:
     """Return a GRU with Keras' defaults for each group of arrays with a GRU's names and shapes."""
     groups: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -127,7 +132,7 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
     }
     short = Counter(_INNER.sub("", place) for place in cells)
     return [
-        _with_defaults(place, place if short[name] > 1 else name or "gru", group, where)
+        _with_defaults(place, place if short[name] > 1 else name or "gru", group, where, budget)
         for place, group in cells.items()
         for name in [_INNER.sub("", place)]
     ]
@@ -144,7 +149,7 @@ def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
 
 
 def _with_defaults(
-    place: str, name: str, group: dict[str, np.ndarray], where: str
+    place: str, name: str, group: dict[str, np.ndarray], where: str, budget: Budget
 ) -> ImportedLayer:
     weights = [group[role] for role in ROLES if role in group]
     bias = group.get("bias")
@@ -158,7 +163,7 @@ def _with_defaults(
             go_backwards=backwards,
             dtype="float64" if any(w.dtype.itemsize == 8 for w in weights) else "float32",
         )
-        convention = fill(layer, [[w.astype(layer.dtype, copy=False) for w in weights]])
+        convention = fill(layer, [[w.astype(layer.dtype, copy=False) for w in weights]], budget)
     assumed = [
         "activation='tanh'",
         "recurrent_activation='sigmoid'",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import gates
+from fastgru.io.budget import Budget, reading
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.onnx_activations import from_names
 from fastgru.io.onnx_graph import DOMAINS, Model, NotConstant, Scope, attributes, unique
@@ -51,7 +52,12 @@ class _Operator(NamedTuple):
 
 
 def from_onnx(
-    source: Any, node: str | None = None, *, verify: Any = None, follow_links: bool = False
+    source: Any,
+    node: str | None = None,
+    *,
+    verify: Any = None,
+    follow_links: bool = False,
+    max_bytes: int | None = None,
 ) -> Any:
     """Read the GRUs of an ONNX model.
 
@@ -68,6 +74,8 @@ def from_onnx(
         True: a file of weights beside the model may be a link that leads out of the model's folder,
         as downloaders make them. By default such links are refused: pass True only if you trust
         the folder.
+    max_bytes : int, optional
+        Bytes of memory that reading may take; by default 64 MB and four times the files' bytes.
 
     Returns
     -------
@@ -90,9 +98,10 @@ def from_onnx(
     -----
     Weights of float16 and bfloat16 become float32, which holds them exactly.
     """
-    model, operators = _operators(source, node, follow_links)
-    found = _read_all(model, operators)
-    layers = by_name(found, node, model.where)
+    with reading(_where(source), max_bytes) as budget:
+        model, operators = _operators(source, node, follow_links, budget)
+        found = _read_all(model, operators)
+        layers = by_name(found, node, model.where)
     if verify is not None:
         if len(found) > 1:
             raise ValueError(
@@ -102,17 +111,26 @@ def from_onnx(
     return layers
 
 
+def _where(source: Any) -> str:
+    path = isinstance(source, str) or hasattr(source, "__fspath__")
+    return str(source) if path else "ModelProto" if hasattr(source, "graph") else "ONNX model"
+
+
 def find(
-    source: Any, node: str | None = None, *, follow_links: bool = False
+    source: Any,
+    node: str | None = None,
+    *,
+    follow_links: bool = False,
+    budget: Budget | None = None,
 ) -> list[ImportedLayer]:
     """Return every node of operator GRU, or the one called ``node``; see `from_onnx`."""
-    return _read_all(*_operators(source, node, follow_links))
+    return _read_all(*_operators(source, node, follow_links, budget))
 
 
 def _operators(
-    source: Any, wanted: str | None, follow_links: bool
+    source: Any, wanted: str | None, follow_links: bool, budget: Budget | None
 ) -> tuple[Model, list[_Operator]]:
-    model = Model(source, follow_links)
+    model = Model(source, follow_links, budget)
     operators = _named_operators(model)
     if wanted is None:
         return model, operators

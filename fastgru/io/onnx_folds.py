@@ -136,12 +136,14 @@ def _dequantize_linear(
         )
     if given.get("output_dtype", 0) not in (0, 10 if scale.dtype == np.float16 else 1):
         raise ValueError("expected output_dtype to be the scale's dtype")
-    whole = x.astype(np.int64)
+    # float32 has all integers of 16 bits and their differences, so that nothing wider is made.
+    whole: Any = x.astype(np.float32 if x.dtype.itemsize <= 2 else np.int64)
     if zero is not None:
-        whole -= _spread(zero, x.shape, given)
-    return (whole.astype(np.float32) * _spread(scale, x.shape, given).astype(np.float32)).astype(
-        scale.dtype
-    )
+        whole -= _spread(zero, x.shape, given).astype(whole.dtype)
+    whole = whole.astype(np.float32, copy=False)
+    whole *= _spread(scale, x.shape, given).astype(np.float32)
+    result: NDArray[Any] = whole.astype(scale.dtype, copy=False)
+    return result
 
 
 def _spread(part: NDArray[Any], shape: tuple[int, ...], given: dict[str, Any]) -> NDArray[Any]:
@@ -178,6 +180,8 @@ FOLDS: dict[str, Callable[..., NDArray[Any]]] = {
     "ConstantOfShape": _constant_of_shape,
     "DequantizeLinear": _dequantize_linear,
 }
+# Nodes that make new arrays; the others give a view of their first input wherever that can be.
+COPIES = {"Cast", "Concat", "DequantizeLinear"}
 # Nodes with inputs that may be left out.
 OPTIONAL = {"Slice", "DequantizeLinear"}
 # Nodes whose output consists of numbers of their first input.

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.io.onnx_folds import FOLDS, OPTIONAL, SPREADS, one_number
+from fastgru.io.budget import Budget
+from fastgru.io.onnx_folds import COPIES, FOLDS, OPTIONAL, SPREADS, one_number
 from fastgru.io.onnx_tensors import (
     BFLOAT16,
     check_text,
@@ -27,10 +28,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# The bytes that may be made of a model: a fixed number, and a multiple of its tensors' bytes. The
-# exporters' chains of nodes copy a weight about six times, and the layer has one more copy.
-FREE_BYTES = 16 << 20
-MOST_COPIES = 16
 DEEPEST = 64  # nodes of a chain, and nested graphs
 DOMAINS = ("", "ai.onnx")
 
@@ -47,6 +44,7 @@ class Model:
     source : path, bytes or onnx.ModelProto
     follow_links : bool
         True: a tensor's file may be a link that leads out of the model's folder.
+    budget : Budget, optional
 
     Attributes
     ----------
@@ -64,30 +62,27 @@ class Model:
         The source is not an ONNX model.
     """
 
-    def __init__(self, source: Any, follow_links: bool = False) -> None:
-        self.where, self.folder, self.proto = _load(source)
+    def __init__(
+        self, source: Any, follow_links: bool = False, budget: Budget | None = None
+    ) -> None:
+        self.budget = budget or Budget(
+            "ModelProto" if hasattr(source, "graph") else str(source)[:99]
+        )
+        self.where, self.folder, self.proto = _load(source, self.budget)
+        self._in_memory = self.proto is source
         self.follow_links = follow_links
         if not self.proto.HasField("graph"):
             raise ValueError(f"{self.where}: expected an ONNX model, got one without a graph")
-        self._room = FREE_BYTES
-        self._files: set[Path] = set()
         self.scopes = list(self._scopes())
 
-    def add_source(self, nbytes: int, file: Path | None = None) -> None:
-        """Count bytes of the model's tensors, or, once, all bytes of a file beside it."""
-        if file not in self._files:
-            self._room += MOST_COPIES * nbytes
-        if file is not None:
-            self._files.add(file)
+    def add_source(self, nbytes: int) -> None:
+        """Count bytes of the model's tensors; those of a file are counted when it is opened."""
+        if self._in_memory:
+            self.budget.add(nbytes)
 
     def spend(self, nbytes: int, place: str) -> None:
         """Count bytes before they are made of the tensors; ValueError if too many."""
-        self._room -= nbytes
-        if self._room < 0:
-            raise ValueError(
-                f"{place}: the model would grow to more than {MOST_COPIES} times the numbers it "
-                "holds; a file of weights does not"
-            )
+        self.budget.make_objects(1, nbytes, place)
 
     def _scopes(self) -> Iterator[Scope]:
         waiting = deque([(Scope(self, self.proto.graph, None), 0)])
@@ -98,6 +93,7 @@ class Model:
                 raise ValueError(f"{self.where}: graphs are nested more than {DEEPEST} times")
             for node in scope.graph.node:
                 for attribute in node.attribute:
+                    self.budget.step()
                     graphs = [attribute.g] if attribute.HasField("g") else attribute.graphs
                     waiting.extend((Scope(self, graph, scope), depth + 1) for graph in graphs)
 
@@ -109,6 +105,7 @@ class Scope:
         self.model, self.graph, self.outer = model, graph, outer
         self._folded: dict[str, NDArray[Any]] = {}
         self._bfloat16: set[str] = set()  # of the folded values, which are float32 here
+        model.budget.make_objects(4 * len(graph.node) + 4 * len(graph.initializer))
         for node in graph.node:
             for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
                 check_text(name, model.where)
@@ -204,7 +201,7 @@ class Scope:
         arrays = [array for array in inputs if array is not None]
         if not arrays or (kind not in OPTIONAL and len(arrays) < len(inputs)):
             raise ValueError(f"{place}: an input is missing")
-        enough = sum(array.nbytes for array in arrays)
+        enough = sum(array.nbytes for array in arrays) if kind in COPIES else 0
         self.model.spend(enough, place)  # few give more, and those copy nothing before it is known
         given = attributes(node, place)
         if "value" in given:  # of a ConstantOfShape
@@ -214,7 +211,8 @@ class Scope:
             result = fold(given, *inputs)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{place}: it cannot be folded: {error!r}") from None
-        self.model.spend(max(0, result.nbytes - enough), place)
+        if kind in COPIES or not np.may_share_memory(result, arrays[0]):
+            self.model.spend(max(0, result.nbytes - enough), place)
         return result
 
     def _note_bfloat16(self, node: Any, name: str, place: str) -> None:
@@ -302,7 +300,7 @@ def import_onnx() -> Any:
     return onnx
 
 
-def _load(source: Any) -> tuple[str, Path | None, Any]:
+def _load(source: Any, budget: Budget) -> tuple[str, Path | None, Any]:
     """Return the model's name in messages, its folder or None, and the onnx.ModelProto."""
     onnx = import_onnx()
     from google.protobuf.message import DecodeError
@@ -311,9 +309,12 @@ def _load(source: Any) -> tuple[str, Path | None, Any]:
         return "ModelProto", None, source
     if isinstance(source, (bytes, bytearray, memoryview)):
         where, folder, data = "ONNX model", None, bytes(source)
+        budget.add(len(data))
     else:
         path = Path(source)
-        where, folder, data = str(path), path.parent, path.read_bytes()
+        with budget.open(path) as file:
+            where, folder, data = str(path), path.parent, file.read()
+    budget.make(2 * len(data), "its graph")
     if data[:2] in (b"PK", b"\x1f\x8b"):
         raise ValueError(f"{where}: expected an ONNX model, got an archive; unpack it")
     model = onnx.ModelProto()

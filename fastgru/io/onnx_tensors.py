@@ -15,6 +15,8 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from fastgru.io.budget import Budget
+
 MOST_AXES = 8
 
 # TensorProto.DataType -> the dtype of its raw bytes, and the field of its numbers if they are not
@@ -47,8 +49,10 @@ class Model(Protocol):
     folder: Path | None
     follow_links: bool
 
-    def add_source(self, nbytes: int, file: Path | None = None) -> None:
-        """Count bytes that the file has."""
+    budget: Budget
+
+    def add_source(self, nbytes: int) -> None:
+        """Count bytes that the model has."""
 
     def spend(self, nbytes: int, place: str) -> None:
         """Count bytes before they are made; ValueError if too many."""
@@ -169,15 +173,17 @@ def _external(
         if not (text.isascii() and text.isdecimal() and len(text) < 20):
             raise ValueError(f"{place}: expected {key} to be a number of bytes, got {text[:40]!r}")
         numbers[key] = int(text)
-    offset, length, size = numbers["offset"], numbers["length"], path.stat().st_size
+    offset, length = numbers["offset"], numbers["length"]
+    with model.budget.open(path) as file:
+        size = file.seek(0, 2)
     if length != count * dtype.itemsize or offset + length > size:
         raise ValueError(
             f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
             f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
         )
-    model.add_source(size, path)
     model.spend(length, place)
-    array = np.fromfile(path, dtype, count, offset=offset)
+    with model.budget.open(path) as file:
+        array = np.fromfile(file, dtype, count, offset=offset)
     if array.size != count:
         raise ValueError(f"{place}: {path} ends before byte {offset + length}")
     return array

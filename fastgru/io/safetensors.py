@@ -24,6 +24,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
+from fastgru.io.budget import Budget, listed, reading
 from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
@@ -80,7 +81,7 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
     _replace(Path(path), from_numpy.save(weights, {"fastgru": json.dumps(about)}))
 
 
-def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
+def load(path: str | PathLike[str], *, mmap: bool = True, max_bytes: int | None = None) -> Any:
     """Read a layer that `save` wrote.
 
     Parameters
@@ -90,6 +91,8 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
         True: the weights stay in the file, which is mapped into memory, and processes share them.
         Do not alter the file in place meanwhile; replacing it, as `save` does, is allowed.
         False: the weights are read into memory.
+    max_bytes : int, optional
+        Bytes of memory that reading may take; by default 64 MB and four times the file's bytes.
 
     Returns
     -------
@@ -107,13 +110,14 @@ def load(path: str | PathLike[str], *, mmap: bool = True) -> Any:
     _package()
     if foreign := reader_of(path):
         raise ValueError(f"{path}: expected a .safetensors file of fastgru.save, got {foreign}")
-    metadata, stored = read_tensors(path, mmap=mmap)
-    try:
-        layer = _layer_of(_about(metadata)["layer"])
-        layer.build((None, None, _adopt(layer, stored)))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return layer
+    with reading(path, max_bytes) as budget:
+        metadata, stored = read_tensors(path, mmap=mmap, budget=budget)
+        try:
+            layer = _layer_of(_about(metadata, budget)["layer"])
+            layer.build((None, None, _adopt(layer, stored)))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        return layer
 
 
 def _adopt(layer: SavedLayer, stored: dict[str, StoredTensor]) -> int:
@@ -163,7 +167,7 @@ def _config(layer: Any) -> dict[str, Any]:
     config = serialize_layer(layer)
     try:
         text = json.dumps(config)
-        same = json.dumps(serialize_layer(_layer_of(parse_json(text)))) == text
+        same = json.dumps(serialize_layer(_layer_of(parse_json(text, Budget(layer.name))))) == text
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"{layer.name}: its config has something that a file cannot hold, such as a Python "
@@ -179,18 +183,18 @@ def _config(layer: Any) -> dict[str, Any]:
     return config
 
 
-def _about(metadata: dict[str, str]) -> dict[str, Any]:
+def _about(metadata: dict[str, str], budget: Budget) -> dict[str, Any]:
     """Return the metadata of the layer; ValueError unless this version reads their format."""
     text = metadata.get("fastgru")
     if text is None:
         raise ValueError(
-            f"expected a file of fastgru.save, got metadata {sorted(metadata)[:9]}; weights of "
+            f"expected a file of fastgru.save, got metadata {listed(metadata, 9)}; weights of "
             "PyTorch are read by fastgru.io.from_torch"
         )
     if len(text) > MOST_CONFIG_BYTES:
         raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, got {len(text)}")
     try:
-        about = parse_json(text)
+        about = parse_json(text, budget)
         got, writer = about["format_version"], about["fastgru_version"]
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"its metadata cannot be read: {error}") from None
@@ -237,7 +241,7 @@ class StoredTensor(NamedTuple):
 
 
 def read_tensors(
-    path: str | PathLike[str], *, mmap: bool = True
+    path: str | PathLike[str], *, mmap: bool = True, budget: Budget | None = None
 ) -> tuple[dict[str, str], dict[str, StoredTensor]]:
     """Return a safetensors file's metadata, and its tensors of float types, which are not read.
 
@@ -248,18 +252,23 @@ def read_tensors(
     ImportError
         The package safetensors is not installed.
     """
-    return read_everything(path, mmap=mmap)[:2]
+    return read_everything(path, mmap=mmap, budget=budget)[:2]
 
 
 def read_everything(
-    path: str | PathLike[str], *, mmap: bool = True, integers: bool = False
+    path: str | PathLike[str],
+    *,
+    mmap: bool = True,
+    integers: bool = False,
+    budget: Budget | None = None,
 ) -> tuple[dict[str, str], dict[str, StoredTensor], dict[str, tuple[str, tuple[int, ...]]]]:
     """Return what `read_tensors` does, and dtypes and shapes of the tensors of other types.
 
     With ``integers`` the tensors of integers and booleans are among the first.
     """
     package = _package()
-    with open(path, "rb") as file:
+    budget = budget or Budget(str(path))
+    with budget.open(path) as file:
         size = int.from_bytes(file.read(8), "little")
         if size > MOST_HEADER_BYTES:
             raise ValueError(
@@ -272,12 +281,13 @@ def read_everything(
             # from the file that is open here.
             with package.safe_open(path, framework="numpy"):
                 pass
-            header = json.loads(file.read(size).decode())
+            header = parse_json(file.read(size), budget, "its header")
             metadata = header.pop("__metadata__", {})
             if mmap:
                 data: Any = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
             else:
                 file.seek(0)
+                budget.make(budget.size, "its tensors")
                 data = file.read()
             stored = {
                 name: _view(data, 8 + size, entry)

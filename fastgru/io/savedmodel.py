@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.bounded import parse_json
+from fastgru.io.budget import Budget, listed, short
 from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from fastgru.io.bundle import TensorLocation
 
 MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
-MOST_OBJECTS = 1_000_000
+_NODE_OBJECTS = 3  # of Python, for an object of a graph
 MOST_DEPTH = 50  # of nested objects
 _HALVES = ("forward_layer", "backward_layer")
 _OPTIMIZERS = ("optimizer", "_optimizer")
@@ -54,13 +55,14 @@ class Description(NamedTuple):
     where: str
 
 
-def find(folder: str | PathLike[str]) -> list[ImportedLayer]:
+def find(folder: str | PathLike[str], budget: Budget | None = None) -> list[ImportedLayer]:
     """Return the GRU layers of a SavedModel, in the order in which it describes them.
 
     Parameters
     ----------
     folder : path
         With ``saved_model.pb`` and ``variables/`` in it.
+    budget : Budget, optional
 
     Returns
     -------
@@ -75,14 +77,14 @@ def find(folder: str | PathLike[str]) -> list[ImportedLayer]:
         The folder is not a SavedModel or is damaged, a GRU's weights do not fit its config, or
         the folder describes no layers and has no weights that look like a GRU's.
     """
-    folder = Path(folder)
+    folder, budget = Path(folder), budget or Budget(str(folder))
     if not (folder / "saved_model.pb").is_file():
         raise ValueError(
             f"{folder}: expected a SavedModel, a folder with saved_model.pb and variables/ in it"
         )
     try:
-        objects = ObjectGraph(Bundle(folder / "variables", "variables"))
-        described = list(_described(folder))
+        objects = ObjectGraph(Bundle(folder / "variables", "variables", budget))
+        described = list(_described(folder, budget))
         return _by_configs(folder, objects, described) or (
             [] if described else _by_weights(folder, objects)
         )
@@ -99,7 +101,8 @@ class ObjectGraph:
     def __init__(self, bundle: Bundle) -> None:
         self.bundle = bundle
         key = "_CHECKPOINTABLE_OBJECT_GRAPH"
-        self.nodes = _objects(Message(bundle.text(key), f"{bundle.path}: {key}"), 1)
+        graph = Message(bundle.text(key), f"{bundle.path}: {key}")
+        self.nodes = _objects(graph, 1, bundle.budget)
         self._children: dict[int, dict[str, int]] = {}
 
     def at(self, path: ObjectPath, start: int = 0) -> int | None:
@@ -114,7 +117,8 @@ class ObjectGraph:
     def children(self, number: int) -> dict[str, int]:
         """Return the numbers of an object's children by name."""
         if number not in self._children:
-            self._children[number] = dict(_children(self.nodes[number], len(self.nodes)))
+            nodes, budget = self.nodes, self.bundle.budget
+            self._children[number] = dict(_children(nodes[number], len(nodes), budget))
         return self._children[number]
 
     def model_objects(self) -> Iterator[tuple[int, str]]:
@@ -130,6 +134,7 @@ class ObjectGraph:
                 for name, child in self.children(number).items():
                     if child not in seen and name not in _OPTIMIZERS:
                         seen.add(child)
+                        self.bundle.budget.make(len(path) + len(name), path)
                         below.append((f"{path}/{name}".lstrip("/"), child))
             level = below
 
@@ -141,19 +146,19 @@ class ObjectGraph:
         return None
 
 
-def _objects(graph: Message, field: int) -> list[Message]:
+def _objects(graph: Message, field: int, budget: Budget) -> list[Message]:
     nodes = []
     for node in graph.messages(field, "object"):
+        budget.make_objects(_NODE_OBJECTS, what=graph.place)
         nodes.append(node)
-        if len(nodes) > MOST_OBJECTS:
-            raise ValueError(f"{graph.place}: expected at most {MOST_OBJECTS} objects")
     if not nodes:
         raise ValueError(f"{graph.place}: expected a graph of objects, got an empty one")
     return nodes
 
 
-def _children(node: Message, count: int) -> Iterator[tuple[str, int]]:
+def _children(node: Message, count: int, budget: Budget) -> Iterator[tuple[str, int]]:
     for child in node.messages(1, "child"):
+        budget.make_objects(3, 2 * len(child.data), node.place)
         number = child.number(1)
         if number >= count:
             raise ValueError(f"{node.place}: expected one of {count} objects, got {number}")
@@ -163,27 +168,27 @@ def _children(node: Message, count: int) -> Iterator[tuple[str, int]]:
 # ---- Keras 2's description -----------------------------------------------------------------------
 
 
-def _described(folder: Path) -> Iterator[Description]:
+def _described(folder: Path, budget: Budget) -> Iterator[Description]:
     """Yield the layers of Keras 2's metadata, in either file; nothing if there is none."""
     path = folder / "keras_metadata.pb"
     if path.exists():
-        for node in Message(read_file(path, MOST_METADATA), str(path)).messages(1, "node"):
+        for node in Message(read_file(budget, path, MOST_METADATA), str(path)).messages(1, "node"):
             names = tuple(node.text(3).split("."))[1:]  # the first is "root"
-            yield from _parsed(path, names, node.text(4), node.text(5))
+            yield from _parsed(path, names, node.text(4), node.text(5), budget)
         return
     path = folder / "saved_model.pb"
-    if not path.stat().st_size:
-        raise ValueError(f"{path}: expected a SavedModel, got an empty file")
     # Most of the file are graphs that TensorFlow runs. A memory map skips them without reading.
-    with path.open("rb") as file:
+    with budget.open(path) as file:
+        if not file.seek(0, 2):
+            raise ValueError(f"{path}: expected a SavedModel, got an empty file")
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     for graph in Message(data, str(path)).messages(2, "graph"):
         for objects in graph.messages(7, "objects"):
-            for names, user in _user_objects(_objects(objects, 1)):
-                yield from _parsed(path, names, user.text(1), user.text(3))
+            for names, user in _user_objects(_objects(objects, 1, budget), budget):
+                yield from _parsed(path, names, user.text(1), user.text(3), budget)
 
 
-def _user_objects(nodes: list[Message]) -> Iterator[tuple[ObjectPath, Message]]:
+def _user_objects(nodes: list[Message], budget: Budget) -> Iterator[tuple[ObjectPath, Message]]:
     """Yield the objects of the user's model, each by the shortest path to it."""
     seen, level = {0}, [((), 0)]
     for _ in range(MOST_DEPTH):
@@ -191,22 +196,24 @@ def _user_objects(nodes: list[Message]) -> Iterator[tuple[ObjectPath, Message]]:
         for names, number in level:
             for user in nodes[number].messages(4, "user object"):
                 yield names, user
-            for name, child in _children(nodes[number], len(nodes)):
+            for name, child in _children(nodes[number], len(nodes), budget):
                 if child not in seen:
                     seen.add(child)
                     below.append(((*names, name), child))
         level = below
 
 
-def _parsed(path: Path, names: ObjectPath, identifier: str, metadata: str) -> Iterator[Description]:
+def _parsed(
+    path: Path, names: ObjectPath, identifier: str, metadata: str, budget: Budget
+) -> Iterator[Description]:
     """Yield the layer that a node's metadata describes; nothing for nodes of other kinds."""
     if not identifier.startswith("_tf_keras_") or not metadata:
         return
-    where = f"{path.name}: {'.'.join(('root', *names))}"
+    where = f"{path.name}: {short('.'.join(('root', *names)))}"
     if len(names) > MOST_DEPTH:
         raise ValueError(f"{path}: expected at most {MOST_DEPTH} objects in each other: {where}")
     try:
-        parsed = parse_json(metadata)
+        parsed = parse_json(metadata, budget, where)
     except ValueError as error:
         raise ValueError(f"{path.parent}: {where}: its metadata: {error}") from None
     if isinstance(parsed, dict) and isinstance(parsed.get("config"), dict):
@@ -264,7 +271,11 @@ def _read(
         keys = [_variables(objects, number, path) for path in paths_of_cells(made)]
         if not any(keys):
             return None
-        convention = fill(made, [[objects.bundle.floats(key) for key in cell] for cell in keys])
+        convention = fill(
+            made,
+            [[objects.bundle.floats(key) for key in cell] for cell in keys],
+            objects.bundle.budget,
+        )
     return ImportedLayer(layer.name, made, convention, f"{layer.where}: {layer.form['class_name']}")
 
 
@@ -321,9 +332,9 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
         if is_gru({role: location.shape for role, (_, location) in group.items()})
         for role, (key, _) in group.items()
     }
-    found = keras_named(arrays, str(bundle.path))
+    found = keras_named(arrays, str(bundle.path), bundle.budget)
     if not found:
-        got = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+        got = listed(names)
         raise ValueError(
             f"{folder}: it does not describe its layers (there is no keras_metadata.pb), and "
             "expected weights named .../kernel (I, 3H) and .../recurrent_kernel (H, 3H), by which "

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru.io.bounded import file_beside, parse_json
+from fastgru.io.budget import listed
 from fastgru.io.bundle import read_file
 from fastgru.io.keras_config import recurrent_layers
 from fastgru.io.keras_legacy import by_their_names, stored_cells
@@ -24,6 +25,7 @@ from fastgru.layers import Sequential
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fastgru.io.budget import Budget
     from fastgru.io.keras_config import LayerConfig
 
 MOST_JSON = 64 << 20  # bytes of model.json; a layer takes about 3000
@@ -54,6 +56,7 @@ class Model:
     ----------
     path : Path
         Of its ``model.json``.
+    budget : Budget
 
     Attributes
     ----------
@@ -72,10 +75,10 @@ class Model:
         It is another kind of JSON, names files elsewhere, or the files have other sizes.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.path, self.budget = path, budget
         try:
-            model = parse_json(read_file(path, MOST_JSON))
+            model = parse_json(read_file(budget, path, MOST_JSON), budget)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if not isinstance(model, dict) or not isinstance(model.get("weightsManifest"), list):
@@ -106,6 +109,7 @@ class Model:
         self._groups.append(files)
         at = 0
         for entry in weights:
+            self.budget.make_objects(6)
             name, weight = self._weight(entry, at)
             if name in self.weights:
                 raise ValueError(f"{self.path}: expected each weight once, got twice: {name[:200]}")
@@ -113,13 +117,12 @@ class Model:
             if at > size:
                 raise ValueError(
                     f"{self.path}: expected {name[:200]} to end at byte {at} of "
-                    f"{', '.join(map(str, paths))[:500]}, got files of {size} bytes"
+                    f"{listed(paths)}, got files of {size} bytes"
                 )
             self.weights[name] = weight
         if at != size:
             raise ValueError(
-                f"{self.path}: expected {at} bytes of weights in {', '.join(map(str, paths))[:500]}"
-                f", got {size}"
+                f"{self.path}: expected {at} bytes of weights in {listed(paths)}, got {size}"
             )
 
     def _weight(self, entry: Any, at: int) -> tuple[str, _Weight]:
@@ -157,12 +160,13 @@ class Model:
         if weight.group not in self._data:
             files = self._groups[weight.group]
             self._data[weight.group] = b"".join(
-                read_file(file, file.stat().st_size, exactly=True) for file in files
+                read_file(self.budget, file, file.stat().st_size, exactly=True) for file in files
             )
         data, count = self._data[weight.group], math.prod(weight.shape)
         if weight.start + count * weight.stored.itemsize > len(data):
             raise ValueError(f"{self.path}: {path[:200]}: the files changed while they were read")
         array = np.frombuffer(data, weight.stored, count, weight.start).reshape(weight.shape)
+        self.budget.make(count * 8 if weight.scale is not None else 0, path)
         if weight.scale is None:
             return array.astype(weight.dtype, copy=False)
         # TensorFlow.js computes in double precision and stores the result in single.
@@ -226,7 +230,7 @@ def arrays_for(layer: Any, model: Model) -> list[list[np.ndarray]]:
         if not automatic or len(configs) != len(parts):
             raise ValueError(
                 f"expected one {' and one '.join(part.name for part in parts)}, got "
-                f"{', '.join(c.name for c in configs)[:1000] or 'none'}; give the layer the name "
+                f"{listed(c.name for c in configs) or 'none'}; give the layer the name "
                 "that it has there"
             )
         chosen = configs  # in order, as Keras does

@@ -7,9 +7,13 @@ and compares shapes before it reads a tensor.
 from __future__ import annotations
 
 import math
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from fastgru import activations, gates
+from fastgru.io.budget import Budget, reading
 from fastgru.io.imported_layer import ImportedLayer, verify_layer
 from fastgru.io.torch_pickle import element_bytes
 from fastgru.io.torch_source import opened
@@ -62,6 +66,7 @@ def from_torch(
     verify: Any = None,
     return_sequences: bool = True,
     return_state: bool = True,
+    max_bytes: int | None = None,
 ) -> Any:
     """Make a layer from a GRU that was trained in PyTorch.
 
@@ -81,6 +86,8 @@ def from_torch(
         with this layer's.
     return_sequences, return_state : bool
         True as in torch, whose GRU returns the outputs and ``h_n``.
+    max_bytes : int, optional
+        Bytes of memory that reading may take; by default 64 MB and four times the files' bytes.
 
     Returns
     -------
@@ -113,17 +120,25 @@ def from_torch(
     >>> layer = fastgru.io.from_torch("model.pt", "encoder.gru")  # doctest: +SKIP
     >>> y, state = layer(x)  # doctest: +SKIP
     """
-    with opened(source) as (where, tensors, problems):
+    with reading(*_room(source, max_bytes)) as budget, opened(source, budget) as opened_source:
+        where, tensors, problems = opened_source
         module = _choose(where, _modules(tensors, problems), prefix)
-        layer = _layer(module, _sizes(where, module), return_sequences, return_state)
+        layer = _layer(module, _sizes(where, module), return_sequences, return_state, budget)
     verify_layer(layer, verify, f"{where}: {module.prefix or 'its GRU'}")
     return layer
 
 
-def find(source: Any) -> list[ImportedLayer]:
+def _room(source: Any, max_bytes: int | None) -> tuple[str, int | None]:
+    """Return a source's name, and what reading it may take; one in memory is there already."""
+    path = isinstance(source, str) or hasattr(source, "__fspath__")
+    return (str(source), max_bytes) if path else (type(source).__name__, sys.maxsize)
+
+
+def find(source: Any, budget: Budget | None = None) -> list[ImportedLayer]:
     """Return every GRU of a source, as `from_torch` makes it; its name is its prefix."""
     found = []
-    with opened(source) as (where, tensors, problems):
+    budget = budget or Budget(*_room(source, None))
+    with opened(source, budget) as (where, tensors, problems):
         for module in _modules(tensors, problems):
             if _other(module) is None:
                 sizes = _sizes(where, module)
@@ -132,7 +147,7 @@ def find(source: Any) -> list[ImportedLayer]:
                 found.append(
                     ImportedLayer(
                         module.prefix or ".",
-                        _layer(module, sizes, True, True),
+                        _layer(module, sizes, True, True, budget),
                         f"gates r z n in rows, {biases}, reset after",
                         f"{first} (3H, I), {sizes.layers} layers, {sizes.directions} directions",
                     )
@@ -308,7 +323,9 @@ def _sizes(where: str, module: _Module) -> _Sizes:
     return _Sizes(layers, directions, inputs, units, len(roles) == 4, dtype)
 
 
-def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state: bool) -> Any:
+def _layer(
+    module: _Module, sizes: _Sizes, return_sequences: bool, return_state: bool, budget: Budget
+) -> Any:
     """Build the layer with the weights of a module that `_sizes` has checked."""
     layers: list[Any] = []
     kept: dict[object, Any] = {}
@@ -325,14 +342,17 @@ def _layer(module: _Module, sizes: _Sizes, return_sequences: bool, return_state:
             layer = Bidirectional(layer)
         for d, half in enumerate(layer.halves if sizes.directions == 2 else [layer]):
             part = module.parts[k, d]
-            half.cell.adopt(*_converted([part[r] for r in _ROLES if r in part], sizes.dtype, kept))
+            tensors = [part[r] for r in _ROLES if r in part]
+            half.cell.adopt(*_converted(tensors, sizes.dtype, kept, budget))
         layers.append(layer)
     result = layers[0] if sizes.layers == 1 else Sequential(layers)
     result.build((None, None, sizes.inputs))
     return result
 
 
-def _converted(tensors: list[LazyTensor], dtype: str, kept: dict[object, Any]) -> list[np.ndarray]:
+def _converted(
+    tensors: list[LazyTensor], dtype: str, kept: dict[object, Any], budget: Budget
+) -> list[np.ndarray]:
     """Return kernel, recurrent kernel and bias; of tied tensors the same arrays, from ``kept``.
 
     So a file in which many layers share a tensor does not take more memory than its size allows.
@@ -343,6 +363,8 @@ def _converted(tensors: list[LazyTensor], dtype: str, kept: dict[object, Any]) -
     known = None not in keys
     if known and all(place in kept for place in places):
         return [kept[place] for place in places]
+    size = np.dtype(dtype).itemsize
+    budget.make_objects(40, sum(math.prod(tensor.shape) * size for tensor in tensors))
     arrays = [tensor.read().astype(dtype, copy=False) for tensor in tensors]
     fresh = [array for array in gates.to_keras("torch", *arrays) if array is not None]
     if not known:

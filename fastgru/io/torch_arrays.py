@@ -20,27 +20,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from fastgru.io.budget import Budget
     from fastgru.io.torch_source import Storages
 
 
-def every_tensor(path: Path) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
+def every_tensor(path: Path, budget: Budget) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
     """Yield name, bytes in memory and reader of each tensor; the file is open meanwhile."""
     where = str(path)
     storages: Storages
     with ExitStack() as stack:
-        with path.open("rb") as file:
+        with budget.open(path) as file:
             head = file.read(32)
         if head.startswith(b"\x93NUMPY"):
-            tree, order, storages = read_pickled_npy(path), "little", no_storage
+            tree, order, storages = read_pickled_npy(path, budget), "little", no_storage
         elif is_legacy(head):
-            legacy = stack.enter_context(LegacyFile(path))
+            legacy = stack.enter_context(LegacyFile(path, budget))
             tree, order = legacy.tree, legacy.order
             storages = legacy.read
         else:
-            archive = stack.enter_context(Archive(path))
+            archive = stack.enter_context(Archive(path, budget))
             pickled, storages, order = storages_of(archive)
-            tree = load_pickle(pickled, where)
-        found = list(_named(tree, where))
+            tree = load_pickle(pickled, where, budget)
+        found = list(_named(tree, where, budget))
         if not found:
             raise ValueError(
                 f"{where}: expected arrays or tensors, got Python objects alone, which would have "
@@ -61,7 +62,9 @@ def every_tensor(path: Path) -> Iterator[tuple[str, int, Callable[[], np.ndarray
                 yield name, math.prod(tensor.shape) * form.itemsize, read
 
 
-def _named(tree: Any, where: str) -> Iterator[tuple[str, PickledTensor | PickledArray]]:
+def _named(
+    tree: Any, where: str, budget: Budget
+) -> Iterator[tuple[str, PickledTensor | PickledArray]]:
     """Yield the tensors of dicts, lists and modules in each other, with joined names."""
     seen: set[int] = set()
     left: list[tuple[str, Any, int]] = [("", tree, 0)]
@@ -91,5 +94,6 @@ def _named(tree: Any, where: str) -> Iterator[tuple[str, PickledTensor | Pickled
                 name = str(key) if isinstance(key, (str, int, float, type(None))) else "?"
                 if len(name) + len(prefix) > 4096:
                     raise ValueError(f"{where}: expected shorter names, got {name[:80]!r}...")
+                budget.make_objects(2, len(prefix) + len(name))
                 below.append((f"{prefix}.{name}" if prefix else name, part, depth + 1))
         left += reversed(below)

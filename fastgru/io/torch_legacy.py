@@ -10,6 +10,8 @@ from fastgru.io.torch_pickle import MOST_BYTES, Machine, element_bytes
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fastgru.io.budget import Budget
+
 _MAGIC = 0x1950A86A20F9469CFC6C
 _MAGIC_PICKLE = b"\x8a\x0a" + _MAGIC.to_bytes(10, "little") + b"."
 _PROTOCOL = 1001  # torch's own number of this format
@@ -22,6 +24,11 @@ def is_legacy(head: bytes) -> bool:
 
 class LegacyFile:
     """A file of torch before version 1.6, mapped into memory.
+
+    Parameters
+    ----------
+    path : Path
+    budget : Budget
 
     Attributes
     ----------
@@ -36,9 +43,9 @@ class LegacyFile:
         The file is damaged.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.where = str(path)
-        with open(path, "rb") as file:
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.where, self._budget = str(path), budget
+        with budget.open(path) as file:
             self._data = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
         try:
             self.tree, self.order = self._parse()
@@ -50,7 +57,7 @@ class LegacyFile:
         machines = []
         at = 0
         for _ in range(5):  # magic number, protocol, about the machine, the object, keys
-            machine = Machine(self._data, self.where, at)
+            machine = Machine(self._data, self.where, self._budget, at)
             machines.append((machine, machine.load()))
             if machine.at - at > MOST_BYTES:
                 raise ValueError(f"{self.where}: expected pickles of at most {MOST_BYTES} bytes")
@@ -69,6 +76,7 @@ class LegacyFile:
             raise ValueError(
                 f"{self.where}: damaged: its list of storages has other keys than names"
             )
+        self._budget.make_objects(2 * len(keys))
         self._places: dict[str, tuple[int, int]] = {}
         for key in keys:
             storage = main.storages.get(key)
@@ -90,6 +98,7 @@ class LegacyFile:
         if key not in self._places:
             raise ValueError(f"{self.where}: expected a storage {key[:50]!r}, got none")
         start, size = self._places[key]
+        self._budget.make(size, key)
         return self._data[start : start + size]
 
     def close(self) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.io.bundle import read_file
 from fastgru.io.torch_pickle import load_pickle
 from fastgru.io.torch_pickle_numpy import PickledArray
 from fastgru.io.torch_weights import LazyTensor, split, unreadable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fastgru.io.bounded import Archive
+    from fastgru.io.budget import Budget
 
 _MAGIC = b"\x93NUMPY"
 _LENGTHS = {1: 2, 2: 4, 3: 4}  # format's version -> bytes of the header's length
@@ -93,7 +95,7 @@ def has_objects(data: bytes) -> bool:
     return data.startswith(_MAGIC) and b"'descr': '|O'" in data[:200]
 
 
-def read_pickled_npy(path: Path) -> Any:
+def read_pickled_npy(path: Path, budget: Budget) -> Any:
     """Return the one object in a ``.npy`` file, such as a dict of arrays, as `load_pickle` does.
 
     Raises
@@ -101,7 +103,7 @@ def read_pickled_npy(path: Path) -> Any:
     ValueError
         The file has an array of numbers, or of several objects, or is damaged.
     """
-    data = path.read_bytes()
+    data = read_file(budget, path, budget.size)
     try:
         match, start = _header(str(path), data)
     except ValueError as error:
@@ -113,7 +115,7 @@ def read_pickled_npy(path: Path) -> Any:
             f"{path}: expected weights with names, got one array of NumPy; save the arrays by "
             "torch's names with numpy.savez"
         )
-    tree = load_pickle(data[start:], str(path), len(data))
+    tree = load_pickle(data[start:], str(path), budget, len(data))
     if not isinstance(tree, PickledArray) or len(tree.objects) != 1:
         raise ValueError(f"{path}: expected one pickled object, got {type(tree).__name__}")
     return tree.objects[0]

@@ -5,8 +5,8 @@ that the file asks for (gigabytes). It hashes every key of a dict: a tuple that 
 times takes forever, and a tuple nested a million deep overflows the stack. In this interpreter no
 instruction imports or calls what the file names. An object of another class becomes a `Skipped`,
 which knows its name and what was put into it. Keys are strings or numbers, which hash fast, or a
-`Skipped` in the place of others. An instruction makes at most one small object, and their number
-has a limit, so time and memory are bounded.
+`Skipped` in the place of others. An instruction makes at most one small object, and the budget
+counts them, so time and memory are bounded.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     import mmap as memory_map
     from collections.abc import Callable, Iterator
 
-# A tensor takes about 40 instructions. The worst pickle of so many takes a second and 200 MB.
-MOST_INSTRUCTIONS = 1 << 20
+    from fastgru.io.budget import Budget
+
+_COUNTED = 256  # instructions that are counted together; a tensor takes about 40
 MOST_BYTES = 32 << 20
 MOST_INTEGER_BYTES = 32  # longer ones take time to hash
 MOST_AXES = 64
@@ -129,7 +130,7 @@ class _Global(NamedTuple):
     name: str
 
 
-def load_pickle(data: bytes, where: str, most: int = MOST_BYTES) -> Any:
+def load_pickle(data: bytes, where: str, budget: Budget, most: int = MOST_BYTES) -> Any:
     """Return the pickled object: containers, str, bytes, numbers, and what stands for others.
 
     Those are `PickledTensor`, `PickledArray` and `Skipped`.
@@ -139,6 +140,7 @@ def load_pickle(data: bytes, where: str, most: int = MOST_BYTES) -> Any:
     data : bytes
     where : str
         For messages.
+    budget : Budget
     most : int
         Bytes that the pickle may have.
 
@@ -152,7 +154,7 @@ def load_pickle(data: bytes, where: str, most: int = MOST_BYTES) -> Any:
             f"{where}: expected a pickle of at most {most} bytes, got {len(data)}; save "
             "only the GRU's state_dict()"
         )
-    return Machine(data, where).load()
+    return Machine(data, where, budget).load()
 
 
 class Machine:
@@ -161,11 +163,13 @@ class Machine:
     ``storages`` has every storage that the pickle names, also in objects that are skipped.
     """
 
-    def __init__(self, data: bytes | memory_map.mmap, where: str, at: int = 0) -> None:
-        self.data = data
+    def __init__(
+        self, data: bytes | memory_map.mmap, where: str, budget: Budget, at: int = 0
+    ) -> None:
+        self.data, self.budget = data, budget
         self.where = where
         self.at = at
-        self.count = 0
+        self.count = 0  # instructions that the budget does not know yet
         self.storages: dict[str, Storage] = {}
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -184,12 +188,11 @@ class Machine:
         """Run the instructions up to STOP; return the object that is left."""
         while (code := self.data[self.at]) != _STOP:
             self.at += 1
+            # An instruction makes at most one small object.
             self.count += 1
-            if self.count > MOST_INSTRUCTIONS:
-                raise ValueError(
-                    f"{self.where}: expected a pickle of at most {MOST_INSTRUCTIONS} instructions; "
-                    "save only the GRU's state_dict()"
-                )
+            if self.count == _COUNTED:
+                self.count = 0
+                self.budget.make_objects(_COUNTED, what="its pickle")
             instruction = _INSTRUCTIONS.get(code)
             if instruction is None:
                 names = [op.name for op in pickletools.opcodes if op.code == chr(code)]
@@ -276,10 +279,10 @@ def _long(m: Machine, size: int) -> None:
 
 
 def _bytes(m: Machine, size: int) -> None:
-    data = m.take(size)
-    if len(data) != size:
+    if size > len(m.data) - m.at:
         raise IndexError("a string does not end")
-    m.push(data)
+    m.budget.make(2 * size, "its pickle")  # the bytes, and the text or the array
+    m.push(m.take(size))
 
 
 def _text(m: Machine, size: int) -> None:
@@ -404,7 +407,8 @@ def _made(m: Machine, function: Any, arguments: tuple[Any, ...]) -> Any:
         case ("collections.OrderedDict", ()) | ("collections.defaultdict", _):
             return {}
         case "collections.OrderedDict", (list(pairs) | tuple(pairs),):
-            m.count += len(pairs)  # which may be in the file once and be used many times
+            # They may be in the file once and be used many times.
+            m.budget.make_objects(len(pairs))
             if not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in pairs):
                 raise m.wrong("other pairs than keys and values")
             m.push({})

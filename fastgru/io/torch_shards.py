@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastgru.io.bounded import file_beside, parse_json
+from fastgru.io.budget import Budget
+from fastgru.io.bundle import read_file
 
 MOST_INDEX_BYTES = 8 << 20
 _SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.[A-Za-z]+)")
@@ -20,7 +22,7 @@ class Index(NamedTuple):
     metadata: dict[str, str]
 
 
-def read_index(path: Path) -> Index:
+def read_index(path: Path, budget: Budget) -> Index:
     """Return the index of a model in several files, ``model.safetensors.index.json``.
 
     Raises
@@ -28,12 +30,9 @@ def read_index(path: Path) -> Index:
     ValueError
         The file is no such index, or names files outside its folder, or files that are not there.
     """
-    with open(path, "rb") as opened:
-        text = opened.read(MOST_INDEX_BYTES + 1)
-    if len(text) > MOST_INDEX_BYTES:
-        raise ValueError(f"{path}: expected an index of at most {MOST_INDEX_BYTES} bytes, got more")
+    text = read_file(budget, path, MOST_INDEX_BYTES)
     try:
-        index = parse_json(text)
+        index = parse_json(text, budget)
     except ValueError as error:
         raise ValueError(f"{path}: expected an index of a model's files, got {error}") from None
     names = index.get("weight_map") if isinstance(index, dict) else None
@@ -65,7 +64,7 @@ def refuse_shard(path: Path) -> None:
         return
     for beside in sorted(path.parent.glob("*.index.json"))[:20]:
         try:
-            index_of = read_index(beside)
+            index_of = read_index(beside, Budget(str(beside)))
         except (ValueError, OSError):
             continue  # it is not what the caller asked for
         if len(index_of.files) > 1 and path.name in index_of.files:

@@ -28,6 +28,8 @@ from fastgru.io.torch_weights import FLOATS, LazyTensor, resolved, split, unread
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fastgru.io.budget import Budget
+
     Storages = Callable[[str], bytes | memoryview]
 
 DEEPEST = 64  # nested dicts and modules
@@ -49,12 +51,13 @@ class Source(NamedTuple):
 
 
 @contextmanager
-def opened(source: Any) -> Iterator[Source]:
+def opened(source: Any, budget: Budget) -> Iterator[Source]:
     """Open a source; its weights can be read while it is open.
 
     Parameters
     ----------
     source : path, mapping, or object with state_dict()
+    budget : Budget
 
     Raises
     ------
@@ -66,13 +69,13 @@ def opened(source: Any) -> Iterator[Source]:
     with ExitStack() as stack:
         if callable(getattr(source, "state_dict", None)):
             where = type(source).__name__
-            tensors = _live(where, _state_of(source))
+            tensors = _live(where, _state_of(source), budget)
         elif isinstance(source, Mapping):
             where = "state dict"
-            tensors = _live(where, source)
+            tensors = _live(where, source, budget)
         elif isinstance(source, str) or hasattr(source, "__fspath__"):
             where = str(source)
-            tensors = _file(Path(source), stack)
+            tensors = _file(Path(source), stack, budget)
         else:
             raise TypeError(
                 "source: expected a path, a state dict or a module with state_dict(), got "
@@ -81,14 +84,14 @@ def opened(source: Any) -> Iterator[Source]:
         yield Source(where, *resolved(tensors))
 
 
-def _file(path: Path, stack: ExitStack) -> dict[str, LazyTensor]:
+def _file(path: Path, stack: ExitStack, budget: Budget) -> dict[str, LazyTensor]:
     """Return the tensors of a file, or of the files that an index names."""
     if path.name.endswith(".json"):
-        index = torch_shards.read_index(path)
+        index = torch_shards.read_index(path, budget)
         merged: dict[str, LazyTensor] = {}
         metadata = dict(index.metadata)
         for file, names in index.files.items():
-            found, more = _one_file(index.folder / file, stack)
+            found, more = _one_file(index.folder / file, stack, budget)
             metadata |= more
             for name, tensor in found.items():
                 if name not in names:
@@ -100,24 +103,27 @@ def _file(path: Path, stack: ExitStack) -> dict[str, LazyTensor]:
                 raise ValueError(f"{path}: expected {absent[0]} in {file}, where it is not")
         return _tied(str(path), merged, metadata)
     torch_shards.refuse_shard(path)
-    tensors, metadata = _one_file(path, stack)
+    tensors, metadata = _one_file(path, stack, budget)
     return _tied(str(path), tensors, metadata)
 
 
-def _one_file(path: Path, stack: ExitStack) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+def _one_file(
+    path: Path, stack: ExitStack, budget: Budget
+) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Return the tensors of one file and, of safetensors, its metadata."""
-    with open(path, "rb") as file:
+    with budget.open(path) as file:
         head = file.read(32)
     if head[:2] == b"PK":
-        archive = stack.enter_context(Archive(path))
+        archive = stack.enter_context(Archive(path, budget))
         return (read_npz if is_npz(archive) else _archived)(archive), {}
     if head[8:9] == b"{":
-        return _safetensors(path)
+        return _safetensors(path, budget)
     if is_legacy(head):
-        legacy = stack.enter_context(LegacyFile(path))
-        return _pickled(str(path), legacy.tree, legacy.read, legacy.order), {}
+        legacy = stack.enter_context(LegacyFile(path, budget))
+        return _pickled(str(path), legacy.tree, legacy.read, legacy.order, budget), {}
     if head.startswith(b"\x93NUMPY"):
-        return _pickled(str(path), read_pickled_npy(path), no_storage, "little"), {}
+        tree = read_pickled_npy(path, budget)
+        return _pickled(str(path), tree, no_storage, "little", budget), {}
     raise ValueError(
         f"{path}: expected a file of torch.save or a safetensors file, got one that begins with "
         f"{head[:20]!r}"
@@ -142,7 +148,7 @@ def _tied(
     return {name: tensor for name, tensor in tensors.items() if split(name) is not None}
 
 
-def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
+def _tensors(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]:
     """Yield what has names of recurrent weights, in a mapping and those nested in it."""
     seen = set()
     count = 0
@@ -156,6 +162,7 @@ def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
             raise ValueError(f"{where}: expected dicts at most {DEEPEST} deep, got {prefix!r}")
         plain, odd = "", False
         for key, value in _children(mapping):
+            budget.step()
             inner = isinstance(value, (Mapping, Skipped))
             if not inner and not isinstance(key, (str, Skipped)):
                 continue
@@ -167,6 +174,7 @@ def _tensors(tree: Any, where: str) -> Iterator[tuple[str, Any]]:
                         f"{prefix[:50]}.{text[:50]}..."
                     )
                 continue
+            budget.make(len(prefix) + len(text), "its names")
             name = f"{prefix}.{text}" if prefix else text
             if split(name) is not None:
                 plain = name
@@ -234,9 +242,11 @@ def _state_of(module: Any) -> dict[str, Any]:
     return state
 
 
-def _live(where: str, mapping: Any) -> dict[str, LazyTensor]:
+def _live(where: str, mapping: Any, budget: Budget) -> dict[str, LazyTensor]:
     """Return the tensors of a state dict of arrays or torch tensors."""
-    return _by_name(where, ((name, _in_memory(value)) for name, value in _tensors(mapping, where)))
+    return _by_name(
+        where, ((name, _in_memory(value)) for name, value in _tensors(mapping, where, budget))
+    )
 
 
 def _in_memory(value: Any) -> LazyTensor:
@@ -271,8 +281,8 @@ def _to_numpy(value: Any, dtype: str) -> np.ndarray:
 # ---- files ---------------------------------------------------------------------------------------
 
 
-def _safetensors(path: Path) -> tuple[dict[str, LazyTensor], dict[str, str]]:
-    metadata, stored, others = read_everything(path)
+def _safetensors(path: Path, budget: Budget) -> tuple[dict[str, LazyTensor], dict[str, str]]:
+    metadata, stored, others = read_everything(path, budget=budget)
     tensors = {
         name: LazyTensor(
             t.array.shape,
@@ -302,8 +312,8 @@ def no_storage(key: str) -> bytes:
 def _archived(archive: Archive) -> dict[str, LazyTensor]:
     """Return the recurrent weights of a zip file of torch.save."""
     pickled, storages, order = storages_of(archive)
-    tree = load_pickle(pickled, str(archive.path))
-    return _pickled(str(archive.path), tree, storages, order)
+    tree = load_pickle(pickled, str(archive.path), archive.budget)
+    return _pickled(str(archive.path), tree, storages, order, archive.budget)
 
 
 def storages_of(archive: Archive) -> tuple[bytes, Storages, str]:
@@ -342,7 +352,9 @@ def _plain(archive: Archive, name: str) -> bytes:
     return archive.read(name)
 
 
-def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str, LazyTensor]:
+def _pickled(
+    where: str, tree: Any, storages: Storages, order: str, budget: Budget
+) -> dict[str, LazyTensor]:
     """Return the tensors of a pickled dict or module."""
     if isinstance(tree, PickledTensor) or not isinstance(tree, (dict, Skipped)):
         kind = "tensor" if isinstance(tree, PickledTensor) else type(tree).__name__
@@ -372,7 +384,7 @@ def _pickled(where: str, tree: Any, storages: Storages, order: str) -> dict[str,
         )
 
     # A module has None for a bias that it does not have.
-    found = ((name, value) for name, value in _tensors(tree, where) if value is not None)
+    found = ((name, value) for name, value in _tensors(tree, where, budget) if value is not None)
     return _by_name(where, ((name, lazy(name, value)) for name, value in found))
 
 

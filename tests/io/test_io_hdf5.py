@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from fastgru.io import hdf5
+from fastgru.io.budget import Budget
 
 
 def read(path):
-    return hdf5.File(io.BytesIO(path.read_bytes()), "f.h5").root
+    return hdf5.File(io.BytesIO(path.read_bytes()), "f.h5", Budget("f.h5", 1 << 24)).root
 
 
 def values(rng, dtype, shape):
@@ -169,7 +170,7 @@ def test_a_file_cut_short(tmp_path):
     data = (tmp_path / "f.h5").read_bytes()
     for size in (0, 8, 50, 96, 500, len(data) - 1):
         with pytest.raises(ValueError, match=r"^f\.h5"):
-            hdf5.File(io.BytesIO(data[:size]), "f.h5")
+            hdf5.File(io.BytesIO(data[:size]), "f.h5", Budget("f.h5", 1 << 24))
 
 
 def test_one_array_is_not_read_a_thousand_times(tmp_path):
@@ -200,7 +201,7 @@ def test_names_beyond_ascii(count, tmp_path):
             file.create_group(name).attrs["i"] = np.float32(i)
         file[names[-1]]["a"] = np.arange(3, dtype="f4")
     with (tmp_path / "f.h5").open("rb") as file:
-        root = hdf5.File(file, "f.h5").root
+        root = hdf5.File(file, "f.h5", Budget("f.h5", 1 << 24)).root
         assert root.names == sorted(names)
         for i in range(0, count, 97):
             assert root.group(names[i]).attribute("i") == i
@@ -213,6 +214,6 @@ def test_bfloat16(tmp_path):
     with h5py.File(tmp_path / "f.h5", "w") as file:
         file["x"] = bits.view("V2")
     with (tmp_path / "f.h5").open("rb") as file:
-        got = hdf5.File(file, "f.h5").root.array("x")
+        got = hdf5.File(file, "f.h5", Budget("f.h5", 1 << 24)).root.array("x")
     assert got.dtype == "float32"
     assert np.array_equal(got.view("u4"), bits.astype("u4") << 16)

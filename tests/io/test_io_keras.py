@@ -302,7 +302,9 @@ def test_verify(tmp_path):
 def test_other_folders_are_saved_models(tmp_path, monkeypatch):
     theirs = model_of(gru(name="it"))
     found = find(theirs)
-    monkeypatch.setattr(savedmodel, "find", lambda folder: found if folder == tmp_path else [])
+    monkeypatch.setattr(
+        savedmodel, "find", lambda folder, budget: found if folder == tmp_path else []
+    )
     assert fastgru.io.from_keras(tmp_path, "it") is found[0].layer
     assert fastgru.io.from_keras(str(tmp_path)) == {"it": found[0].layer}
     fastgru.io.from_keras(tmp_path, verify=(X, np.asarray(theirs(X))))

@@ -11,6 +11,7 @@ import pytest
 
 import fastgru
 from fastgru.io import from_keras, from_torch, load_keras_weights, read_arrays
+from fastgru.io.budget import Budget
 from fastgru.io.torch_pickle import load_pickle
 
 DATA = Path(__file__).parents[1] / "data" / "torch"
@@ -117,7 +118,7 @@ def test_nothing_is_called(monkeypatch):
     assert b"_reconstruct" in data
     monkeypatch.setattr(np, "ndarray", None)
     monkeypatch.setattr(np, "frombuffer", None)
-    tree = load_pickle(data, "here")
+    tree = load_pickle(data, "here", Budget("here"))
     assert list(tree) == list(STATE)
     assert {op.name for op, *_ in pickletools.genops(data)} >= {"REDUCE", "BUILD"}
 

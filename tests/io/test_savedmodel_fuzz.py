@@ -13,6 +13,7 @@ import pytest
 import savedmodel_support as support
 from exhaustive import EVERYTHING
 
+from fastgru.io.budget import Budget
 from fastgru.io.bundle import Bundle
 from fastgru.io.savedmodel import find
 
@@ -76,7 +77,7 @@ def alter_file(folder, rng):
 
 def alter_below_checksums(folder, rng):
     """Alter an entry, a key or the graph of objects, and make all checksums right again."""
-    bundle = Bundle(folder / "variables", "variables")
+    bundle = Bundle(folder / "variables", "variables", Budget("it"))
     header = support.field(1, 1) + support.field(3, support.field(1, 1))
     pairs = {b"": header, **{k.encode(): bytes(v) for k, v in bundle.entries.items()}}
     if rng.random() < 0.4:
