@@ -1,0 +1,57 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True
+# cython: initializedcheck=False, embedsignature=True
+"""Arrays of others as views that are fastgru's own."""
+
+from fastgru._native._arrays cimport bytes_of, cnp, shape_of, strides_of
+
+import numpy as np
+
+cnp.import_array()
+
+cdef object _ndarray = np.ndarray
+
+cdef extern from "numpy/arrayobject.h":
+    object new_from_descr "PyArray_NewFromDescr" (
+        void *subtype, void *descr, int ndim, cnp.npy_intp *shape, cnp.npy_intp *strides,
+        void *data, int flags, void *array,
+    )
+
+
+cdef class _Holder:
+    # The base of a view: as it is no array, NumPy makes the view the base of the view's own views,
+    # and these keep it too. It has no members that Python sees.
+    cdef object references
+
+
+def held(array not None):
+    """Return a view of an ndarray, of no subclass, that nobody else has.
+
+    So its shape, strides, dtype and flags cannot change any more, and while the view or one of its
+    own views lives, `ndarray.resize` raises ValueError for the array whose memory it is.
+
+    Parameters
+    ----------
+    array : ndarray
+
+    Returns
+    -------
+    ndarray
+    """
+    cdef _Holder holder = _Holder.__new__(_Holder)
+    cdef cnp.PyArray_Descr *descr
+    cdef int writeable
+    if not cnp.PyArray_Check(array):
+        raise TypeError(f"expected an ndarray, got {type(array).__name__}")
+    holder.references = hold(array)
+    if holder.references is None:  # of memory that is no array's
+        return array.view(_ndarray)
+    # No other thread runs from here on.
+    descr = cnp.PyArray_DESCR(<cnp.ndarray> array)
+    cnp.Py_INCREF(<object> descr)  # which the call takes over
+    writeable = cnp.PyArray_FLAGS(<cnp.ndarray> array) & cnp.NPY_ARRAY_WRITEABLE
+    view = new_from_descr(
+        <void *> _ndarray, descr, cnp.PyArray_NDIM(<cnp.ndarray> array), shape_of(array),
+        strides_of(array), bytes_of(array), writeable, NULL,
+    )
+    cnp.set_array_base(<cnp.ndarray> view, holder)
+    return view
