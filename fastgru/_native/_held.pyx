@@ -23,6 +23,13 @@ cdef class _Holder:
     cdef object references
 
 
+cdef object holder_of(array):
+    # What a held view, or a view of one, holds; None: it is neither.
+    while cnp.PyArray_Check(array) and cnp.PyArray_BASE(<cnp.ndarray> array) != NULL:
+        array = <object> cnp.PyArray_BASE(<cnp.ndarray> array)
+    return array if isinstance(array, _Holder) else None
+
+
 def held(array not None):
     """Return a view of an ndarray, of no subclass, that nobody else has.
 
@@ -42,7 +49,7 @@ def held(array not None):
     cdef int writeable
     if not cnp.PyArray_Check(array):
         raise TypeError(f"expected an ndarray, got {type(array).__name__}")
-    holder.references = hold(array)
+    holder.references = hold(array) or holder_of(array)
     if holder.references is None:  # of memory that is no array's
         return array.view(_ndarray)
     # No other thread runs from here on.

@@ -150,7 +150,8 @@ class Stream:
             )
             new = dispatch.choose(problem).forward(problem, weights[i]).state
             state[slice(None) if rows is None else rows] = new
-            x = output[: len(new)]
+            # Of a view that the user may do with what they want; the next step takes another.
+            x = (output if on_device(output) else held(output))[: len(new)]
             x[...] = new
         return x
 
