@@ -4,6 +4,7 @@
 The other tests do at a chosen moment what there happens by chance.
 """
 
+import mmap
 import pathlib
 
 import numpy as np
@@ -339,3 +340,26 @@ def test_of_two_threads_one_uses_the_tape():
     tape.used, tape.kept = False, taken  # as a thread has seen it that was as far as its checks
     with pytest.raises(ValueError, match="used already"):
         layer.backward(tape, np.ones_like(y[0]))
+
+
+@native
+def test_a_mapping_cannot_be_closed_while_a_view_is_used():
+    mapping = mmap.mmap(-1, 4096)
+    view = device.held(np.ndarray((8, 8), "float32", mapping))
+    with pytest.raises(BufferError):
+        mapping.close()
+    del view
+    array = np.ndarray((8, 8), "float32", mapping)
+    mapping.close()
+    with pytest.raises(ValueError, match="mmap closed"):  # which NumPy would read
+        as_array(array, np.dtype("float32"), "x")
+
+
+@native
+def test_a_bytearray_does_not_move_while_a_view_is_used():
+    memory = bytearray(256)
+    view = device.held(np.ndarray((8, 8), "float32", memory))
+    with pytest.raises(BufferError):
+        memory.extend(bytes(1 << 20))
+    del view
+    memory.clear()
