@@ -50,8 +50,15 @@ def held(array not None):
     if not cnp.PyArray_Check(array):
         raise TypeError(f"expected an ndarray, got {type(array).__name__}")
     holder.references = hold(array) or holder_of(array)
-    if holder.references is None:  # of memory that is no array's
+    if holder.references is None:  # of memory that is neither an array's nor a buffer's
         return array.view(_ndarray)
+    base = holder
+    if type(holder.references) is tuple and isinstance(holder.references[0], memoryview):
+        if holder.references[1] is None:
+            # A mapped file stays to be seen below the view: joblib passes it on as one.
+            base = holder.references[0]
+            if not cnp.PyArray_CHKFLAGS(<cnp.ndarray> array, cnp.NPY_ARRAY_WRITEABLE):
+                base = base.toreadonly()
     # No other thread runs from here on.
     descr = cnp.PyArray_DESCR(<cnp.ndarray> array)
     cnp.Py_INCREF(<object> descr)  # which the call takes over
@@ -60,5 +67,5 @@ def held(array not None):
         <void *> _ndarray, descr, cnp.PyArray_NDIM(<cnp.ndarray> array), shape_of(array),
         strides_of(array), bytes_of(array), writeable, NULL,
     )
-    cnp.set_array_base(<cnp.ndarray> view, holder)
+    cnp.set_array_base(<cnp.ndarray> view, base)
     return view
