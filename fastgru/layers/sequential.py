@@ -147,10 +147,7 @@ class Sequential(ComposedLayer):
         if initial_state.shape[0] != sum(counts):
             return initial_state
         # A part of the array, so that each layer decides whether it has such states.
-        return [
-            initial_state[end - count : end]
-            for count, end in zip(counts, accumulate(counts), strict=True)
-        ]
+        return [initial_state[end - count : end] for count, end in zip(counts, accumulate(counts), strict=True)]
 
     def complete(self, call: ComposedCall) -> Any:
         """Run the layers' prepared calls in order; return what the last one returns."""
