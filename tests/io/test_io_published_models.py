@@ -54,7 +54,9 @@ def live(tmp_path_factory):
         elif importlib.util.find_spec(library) is None:
             pytest.skip(f"needs {library}: pip install {library}")
         if key not in known:
-            known[key] = judge()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the judge's own
+                known[key] = judge()
         return known[key]
 
     return run

@@ -77,7 +77,7 @@ def fetch(name, into):
             installed = None
         if installed is not None and installed.version == version:
             return Path(str(installed.locate_file("")))
-    form = "--no-binary :all: --no-build-isolation" if source else "--only-binary :all:"
+    form = "--no-binary :all:" if source else "--only-binary :all:"
     raise Missing(
         f"needs the model of {package} {version}: FASTGRU_MODELS=models, after "
         f"pip download --no-deps {form} -d models {package}=={version}"
