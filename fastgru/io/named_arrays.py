@@ -125,12 +125,10 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
         for place, group in groups.items()
         if is_gru({role: array.shape for role, array in group.items()})
     }
-    short = Counter(_INNER.sub("", place) for place in cells)
-    return [
-        _with_defaults(place, place if short[name] > 1 else name or "gru", group, where)
-        for place, group in cells.items()
-        for name in [_INNER.sub("", place)]
-    ]
+    names = {place: _INNER.sub("", place) or "gru" for place in cells}
+    short = Counter(names.values())
+    full = {place: name if short[name] == 1 else place or "." for place, name in names.items()}
+    return [_with_defaults(place, full[place], group, where) for place, group in cells.items()]
 
 
 def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
