@@ -51,6 +51,7 @@ MOST_INDEX = 16 << 20  # bytes; a tensor takes about 80
 MOST_STATE = 1 << 16  # bytes of the file "checkpoint"
 MOST_KEY = 4096
 MOST_KEYS = 64 << 20  # bytes of all keys together, unpacked
+MOST_ENTRY = 1024  # bytes that say where a whole tensor is; about 80
 MOST_DIMENSIONS = 8
 MOST_SHARING = 4
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
@@ -109,6 +110,12 @@ class Bundle:
         """Return where a tensor is; ValueError if the index has none of this name."""
         if key not in self.entries:
             raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
+        # Each number costs a walk over the entry.
+        if (size := len(self.entries[key])) > MOST_ENTRY:
+            raise ValueError(
+                f"{self.path}: {key}: expected a whole tensor, described in at most {MOST_ENTRY} "
+                f"bytes, got {size}; one kept in many slices has more"
+            )
         message = Message(self.entries[key], f"{self.path}: {key}")
         if any(True for _ in message.bytes(7)):
             raise ValueError(f"{message.place}: expected a whole tensor, got one kept in slices")

@@ -11,7 +11,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.bundle import Bundle
-from fastgru.io.named_arrays import ROLES, is_gru, keras_named
+from fastgru.io.named_arrays import ROLES, is_gru, keras_named, role_of
 from fastgru.io.savedmodel import ObjectGraph, paths_of_cells
 from fastgru.layers import Sequential
 
@@ -197,7 +197,7 @@ class _Checkpoint:
         for name, child in graph.children(cell).items() if cell is not None else ():
             variable = graph.variable(child)
             if variable is not None:
-                keys[name if name in ROLES else "more"] = variable[1]
+                keys[role_of(name)] = variable[1]
         return keys
 
     def _by_name(self) -> dict[str, dict[str, str]]:
@@ -205,10 +205,8 @@ class _Checkpoint:
         tables: dict[str, dict[str, str]] = {}
         for key in self.bundle.entries:
             place, _, name = key.rpartition("/")
-            if name in ROLES:
-                tables.setdefault(place, {})[name] = key
-            elif place:  # without one there are counters and the like
-                tables.setdefault(place, {})["more"] = key
+            if place or name in ROLES:  # at the top there are counters and the like
+                tables.setdefault(place, {})[role_of(name)] = key
         return tables
 
     def _shapes(self, keys: dict[str, str]) -> dict[str, tuple[int, ...]]:

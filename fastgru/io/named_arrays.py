@@ -29,6 +29,8 @@ _NAME = re.compile(
     r"(?:(?P<place>.*)[/.])?(?:(?P<role>kernel|recurrent_kernel|bias)(?::0)?|vars/(?P<n>\d{1,3}))",
     re.DOTALL,
 )
+# Variables that stateful layers have for their states.
+_STATE = re.compile(r"(Variable|rnn_state)(_\d+)?")
 # Parts of a place that say nothing about which layer it is.
 _INNER = re.compile(r"(?:/|^)(?:gru_cell(?:_\d+)?|cell)$")
 
@@ -129,6 +131,11 @@ def keras_named(arrays: Mapping[str, np.ndarray], where: str) -> list[ImportedLa
     short = Counter(names.values())
     full = {place: name if short[name] == 1 else place or "." for place, name in names.items()}
     return [_with_defaults(place, full[place], group, where) for place, group in cells.items()]
+
+
+def role_of(name: str) -> str:
+    """Return the role of a variable of a cell or layer: "" of a state, "more" if a GRU has none."""
+    return name if name in ROLES else "" if _STATE.fullmatch(name) else "more"
 
 
 def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:

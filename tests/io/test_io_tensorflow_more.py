@@ -6,16 +6,19 @@ made them.
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import savedmodel_support as support
 
 from fastgru import GRU, RNN, Bidirectional, GRUCell, Sequential
 from fastgru.activations import hard_sigmoid, hard_sigmoid_keras2
 from fastgru.cli import main
 from fastgru.io import from_keras, load_keras_weights, read_arrays
-from fastgru.io.named_arrays import find
+from fastgru.io.bundle import Bundle
+from fastgru.io.named_arrays import find, role_of
 from fastgru.io.tfjs import Model
 
 DATA = Path(__file__).parents[1] / "data" / "tensorflow"
@@ -88,6 +91,23 @@ def test_a_cell_with_more_variables_is_no_gru(file, cls):
     assert any("gamma" in name for name in read_arrays(DATA / file))
 
 
+@pytest.mark.parametrize("model", ["module", "keras2", "keras3"])
+def test_a_cell_with_more_variables_is_no_gru_in_a_savedmodel_either(model, tmp_path):
+    with zipfile.ZipFile(DATA / "more_savedmodel.zip") as archive:
+        archive.extractall(tmp_path)
+    with pytest.raises(ValueError, match=r"does not describe its layers.*got .*gamma"):
+        from_keras(tmp_path / model)
+
+
+def test_the_state_of_a_stateful_layer_is_not_one_more_weight():
+    assert [role_of(name) for name in ("kernel", "Variable_1", "rnn_state", "gamma")] == [
+        "kernel",
+        "",
+        "",
+        "more",
+    ]
+
+
 @pytest.mark.parametrize(("name", "units"), [("one", 3), ("two", 2), ("three", 5)])
 def test_a_checkpoint_in_several_files(name, units):
     assert len(list(DATA.glob("shards.data-*"))) == 3
@@ -102,6 +122,23 @@ def test_a_lost_file_of_several_is_named(tmp_path):
     (tmp_path / "shards.data-00001-of-00003").unlink()
     with pytest.raises(ValueError, match=r"data-00001-of-00003: expected a file there"):
         read_arrays(tmp_path / "shards")
+
+
+def test_an_entry_longer_than_any_tensor_needs_is_refused(tmp_path):
+    """Its numbers are looked up one by one, and 100 kB of them would take seconds."""
+    old = Bundle(DATA, "saver")
+    header = support.field(1, 1) + support.field(3, support.field(1, 1))
+    pairs = {b"": header, **{k.encode(): bytes(v) for k, v in old.entries.items()}}
+    shutil.copy(DATA / "saver.data-00000-of-00001", tmp_path)
+    for count, refused in ((1, False), (50_000, True)):
+        long = dict(pairs)
+        long[b"decoder/gru_cell/kernel"] += support.field(9, 1) * count
+        (tmp_path / "saver.index").write_bytes(support.table([support.block(sorted(long.items()))]))
+        if refused:
+            with pytest.raises(ValueError, match=r"decoder/gru_cell/kernel: .*at most 1024 bytes"):
+                load_keras_weights(GRU(3, name="decoder"), tmp_path / "saver")
+        else:
+            load_keras_weights(GRU(3, name="decoder"), tmp_path / "saver")
 
 
 def test_a_cudnngru_in_a_checkpoint():

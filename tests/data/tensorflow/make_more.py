@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from unittest.mock import MagicMock
 
@@ -27,6 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 import tf_keras
+from tensorflow.core.protobuf import saved_model_pb2
 from tf_keras.src.layers.rnn.cudnn_gru import CuDNNGRU
 from tf_keras.src.saving.legacy.hdf5_format import _convert_rnn_weights
 
@@ -101,6 +103,32 @@ def make_cells_with_more():
         tf.train.Checkpoint(model=model).write(HERE / file)
     kernels = {"kernel": (I, 9), "recurrent_kernel": (3, 9), "bias": (2, 9), "gamma": (3,)}
     save_variables({f"scaled/{name}": shape for name, shape in kernels.items()}, "more_saver")
+
+
+def make_savedmodels_of_cells_with_more():
+    """Without configs; the graphs are cut out of saved_model.pb, as in tests/data/savedmodel."""
+    module = tf.Module()
+    module.layer = tf_keras.layers.RNN(scaled(tf_keras)(3), name="scaled")
+    module.layer.build((None, T, I))
+    models = {"module": module}
+    for K, name in ((tf_keras, "keras2"), (keras, "keras3")):
+        layer = K.layers.RNN(scaled(K)(3), name="scaled")
+        models[name] = K.Sequential([K.layers.Input((T, I)), layer])
+    with zipfile.ZipFile(HERE / "more_savedmodel.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, model in models.items():
+            with tempfile.TemporaryDirectory() as folder:
+                if name == "keras3":
+                    model.export(folder, verbose=False)
+                else:
+                    tf.saved_model.save(model, folder)
+                whole = saved_model_pb2.SavedModel()
+                whole.ParseFromString(Path(folder, "saved_model.pb").read_bytes())
+                for graph in whole.meta_graphs:
+                    graph.ClearField("graph_def")
+                    graph.object_graph_def.ClearField("concrete_functions")
+                archive.writestr(f"{name}/saved_model.pb", whole.SerializeToString())
+                for file in sorted(Path(folder, "variables").iterdir()):
+                    archive.write(file, f"{name}/variables/{file.name}")
 
 
 def save_variables(shapes, file, devices=1):
@@ -194,6 +222,7 @@ def make_js_own():
 
 make_two_models()
 make_cells_with_more()
+make_savedmodels_of_cells_with_more()
 make_shards()
 make_cudnn()
 make_js_of_keras3()
