@@ -58,7 +58,8 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         ``.weights.h5`` of Keras 3, or the ``.weights.json`` of several of them; ``.h5`` of Keras
         1, 2 or 3, whole models and weights alone; ``.keras``; the ``model.json`` of TensorFlow.js;
         ``.npz`` with Keras' names; or a TensorFlow checkpoint: its name as TensorFlow takes it, its
-        ``.index``, or the folder of which the latest is to be read.
+        ``.index`` or a ``.data`` file, or the folder of which the latest is to be read. There the
+        layer's name may be a path, as ``"encoder/gru"``.
 
     Raises
     ------
