@@ -45,7 +45,7 @@ def read_arrays(path: str | PathLike[str]) -> dict[str, np.ndarray]:
     ----------
     path : path
         ``.keras``, ``.h5``, ``.weights.h5`` or the ``.weights.json`` of several of them; a
-        SavedModel folder, a TensorFlow checkpoint (its name, its ``.index`` or its folder), the
+        SavedModel folder, a TensorFlow checkpoint (its name, ``.index``, ``.data`` or folder), the
         ``model.json`` of TensorFlow.js; ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json``
         of several of them; ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, and of
         JSON its name.

@@ -29,10 +29,9 @@ from fastgru.io.foreign import is_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
-    cells_of,
     errors_at,
     fill,
-    variables_at,
+    group_in,
 )
 from fastgru.io.keras_config import (
     LAYERS,
@@ -52,7 +51,7 @@ from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -64,7 +63,6 @@ LEAST_CONFIG, CONFIG_GROWTH = 4 << 20, 16
 _COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
 # Wrappers that call their layer and do nothing else; "" is for none.
 _PLAIN_WRAPPERS = ("", "Bidirectional", "TimeDistributed")
-_MOST_SHARED = 100  # models that one layer is in
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
 
@@ -292,6 +290,13 @@ def _keras3_parts(
     root = hdf5.File(weights, f"{path}: {WEIGHTS}").root
     room = path.stat().st_size if path.is_file() else len(text) + root.file.size
     configs, masks = _configs(text, f"{path}: {CONFIG}", root.file.size, kinds, room)
+    return _placed_parts(root, configs, masks)
+
+
+def _placed_parts(
+    root: Any, configs: list[LayerConfig], masks: dict[str, str]
+) -> list[UnbuiltLayer]:
+    """Return the layers whose weights are in groups that Keras 3 names by their places."""
     same: dict[tuple[str, str], list[LayerConfig]] = {}
     for config in configs:
         same.setdefault(_identity(config), []).append(config)
@@ -299,32 +304,10 @@ def _keras3_parts(
     for config in configs:
 
         def arrays(layer: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
-            return arrays_at(root, _group_in(root, layer, config, same[_identity(config)]), layer)
+            return arrays_at(root, group_in(root, layer, config, same[_identity(config)]), layer)
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
-
-
-def _group_in(root: hdf5.Group, layer: Any, config: LayerConfig, same: list[LayerConfig]) -> str:
-    """Return the group of a layer's weights.
-
-    The file has the weights of a shared layer once, in the group of the first model that has it;
-    ``same`` has all configs that are equal. A wrapper may hold its layer under a name of its own.
-    """
-    first = next(cells_of(layer)).group
-
-    def there(groups: Iterable[str]) -> list[str]:
-        return [group for group in groups if variables_at(root, group + first) is not None]
-
-    if there([config.group]):
-        return config.group
-    found = there(one.group for one in same[:_MOST_SHARED])
-    if not found and config.wrapper:
-        around = config.group.rstrip("/").rpartition("/")[0]
-        wrapper = root.group(around)
-        names = wrapper.names if wrapper is not None else []
-        found = there(f"{around}/{name}/" for name in names[:_MOST_SHARED])
-    return found[0] if len(found) == 1 else config.group
 
 
 def _note(masks: dict[str, str], config: LayerConfig) -> str:
@@ -372,6 +355,8 @@ def _tfjs_parts(path: Path, kinds: dict[str, str]) -> list[UnbuiltLayer]:
     with errors_at(str(path)):
         mark(model.config, kinds)
         configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+        if model.by_places:
+            return _placed_parts(model.root, configs, masks)
         tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
     parts = []
     for config in configs:

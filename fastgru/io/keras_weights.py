@@ -58,7 +58,8 @@ def load_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         ``.weights.h5`` of Keras 3, or the ``.weights.json`` of several of them; ``.h5`` of Keras
         1, 2 or 3, whole models and weights alone; ``.keras``; the ``model.json`` of TensorFlow.js;
         ``.npz`` with Keras' names; or a TensorFlow checkpoint: its name as TensorFlow takes it, its
-        ``.index``, or the folder of which the latest is to be read.
+        ``.index`` or a ``.data`` file, or the folder of which the latest is to be read. There the
+        layer's name may be a path, as ``"encoder/gru"``.
 
     Raises
     ------
@@ -154,13 +155,14 @@ def _check_formulas(layer: Any, version: str, place: str) -> None:
     Raises
     ------
     ValueError
-        Keras 1 or 2 wrote the file, and the layer has Keras 3's ``hard_sigmoid``.
+        Keras 1 or 2 or TensorFlow.js wrote the file, and the layer has Keras 3's ``hard_sigmoid``.
     """
     functions = [f for part in cells_of(layer) for f in _activations(part.cell)]
-    if activations.hard_sigmoid in functions and version[:1] in ("", "1", "2"):
+    in_javascript = version.startswith("tfjs")
+    if activations.hard_sigmoid in functions and (in_javascript or version[:1] in ("", "1", "2")):
         advice = (
-            "hard_sigmoid is clip(0.2 x + 0.5, 0, 1) in Keras 1 and 2, and relu6(x + 3) / 6 in "
-            "Keras 3, as in this layer"
+            "hard_sigmoid is clip(0.2 x + 0.5, 0, 1) in Keras 1 and 2 and in TensorFlow.js, and "
+            "relu6(x + 3) / 6 in Keras 3, as in this layer"
         )
         if not version:
             warnings.warn(
@@ -171,7 +173,8 @@ def _check_formulas(layer: Any, version: str, place: str) -> None:
             )
             return
         raise ValueError(
-            f"expected a layer with hard_sigmoid_keras2 for weights of Keras {version}, got "
+            f"expected a layer with hard_sigmoid_keras2 for weights of "
+            f"{version if in_javascript else f'Keras {version}'}, got "
             f"hard_sigmoid: {advice}. Make the layer with 'hard_sigmoid_keras2'; or with "
             "'hard_sigmoid', if the weights are to run with Keras 3's formula, and set_weights"
         )
