@@ -41,7 +41,7 @@ from fastgru.io.keras_config import (
     modern_form,
     recurrent_layers,
 )
-from fastgru.io.keras_legacy import LegacyModel
+from fastgru.io.keras_legacy import BY_PLACE, LegacyModel, version_of
 from fastgru.io.keras_masks import mask_notes
 from fastgru.io.keras_shards import SHARDED
 from fastgru.io.named_arrays import find_keras
@@ -76,11 +76,14 @@ class UnbuiltLayer(NamedTuple):
         Takes the layer without weights; returns a list of arrays for each of its cells.
     mask : str
         What to tell the user of the mask that the model gives it; empty without a mask.
+    notes : dict of str to str
+        After ``arrays`` was called, what to tell of the arrays, by the layer's name.
     """
 
     config: LayerConfig
     arrays: Callable[[Any], list[list[np.ndarray]]]
     mask: str = ""
+    notes: dict[str, str] | None = None
 
 
 def from_keras(
@@ -122,7 +125,8 @@ def from_keras(
     UserWarning
         The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
         the mask for the layer. Or the source has weights without a config, as a checkpoint and
-        some SavedModels: it says which options are assumed.
+        some SavedModels: it says which options are assumed. Or the names in an ``.h5`` file do not
+        tell which arrays are whose: they are taken in order, as Keras does.
 
     Examples
     --------
@@ -132,29 +136,8 @@ def from_keras(
     what = str(source) if isinstance(source, (str, os.PathLike)) else type(source).__name__
     found = find(source, name, custom_objects)
     result = by_name(found, name, what)
-    for one in found:
-        if "assumed:" in one.recognised:
-            warnings.warn(
-                f"{one.name}: {what} does not describe its layers; this one is known by "
-                f"{one.recognised}. Where the model has others, make the layer with them and use "
-                "load_keras_weights(layer, path)",
-                UserWarning,
-                stacklevel=2,
-            )
-        if "of which nothing is known" in one.recognised:
-            warnings.warn(
-                f"{one.name}: {one.recognised}: what the wrapper itself computes, of the inputs, "
-                "the outputs or the weights, is not in this layer; compare it with verify=",
-                UserWarning,
-                stacklevel=2,
-            )
-        if one.mask:
-            warnings.warn(
-                f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
-                f"comes from the {one.mask}",
-                UserWarning,
-                stacklevel=2,
-            )
+    for text in dict.fromkeys(text for one in found for text in _warnings(one, what)):
+        warnings.warn(text, UserWarning, stacklevel=2)
     if verify is not None:
         layers = found if name is None else [one for one in found if one.name == name]
         if len(layers) != 1:
@@ -164,6 +147,28 @@ def from_keras(
             )
         verify_layer(layers[0].layer, verify, layers[0].name)
     return result
+
+
+def _warnings(one: ImportedLayer, what: str) -> Iterator[str]:
+    """Yield what the user has to know of a layer beside its numbers."""
+    if "assumed:" in one.recognised:
+        yield (
+            f"{one.name}: {what} does not describe its layers; this one is known by "
+            f"{one.recognised}. Where the model has others, make the layer with them and use "
+            "load_keras_weights(layer, path)"
+        )
+    if "of which nothing is known" in one.recognised:
+        yield (
+            f"{one.name}: {one.recognised}: what the wrapper itself computes, of the inputs, "
+            "the outputs or the weights, is not in this layer; compare it with verify="
+        )
+    elif BY_PLACE in one.recognised:
+        yield f"{one.name}: {one.recognised}"
+    if one.mask:
+        yield (
+            f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
+            f"comes from the {one.mask}"
+        )
 
 
 def find(
@@ -225,7 +230,7 @@ def _loaded(
             raise ValueError(f"{place}: {got}, got name={name!r}")
         parts = [parts[names.index(name)]]
     found = []
-    for config, arrays, mask in parts:
+    for config, arrays, mask, notes in parts:
         with errors_at(f"{place}: {config.name}"):
             if _COMPUTES_WEIGHTS.search(config.wrapper):
                 raise ValueError(
@@ -239,6 +244,8 @@ def _loaded(
         unknown = [one for one in config.wrapper.split(" of ") if one not in _PLAIN_WRAPPERS]
         if unknown:
             recognised += f" in {unknown[0]}, of which nothing is known"
+        if notes and config.name in notes:
+            recognised += f"; {notes[config.name]}"
         found.append(ImportedLayer(config.name, layer, convention, recognised, mask))
     return found
 
@@ -335,13 +342,13 @@ def _legacy_parts(file: BinaryIO, path: Path, kinds: dict[str, str]) -> list[Unb
     parts = []
     size = root.file.size
     configs, masks = _configs(text, f"{path}: model_config", size, kinds, size)
-    model = LegacyModel(weights, configs)
+    model = LegacyModel(weights, configs, version_of(root))
     for config in configs:
 
         def arrays(_: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
             return model.arrays(config)
 
-        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config), model.notes))
     return parts
 
 

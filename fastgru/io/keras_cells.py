@@ -101,6 +101,11 @@ def cells_of(layer: Any, group: str = "", frozen: bool = False) -> Iterator[Plac
         yield from cells_of(part, f"{group}{below}/", frozen)
 
 
+def is_unnamed(layer: Any) -> bool:
+    """Say whether nobody gave a layer its name, so that it equals one in a file only by chance."""
+    return bool(layer.name == getattr(layer, "_automatic_name", None))
+
+
 def snake_of(layer: Any) -> str:
     """Return the name of a layer's class in Keras 3's weights files."""
     return next((snake for cls, snake in _SNAKES if isinstance(layer, cls)), "")
