@@ -26,6 +26,8 @@ OPENMP = {
     "unix": [(["-fopenmp"], ["-fopenmp"]), (["-Xpreprocessor", "-fopenmp"], ["-lomp"])],
     "msvc": [(["/openmp"], [])],
 }
+# Imported before backends/cpu.py has said how long the threads of OpenMP's runtime may spin.
+WITHOUT_OPENMP = {"fastgru._native._held"}
 PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
 
 
@@ -58,8 +60,10 @@ class BuildExt(build_ext):
             self.compiler.define_macro("FASTGRU_NO_VECTORS")
         compile_flags, link_flags = self.openmp_flags()
         for extension in self.extensions:
-            extension.extra_compile_args += (["/O2"] if msvc else FLAGS) + compile_flags
-            extension.extra_link_args += link_flags
+            extension.extra_compile_args += ["/O2"] if msvc else FLAGS
+            if extension.name not in WITHOUT_OPENMP:
+                extension.extra_compile_args += compile_flags
+                extension.extra_link_args += link_flags
         if self.compiler.compiler_type == "unix":
             self.compiler.compile = side_by_side(self.compiler.compile)
         super().build_extensions()
@@ -110,6 +114,7 @@ setup(
             extension("_execute"),
             extension("_fast_path"),
             extension("_forward"),
+            extension("_held"),
             extension("_kernels", *sorted(f"kernels/{path.name}" for path in KERNELS.glob("*.c"))),
             extension("_partition"),
             extension("_stream"),

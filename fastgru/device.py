@@ -1,4 +1,4 @@
-"""Host memory or a CUDA device: distinguishes NumPy's arrays from CuPy's.
+"""Arrays of others: host memory or a CUDA device, and views that are fastgru's own.
 
 NumPy's functions also take CuPy's arrays (NEP 13, NEP 18), and make new arrays like a given one
 (NEP 35). So the code above the backends rarely asks which of the two an array is. CuPy is imported
@@ -8,6 +8,7 @@ when a call gets its first array on a device.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from fastgru.errors import BackendError
 
 _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+_native_held: Callable[[np.ndarray], np.ndarray] | None = None  # not asked for yet
 
 
 def on_device(array: Any) -> bool:
@@ -101,6 +103,35 @@ def follow(array: Any, like: Any) -> Any:
 def plain(values: Any) -> Any:
     """Return arrays of NumPy and CuPy unchanged, other values as an array of NumPy."""
     return values if on_device(values) else np.asarray(values)
+
+
+def held(array: np.ndarray) -> np.ndarray:
+    """Return a view of an array that no other thread has.
+
+    What is checked of it stays true: its shape, strides and dtype cannot change, and its memory
+    stays where it is as long as the view lives, because `ndarray.resize` refuses. Values may
+    change: what decides an address must be copied, and the copy checked.
+
+    Parameters
+    ----------
+    array : ndarray, or an instance of a subclass
+
+    Returns
+    -------
+    ndarray
+    """
+    global _native_held
+    if _native_held is None:
+        try:
+            from fastgru._native._held import held as native
+        except ImportError:  # without the extensions no native code reads it; `resize` works
+            native = _view
+        _native_held = native
+    return _native_held(array)
+
+
+def _view(array: np.ndarray) -> np.ndarray:
+    return array.view(np.ndarray)
 
 
 def overlap(out: Any, value: Any) -> bool:

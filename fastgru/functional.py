@@ -118,8 +118,7 @@ def gru(
     y = output.y.transpose(1, 0, 2) if swap else output.y
     if copy_to is not None:
         copy_to[...] = y
-        y = copy_to
-    return y, output.state
+    return (y if out is None else out), output.state
 
 
 def gru_cell(

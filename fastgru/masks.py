@@ -3,6 +3,9 @@
 A call gives the valid steps as ``mask`` (B, T) or as ``lengths`` (B,). This module makes a
 `MaskPlan` of either, in input order (not reversed), and backends see only that. A mask of ones
 becomes NONE and a right-padded mask LENGTHS, because these two are faster to compute.
+
+Masks decide where kernels read and write. So each is copied first, and the copy is checked and
+used: another thread may write to the caller's array at any time.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgru.device import check_place, device_array, follow, on_device, place
+from fastgru.device import check_place, device_array, follow, held, on_device, place
 
 NONE = "none"
 LENGTHS = "lengths"
@@ -28,7 +31,8 @@ class MaskPlan:
     lengths : ndarray of intp, shape (B,), or None
         For LENGTHS only, C-contiguous, in host memory even if the sequences are on a device.
     steps : array of bool, shape (B, T), or None
-        For STEPS only, C-contiguous, on the sequences' host or device.
+        For STEPS only, C-contiguous, on the sequences' host or device. Neither shares memory with
+        an array of the caller's.
     any_empty : bool
         True if some row has no valid step.
     """
@@ -64,12 +68,6 @@ class MaskPlan:
         assert valid is not None
         steps = np.ascontiguousarray(valid[:, ::-1], like=valid)
         return MaskPlan(STEPS, steps=steps, any_empty=self.any_empty)
-
-    def copied(self) -> MaskPlan:
-        """Return a plan that the user's writing to the mask does not change."""
-        if self.steps is None:
-            return self
-        return MaskPlan(self.kind, steps=self.steps.copy(), any_empty=self.any_empty)
 
 
 NO_MASK = MaskPlan(NONE)
@@ -119,14 +117,13 @@ def plan_mask(
         raise _not_binary("mask")
     if is_padded:
         return _plan_lengths(counts, timesteps)
-    steps = np.ascontiguousarray(steps, like=steps)
     return MaskPlan(STEPS, steps=steps, any_empty=bool((counts == 0).any()))
 
 
 def plan_resets(
     reset_mask: Any, batch: int, timesteps: int, time_major: bool = False, like: Any = None
 ) -> Any:
-    """Return ``reset_mask`` as a C-contiguous (B, T) bool array, or None if it resets nothing."""
+    """Return ``reset_mask`` as a C-contiguous (B, T) bool copy, or None if it resets nothing."""
     if reset_mask is None:
         return None
     resets, binary = _as_steps(reset_mask, batch, timesteps, time_major, like, "reset_mask")
@@ -134,13 +131,13 @@ def plan_resets(
     _, (any_reset, *is_binary) = _on_host(no_counts, resets.any(), *binary)
     if not all(is_binary):
         raise _not_binary("reset_mask")
-    return np.ascontiguousarray(resets, like=resets) if any_reset else None
+    return resets if any_reset else None
 
 
 def _as_steps(
     values: Any, batch: int, timesteps: int, time_major: bool, like: Any, what: str
 ) -> tuple[Any, list[Any]]:
-    """Return a mask as a (B, T) bool array, and a list of flags that tell if it was binary.
+    """Return a mask as a C-contiguous (B, T) bool copy, and flags that tell if it was binary.
 
     The list has one flag, which may be on a device; for bool arrays it is empty.
     """
@@ -156,11 +153,11 @@ def _as_steps(
         raise ValueError(
             f"{what}: expected shape {order} = {expected} like the sequences, got {array.shape}"
         )
-    steps, binary = array, []
-    if array.dtype.kind != "b":
-        steps = array != 0
-        binary = [(steps == array).all()]
-    return (steps.T if time_major else steps), binary
+    steps = (array.T if time_major else array).copy(order="C")
+    if steps.dtype.kind == "b":
+        return steps, []
+    numbers, steps = steps, steps != 0
+    return steps, [(steps == numbers).all()]
 
 
 def _not_binary(what: str) -> ValueError:
@@ -190,7 +187,7 @@ def _plain_array(values: Any, like: Any, what: str) -> Any:
     if where == "device":
         return device_array(values, what)
     try:
-        array = np.asarray(values)
+        array = held(np.asarray(values))
     except ValueError as error:  # ragged lists
         raise ValueError(f"{what}: expected a rectangular array, got {error}") from None
     return follow(array, like)
@@ -212,13 +209,13 @@ def _check_lengths(lengths: Any, batch: int, timesteps: int, like: Any) -> np.nd
         raise ValueError(
             f"lengths: expected shape (B,) = ({batch},), one per row, got {array.shape}"
         )
-    counts = array.astype(np.intp)  # before min() reads them: MemoryError if there are far too many
+    array = array.copy()  # before min() reads them: MemoryError if there are far too many
     if batch and (array.min() < 0 or array.max() > timesteps):
         raise ValueError(
             f"lengths: expected values in 0..T = 0..{timesteps}, "
             f"got values from {array.min()} to {array.max()}"
         )
-    return counts
+    return array.astype(np.intp, copy=False)
 
 
 def _plan_lengths(lengths: np.ndarray, timesteps: int) -> MaskPlan:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgru.device import check_place, device_array, on_device, place
+from fastgru.device import check_place, device_array, held, on_device, place
 from fastgru.errors import BackendError as BackendError
 from fastgru.masks import NO_MASK, MaskPlan
 
@@ -236,7 +236,8 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     """Return ``value`` as an array of ``dtype``, without ever casting down.
 
     Integers, bools and Python numbers take the layer's dtype; narrower floats widen to it. An array
-    stays where it is, in host memory (NumPy) or on a device (CuPy).
+    stays where it is, in host memory (NumPy) or on a device (CuPy). On the host the result is a
+    view that no other thread has (`fastgru.device.held`), or a copy.
 
     Parameters
     ----------
@@ -251,13 +252,10 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     MemoryError
         A view that repeats its memory until no machine could hold a mask or a result of its size.
     """
-    if (
-        type(value) is np.ndarray
-        and value.dtype == dtype
-        and value.nbytes < ADDRESSES
-        and not on_device(like)
-    ):
-        return value
+    if type(value) is np.ndarray and not on_device(like):
+        value = held(value)  # before anything is checked
+        if value.dtype == dtype and value.nbytes < ADDRESSES:
+            return value
     where = place(value)
     if like is not None:
         check_place(where, value, like, what)
@@ -273,7 +271,7 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
         array = np.from_dlpack(value)
     else:
         try:
-            array = np.asarray(value)
+            array = held(np.asarray(value))
         except ValueError as error:  # ragged lists
             raise ValueError(f"{what}: expected a rectangular array, got {error}") from None
         except TypeError as error:  # what it is made of does not become an array
@@ -330,7 +328,10 @@ def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hin
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str, like: Any) -> Any:
-    """Validate an ``out=`` argument, which is where ``like`` is, and return it."""
+    """Validate an ``out=`` argument, which is where ``like`` is; return where to write.
+
+    On the host that is a view of it that no other thread has.
+    """
     if type(out) is not np.ndarray or on_device(like):
         check_place(place(out), out, like, "out")
         name, right = (
@@ -341,6 +342,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype, hint: str, like
             name, right = "CuPy", on_device(out)
         if not right:
             raise TypeError(f"out: expected a {name} array, got {type(out).__name__}")
+    if not on_device(out):
+        out = held(out)
     if out.dtype != dtype or not out.dtype.isnative:
         raise TypeError(f"out: expected dtype {dtype.name}, got {out.dtype}")
     if out.shape != shape:

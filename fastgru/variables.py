@@ -8,7 +8,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from fastgru import locks
-from fastgru.device import follow, on_device, plain
+from fastgru.device import follow, held, on_device, plain
 from fastgru.problem import as_array
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Variable(NDArrayOperatorsMixin):
         roams: bool = False,
         copy: bool = True,
     ) -> None:
-        self._value: Any = _frozen_copy(plain(value)) if copy else frozen(value)
+        self._value: Any = _frozen_copy(value) if copy else frozen(value)
         self.name = name
         self.trainable = trainable
         self.regularizer = regularizer
@@ -219,8 +219,9 @@ def write_together(variables: Sequence[Variable], values: Sequence[Any]) -> list
     return kept
 
 
-def _frozen_copy(array: Any) -> Any:
-    return frozen(np.copy(array, order="C"))
+def _frozen_copy(value: Any) -> Any:
+    array = plain(value)
+    return frozen(np.copy(array if on_device(array) else held(array), order="C"))
 
 
 def frozen(array: Any) -> Any:
@@ -228,4 +229,6 @@ def frozen(array: Any) -> Any:
     if on_device(array):
         return array
     array.setflags(write=False)
-    return array.view()  # a view of read-only memory cannot be made writeable again
+    # A view of read-only memory cannot be made writeable again, and nobody gets at the array that
+    # owns the memory, to resize it.
+    return held(array)

@@ -27,7 +27,8 @@ some panels of units, of a job through all its steps; there is one per dtype and
 call counts as brief, how many threads it gets, and whether it asks for interrupts. `_backward` runs
 its walk and its products by the same rules of `_threads`. Neither knows of other calls' requests.
 
-`_arrays.pxd` reads NumPy arrays, and `_headers.pxd` declares the C headers. Two extensions stand
-apart. `_blas` is another kernel for the same jobs; it brings SciPy's BLAS, and is imported only
-where it is chosen. `_command_list` belongs to the GPU: it launches kernels there, step after step.
+`_arrays.pxd` reads NumPy arrays, `_held` keeps their memory in place, and `_headers.pxd` declares
+the C headers. Two extensions stand apart. `_blas` is another kernel for the same jobs; it brings
+SciPy's BLAS, and is imported only where it is chosen. `_command_list` belongs to the GPU: it
+launches kernels there, step after step.
 """

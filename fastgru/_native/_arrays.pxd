@@ -24,6 +24,34 @@ cdef inline bint is_plain(array, int type, int ndim) noexcept:
     return is_native(array, type, ndim) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray> array)
 
 
+cdef inline int require(
+    array, str what, int type, int ndim, Py_ssize_t a, Py_ssize_t b, Py_ssize_t c=0,
+) except -1:
+    # What the kernels are about to read or write is an ndarray of this type and shape (a, b, c),
+    # of which the first ndim count. Callers have checked what they were given; but attributes of a
+    # layer may change at any time, and here the numbers are those that make addresses.
+    cdef Py_ssize_t[3] shape = [a, b, c]
+    cdef cnp.npy_intp *found
+    cdef int i = 0
+    if (
+        cnp.PyArray_Check(array)
+        and cnp.PyArray_TYPE(<cnp.ndarray> array) == type
+        and cnp.PyArray_NDIM(<cnp.ndarray> array) == ndim
+        and cnp.PyArray_ISNOTSWAPPED(<cnp.ndarray> array)
+    ):
+        found = shape_of(array)
+        while i < ndim and found[i] == shape[i]:
+            i += 1
+        if i == ndim:
+            return 0
+    got = f"shape {array.shape}, {array.dtype}" if cnp.PyArray_Check(array) else repr(array)
+    raise ValueError(
+        f"{what}: expected shape {tuple([shape[i] for i in range(ndim)])} in the layer's dtype, "
+        f"got {got}; the layer was changed after it was built, or during the call: do not write to "
+        "its attributes, build another one"
+    )
+
+
 cdef inline bint is_walkable(array, Py_ssize_t size) noexcept:
     # Whether the kernels can walk it: last axis contiguous, everything aligned.
     cdef cnp.npy_intp *shape = shape_of(array)

@@ -4,7 +4,15 @@
 
 from libc.string cimport memset
 
-from fastgru._native._arrays cimport bytes_of, cnp, plain_bytes, strides_of, walkable
+from fastgru._native._arrays cimport (
+    bytes_of,
+    cnp,
+    float_type,
+    plain_bytes,
+    require,
+    strides_of,
+    walkable,
+)
 from fastgru._native._headers cimport allocate_aligned, free_aligned, gru_back_job, interrupt_poll
 from fastgru._native._headers cimport team_barrier
 from fastgru._native._job cimport padded, set_problem
@@ -127,8 +135,9 @@ def backward(PackedWeights packed, problem, workspace, states, dy, dstate, int t
     cdef gru_back_job job
     cdef list kept = []
     cdef Py_ssize_t B, T, I, H = packed.units
+    cdef int type = float_type(packed.size)
     memset(&job, 0, sizeof(job))
-    set_problem(&job, problem, packed.size, kept)
+    set_problem(&job, problem, packed, kept)
     B, T, I = job.B, job.T, job.inputs
     job.H, job.reset_after, job.functions = H, packed.reset_after, packed.functions
     job.rows = workspace.rows
@@ -138,8 +147,13 @@ def backward(PackedWeights packed, problem, workspace, states, dy, dstate, int t
     if workspace.slots is not None:
         job.slots = <const Py_ssize_t *> bytes_of(workspace.slots)
         job.taken = <const Py_ssize_t *> bytes_of(workspace.taken)
+    require(states, "states", type, 3, B, T, H)
     job.states = plain_bytes(states, kept)
     if dy is not None:
+        if job.sequences:
+            require(dy, "output_gradients", type, 3, B, T, H)
+        else:
+            require(dy, "output_gradients", type, 2, B, H)
         dy = walkable(dy, packed.size)
         job.dy, job.dy_b = bytes_of(dy), strides_of(dy)[0]
         job.dy_s = strides_of(dy)[1] if job.sequences else 0
@@ -148,6 +162,7 @@ def backward(PackedWeights packed, problem, workspace, states, dy, dstate, int t
 
     dtype = packed.spec.dtype
     carry = np.zeros((B, H), dtype) if dstate is None else np.array(dstate, dtype, order="C")
+    require(carry, "state_gradients", type, 2, B, H)
     dx = (_empty if job.taken == NULL else np.zeros)((B, T, I), dtype)
     biases = 2 if packed.reset_after else 1
     dw = aligned((I + biases + H, 3 * H), dtype)

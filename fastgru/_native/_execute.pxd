@@ -10,6 +10,9 @@ from fastgru._native._headers cimport (
 from fastgru._native._partition cimport Partition
 from fastgru._native._weights cimport PackedWeights
 
+cdef enum:
+    GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
+
 cdef struct Execution:
     gru_job *job
     run_type run

@@ -23,7 +23,6 @@ from fastgru._native._weights cimport PackedWeights
 cdef enum:
     P_BYTES = 1 << 18         # x.W of one time chunk, per thread: stays in L2 beside the weights
     P_ROWS = 32               # ... but at least so many rows, or W is read too often
-    GIL_FLOPS = 200000        # below ~5 us the GIL is not worth releasing
     BRIEF_FLOPS = 50000000    # half a millisecond, or 5 without vectors
 
 

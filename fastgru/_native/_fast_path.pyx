@@ -15,13 +15,20 @@ from fastgru._native._arrays cimport (
     shape_of,
 )
 from fastgru._native._coalescing cimport execute_coalesced, is_worth_waiting
-from fastgru._native._execute cimport execute, threads_for
+from fastgru._native._execute cimport GIL_FLOPS, execute, threads_for
 from fastgru._native._headers cimport gru_job
+from fastgru._native._held cimport hold
 from fastgru._native._job cimport set_step, set_weights, set_x, set_y
 from fastgru._native._kernels cimport isa_in_use
 from fastgru._native._weights cimport PackedWeights
 
 cnp.import_array()
+
+
+cdef inline bint needs_hold(PackedWeights packed, double rows) noexcept:
+    # Whether other threads may run before so many rows and steps are done. If not, nothing happens
+    # to the arrays either.
+    return 6.0 * rows * packed.units * (packed.units + packed.inputs) >= GIL_FLOPS
 
 
 def call(
@@ -45,6 +52,9 @@ def call(
     cdef gru_job job
     cdef int type = float_type(packed.size), threads
     cdef cnp.npy_intp shape[3]
+    held = None
+    if is_native(x, type, 3) and needs_hold(packed, <double> shape_of(x)[0] * shape_of(x)[1]):
+        held = hold(x)            # before it is checked, as other threads may run in there
     if packed.isa != isa_in_use() or not is_native(x, type, 3):
         return None
     if (
@@ -91,6 +101,9 @@ def step(PackedWeights packed, x, h0, get_num_threads):
     cdef gru_job job
     cdef Py_ssize_t B
     cdef int type = float_type(packed.size)
+    held = None
+    if is_plain(x, type, 2) and is_plain(h0, type, 2) and needs_hold(packed, shape_of(x)[0]):
+        held = (hold(x), hold(h0))
     if packed.isa != isa_in_use() or not is_plain(x, type, 2) or not is_plain(h0, type, 2):
         return None
     B = shape_of(x)[0]

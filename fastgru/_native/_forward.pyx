@@ -4,7 +4,7 @@
 
 from libc.string cimport memset
 
-from fastgru._native._arrays cimport bytes_of, cnp, is_walkable
+from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_walkable, require
 from fastgru._native._execute cimport execute
 from fastgru._native._headers cimport ROW_GROUP, gru_job
 from fastgru._native._job cimport set_problem, set_weights, set_y
@@ -87,12 +87,16 @@ def forward(PackedWeights packed, problem, int threads, bint save, bint keep_gat
     cdef Py_ssize_t B, T, H
     memset(&job, 0, sizeof(job))
     set_weights(&job, packed)
-    set_problem(&job, problem, packed.size, kept)
+    set_problem(&job, problem, packed, kept)
     B, T, H = job.B, job.T, job.H
     dtype = packed.spec.dtype
     state = _empty((B, H), dtype)
     job.state = bytes_of(state)
     out = problem.out
+    if out is not None and job.sequences:
+        require(out, "out", float_type(packed.size), 3, B, T, H)
+    elif out is not None:
+        require(out, "out", float_type(packed.size), 2, B, H)
     if out is not None and is_walkable(out, packed.size):
         y = out
     else:

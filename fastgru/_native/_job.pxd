@@ -1,7 +1,16 @@
 # Fills a gru_job or gru_back_job (kernels/job.h) with what a call brings: weights, x, y, a problem.
 # The caller has zeroed the job, and keeps the arrays.
 
-from fastgru._native._arrays cimport bytes_of, cnp, plain_bytes, shape_of, strides_of, walkable
+from fastgru._native._arrays cimport (
+    bytes_of,
+    cnp,
+    float_type,
+    plain_bytes,
+    require,
+    shape_of,
+    strides_of,
+    walkable,
+)
 from fastgru._native._headers cimport gru_back_job, gru_job
 from fastgru._native._weights cimport PackedWeights
 
@@ -48,31 +57,46 @@ cdef inline void set_step(
     job.sequences = True
 
 
-cdef inline int set_problem(any_job *job, problem, Py_ssize_t size, list kept) except -1:
+cdef inline int set_problem(any_job *job, problem, PackedWeights packed, list kept) except -1:
     # What forward and backward read of a GRUProblem. Copies, where they are needed, go to `kept`.
+    cdef int type = float_type(packed.size)
+    cdef Py_ssize_t B = 0, T = 0, I = packed.inputs, H = packed.units
     mask = problem.mask
-    x = walkable(problem.x, size)
+    x = problem.x
+    if cnp.PyArray_Check(x) and cnp.PyArray_NDIM(<cnp.ndarray> x) == 3:
+        B, T = shape_of(x)[0], shape_of(x)[1]
+    require(x, "x", type, 3, B, T, I)
+    x = walkable(x, packed.size)
     kept.append(x)
     set_x(job, x)
     job.reverse, job.sequences = problem.reverse, problem.return_sequences
     job.zero_masked = problem.zero_output_for_mask
     value = problem.h0
     if value is not None:
+        require(value, "state", type, 2, B, H)
         job.h0 = plain_bytes(value, kept)
     value = mask.lengths
     if value is not None:
+        require(value, "lengths", cnp.NPY_INTP, 1, B, 0)
         job.lengths = <const Py_ssize_t *> plain_bytes(value, kept)
     value = mask.steps
     if value is not None:
+        require(value, "mask", cnp.NPY_BOOL, 2, B, T)
         job.steps = <const unsigned char *> plain_bytes(value, kept)
     value = problem.resets
     if value is not None:
+        require(value, "reset_mask", cnp.NPY_BOOL, 2, B, T)
         job.resets = <const unsigned char *> plain_bytes(value, kept)
     value = problem.dropout
     if value is not None:
-        job.dropout = plain_bytes(value, kept)
         job.dropout_gates = 3 if value.ndim == 3 else 1
+        if job.dropout_gates == 3:
+            require(value, "dropout mask", type, 3, 3, B, I)
+        else:
+            require(value, "dropout mask", type, 2, B, I)
+        job.dropout = plain_bytes(value, kept)
     value = problem.recurrent_dropout
     if value is not None:
+        require(value, "recurrent dropout mask", type, 3, 3, B, H)
         job.recurrent_dropout = plain_bytes(value, kept)
     return 0

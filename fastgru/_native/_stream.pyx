@@ -8,14 +8,26 @@ step that has nothing special to it is one call into this file.
 """
 
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 
-from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, shape_of
-from fastgru._native._execute cimport Execution, allocate, begin, carve, run_with_rules, threads_for
+from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, require, shape_of
+from fastgru._native._execute cimport (
+    GIL_FLOPS,
+    Execution,
+    allocate,
+    begin,
+    carve,
+    run_with_rules,
+    threads_for,
+)
 from fastgru._native._headers cimport free_aligned, gru_job
+from fastgru._native._held cimport hold
 from fastgru._native._job cimport set_step, set_weights
 from fastgru._native._kernels cimport isa_in_use
 from fastgru._native._partition cimport Partition, divide_job, is_same
 from fastgru._native._weights cimport PackedWeights
+
+from fastgru._native._held import held
 
 cnp.import_array()
 
@@ -35,6 +47,9 @@ cdef class _Cell:
     cdef Py_ssize_t prepared      # rows that the scratch is carved for
 
     def __cinit__(self, spec, source, state, output):
+        cdef Py_ssize_t rows = shape_of(state)[0]
+        require(state, "state", float_type(state.itemsize), 2, rows, spec.units)
+        require(output, "output", float_type(state.itemsize), 2, rows, spec.units)
         self.spec, self.source, self.state, self.output = spec, source, state, output
         self.inputs = spec.input_dim
         self.row = shape_of(state)[1] * state.itemsize
@@ -78,8 +93,8 @@ cdef class _Cell:
     cdef const char *step(
         self, const char *x, const Py_ssize_t *rows, Py_ssize_t b0, Py_ssize_t m
     ) noexcept:
-        # Rows b0..b0+m of x, or of those named, no more than were prepared; returns their outputs.
-        # Without names they are the stream's own, whose states begin there.
+        # m rows of x, no more than were prepared, and places b0..b0+m of the outputs, which it
+        # returns. `rows` names them; NULL: they are rows b0..b0+m of the stream.
         cdef Py_ssize_t first = b0 * self.row
         self.job.B, self.job.x, self.job.y = m, x, self.y + first
         self.job.rows = NULL
@@ -87,7 +102,7 @@ cdef class _Cell:
         if rows == NULL:
             self.job.state += first
         else:
-            self.job.rows = rows + b0
+            self.job.rows = rows
         self.job.h0 = self.job.state
         run_with_rules(&self.execution)
         return self.job.y
@@ -111,9 +126,20 @@ cdef class Stepper:
     cdef Py_ssize_t rows, inputs, itemsize
     cdef int type
     cdef char *seen               # of each row: whether it was named already; zeros between calls
+    # The numbers of a block. Other threads may write to the caller's while a step runs, so they are
+    # copied, and the copy is checked and used.
+    cdef Py_ssize_t[BLOCK] numbers
+    cdef Py_ssize_t marked        # ... of which so many are marked as seen
+    cdef bint busy                # a thread is in `step`
 
     def __cinit__(self, parts, pack, get_num_threads):
         specs, sources, states, outputs, self.weights_of, self.forced = parts
+        for before, spec in zip(specs, specs[1:], strict=False):
+            if spec.input_dim != before.units:
+                raise ValueError(
+                    f"stream: expected a cell of I = {before.units} features, as the one before it "
+                    f"has units, got I = {spec.input_dim}; build the layers together"
+                )
         self.cells = [
             _Cell(*cell) for cell in zip(specs, sources, states, outputs, strict=True)
         ]
@@ -122,7 +148,7 @@ cdef class Stepper:
         self.inputs = specs[0].input_dim
         self.itemsize = states[0].itemsize
         self.type = float_type(self.itemsize)
-        self.served = outputs[len(outputs) - 1][:]  # a view, whose memory nobody can resize
+        self.served = None
         self.seen = <char *> calloc(self.rows, 1)
         if self.seen == NULL:
             raise MemoryError(f"{self.rows} rows")
@@ -141,47 +167,80 @@ cdef class Stepper:
         x : ndarray, shape (n, I) or (m, I)
         rows : ndarray of intp, shape (m,), optional
         """
-        cdef _Cell cell
-        cdef const Py_ssize_t *numbers = NULL
-        cdef Py_ssize_t m, b0 = 0, block
-        cdef const char *data
         forced = self.forced()
         if forced is not None and forced != "cpu":
             return None
-        if not is_plain(x, self.type, 2) or shape_of(x)[1] != self.inputs:
+        if self.busy:
+            raise ValueError(
+                "stream: another thread is in its step; a stream has one owner at a time, so give "
+                "each thread a stream of its own, or a lock"
+            )
+        self.busy = True
+        try:
+            return self.step_alone(x, rows)
+        finally:
+            self.busy = False
+
+    cdef object step_alone(self, x, rows):
+        cdef _Cell cell
+        cdef const Py_ssize_t *given = NULL
+        cdef Py_ssize_t m, b0 = 0, block, n
+        cdef const char *data
+        cdef const char *inputs
+        if not is_plain(x, self.type, 2):
             return None
         m = shape_of(x)[0]
+        block = min(m, <Py_ssize_t> BLOCK)
+        kept = None
+        if m > block or self.releases(m):
+            kept = hold(x), None if rows is None else hold(rows)
         if rows is None:
             if m != self.rows:
                 return None
         else:
             if not is_plain(rows, cnp.NPY_INTP, 1) or shape_of(rows)[0] != m:
                 return None
-            numbers = <const Py_ssize_t *> bytes_of(rows)
-            if not self.distinct(numbers, m):
+            given = <const Py_ssize_t *> bytes_of(rows)
+            if m > self.rows or not self.check_all(given, m):
                 return None
-        block = min(m, <Py_ssize_t> BLOCK)
         if not self.prepare(block):
             return None
+        # Here, for other threads may have run in what is above.
+        if not is_plain(x, self.type, 2) or (
+            shape_of(x)[0] != m or shape_of(x)[1] != self.inputs
+        ):
+            return None
         cell = self.cells[len(self.cells) - 1]
-        data = bytes_of(x)
+        inputs = bytes_of(x)
         # What a step gave is the next one's x where a model feeds on itself, and one thread would
         # write there what another has yet to read.
-        if cell.y <= data < cell.y + self.rows * cell.row:
-            x = x.copy()
+        if cell.y <= inputs < cell.y + self.rows * cell.row:
+            x = cnp.PyArray_NewCopy(x, cnp.NPY_CORDER)
+            inputs = bytes_of(x)
         while b0 < m:
-            data = bytes_of(x) + b0 * self.inputs * self.itemsize
+            n = min(m - b0, block)
+            if given != NULL and m > BLOCK and not self.take_again(given + b0, n):
+                raise ValueError("rows: another thread has changed them during the step")
+            data = inputs + b0 * self.inputs * self.itemsize
             for cell in self.cells:
-                data = cell.step(data, numbers, b0, min(m - b0, block))
+                data = cell.step(data, self.numbers if given != NULL else NULL, b0, n)
             b0 += block
+        return self.serve(cell, m)
+
+    cdef object serve(self, _Cell cell, Py_ssize_t m):
         # The same array as the last time, unless its owner has given it another shape since.
         if (
             not is_plain(self.served, self.type, 2)
             or shape_of(self.served)[0] != m
             or shape_of(self.served)[1] != cell.job.H
         ):
-            self.served = cell.output[:m]
+            self.served = held(cell.output)[:m]
         return self.served
+
+    cdef bint releases(self, Py_ssize_t m) noexcept:
+        # Whether other threads may run while the first cell reads x.
+        cdef _Cell cell = self.cells[0]
+        return 6.0 * m * cell.job.H * (cell.job.H + self.inputs) >= GIL_FLOPS
 
     cdef bint prepare(self, Py_ssize_t m) except -1:
         # All that may fail before a step of at most m rows at a time.
@@ -201,12 +260,38 @@ cdef class Stepper:
                 return False
         return True
 
-    cdef bint distinct(self, const Py_ssize_t *numbers, Py_ssize_t m) noexcept:
-        # Whether the numbers are rows, none of them twice.
-        cdef Py_ssize_t i, marked = 0
-        while marked < m and 0 <= numbers[marked] < self.rows and not self.seen[numbers[marked]]:
-            self.seen[numbers[marked]] = True
-            marked += 1
-        for i in range(marked):
-            self.seen[numbers[i]] = False
-        return marked == m
+    cdef bint check_all(self, const Py_ssize_t *given, Py_ssize_t m) noexcept:
+        # Whether m numbers are rows, none of them twice. Of one block they are taken by that.
+        cdef Py_ssize_t b0 = 0, n = 0, i
+        cdef bint good = True
+        while good and b0 < m:
+            n = min(m - b0, <Py_ssize_t> BLOCK)
+            good = self.mark(given + b0, n)
+            b0 += n
+        if m <= BLOCK:
+            for i in range(self.marked):
+                self.seen[self.numbers[i]] = False
+        else:
+            memset(self.seen, 0, self.rows)
+        return good
+
+    cdef bint take_again(self, const Py_ssize_t *given, Py_ssize_t n) noexcept:
+        # Takes a block of several; whether these are still rows, none of them twice.
+        cdef Py_ssize_t i
+        cdef bint good = self.mark(given, n)
+        for i in range(self.marked):
+            self.seen[self.numbers[i]] = False
+        return good
+
+    cdef bint mark(self, const Py_ssize_t *given, Py_ssize_t n) noexcept:
+        # Copies the numbers of a block and marks them as seen; False at one that cannot be.
+        cdef Py_ssize_t number
+        memcpy(self.numbers, given, n * sizeof(Py_ssize_t))
+        self.marked = 0
+        while self.marked < n:
+            number = self.numbers[self.marked]
+            if not 0 <= number < self.rows or self.seen[number]:
+                return False
+            self.seen[number] = True
+            self.marked += 1
+        return True

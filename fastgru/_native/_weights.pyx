@@ -11,7 +11,7 @@ from cython cimport floating
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
-from fastgru._native._arrays cimport bytes_of, cnp, shape_of, strides_of
+from fastgru._native._arrays cimport bytes_of, cnp, float_type, require, shape_of, strides_of
 from fastgru._native._kernels cimport Kernels, isa_in_use, kernels_of, read_functions
 from fastgru._native._threads cimport run_team, team_limit
 
@@ -55,6 +55,10 @@ cdef class PackedWeights:
 
     cdef int pack(self, weights, Py_ssize_t lanes, int threads) except -1:
         # In panels of so many units.
+        cdef Py_ssize_t H3 = 3 * self.units
+        cdef int type = float_type(self.size)
+        require(weights.kernel, "kernel", type, 2, self.inputs, H3)
+        require(weights.recurrent_kernel, "recurrent_kernel", type, 2, self.units, H3)
         self.lanes, self.panels = lanes, (self.units + lanes - 1) // lanes
         w, u, uh, bias = forward_panels(self.spec, weights, lanes, threads)
         self.kept = (w, u, uh, bias)

@@ -47,7 +47,7 @@ def read_arrays(
     ----------
     path : path
         ``.keras``, ``.h5``, ``.weights.h5`` or the ``.weights.json`` of several of them; a
-        SavedModel folder, a TensorFlow checkpoint (its name, its ``.index`` or its folder), the
+        SavedModel folder, a TensorFlow checkpoint (its name, ``.index``, ``.data`` or folder), the
         ``model.json`` of TensorFlow.js; ``.pt``, ``.pth``, ``.safetensors`` or the ``.index.json``
         of several of them; ``.onnx``, ``.npz`` or ``.npy``. The file's content decides, and of
         JSON its name.
@@ -82,6 +82,8 @@ def read_arrays(
 
 def arrays_in(path: Path, budget: Budget) -> dict[str, np.ndarray]:
     """Return every array of a model file, as `read_arrays` does."""
+    if not path.exists() and not prefix_of(path, budget):
+        raise ValueError(f"{path}: expected a model there, found nothing that can be read")
     arrays: dict[str, np.ndarray] = {}
     for name, nbytes, read in _entries(path, budget):
         budget.make_objects(4, nbytes, name)

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from fastgru.io.bounded import LONGEST_FILE_NAME
 from fastgru.io.budget import Budget
 from fastgru.io.protobuf import Message, varint
 
@@ -38,13 +40,17 @@ _INTEGERS = {
     10: "?",
 }
 _STRING = 7
-_LATEST = re.compile(rb'^model_checkpoint_path: "([^"\n]*)"', re.MULTILINE)
+_LATEST = re.compile(rb'^model_checkpoint_path: "((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
+# Quotes and bytes beyond ASCII in protobuf's text format.
+_ESCAPED = re.compile(rb"\\([0-7]{1,3}|.)")
+_DATA = re.compile(r"(.+)\.data-\d{5}-of-\d{5}", re.DOTALL)
 
 _FOOTER, _MAGIC = 48, 0xDB4775248B80FB57
 _TRAILER = 5  # bytes after a block: its compression, and a checksum
 MOST_INDEX = 16 << 20  # bytes; a tensor takes about 80
 MOST_STATE = 1 << 16  # bytes of the file "checkpoint"
 MOST_KEY = 4096
+MOST_ENTRY = 1024  # bytes that say where a whole tensor is; about 80
 MOST_DIMENSIONS = 8
 _ENTRY_OBJECTS = 4  # of Python, for an entry of the index
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
@@ -99,6 +105,12 @@ class Bundle:
         """Return where a tensor is; ValueError if the index has none of this name."""
         if key not in self.entries:
             raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
+        # Each number costs a walk over the entry.
+        if (size := len(self.entries[key])) > MOST_ENTRY:
+            raise ValueError(
+                f"{self.path}: {key}: expected a whole tensor, described in at most {MOST_ENTRY} "
+                f"bytes, got {size}; one kept in many slices has more"
+            )
         message = Message(self.entries[key], f"{self.path}: {key}")
         if any(True for _ in message.bytes(7)):
             raise ValueError(f"{message.place}: expected a whole tensor, got one kept in slices")
@@ -254,8 +266,9 @@ class Bundle:
 def prefix_of(path: str | PathLike[str], budget: Budget | None = None) -> Path | None:
     """Return the checkpoint that a path means, without its endings; None for other files.
 
-    A path may be the checkpoint's name as TensorFlow takes it, its ``.index`` or a folder, whose
-    file ``checkpoint`` names the latest.
+    A path may be the checkpoint's name as TensorFlow takes it, its ``.index``, one of its
+    ``.data-00000-of-00001``, or a folder, whose file ``checkpoint`` names the latest. A folder that
+    is a SavedModel is read as one.
 
     Raises
     ------
@@ -264,20 +277,34 @@ def prefix_of(path: str | PathLike[str], budget: Budget | None = None) -> Path |
     """
     path = Path(path)
     state = path / "checkpoint"
-    if path.is_dir() and state.is_file():
+    if path.is_dir() and state.is_file() and not (path / "saved_model.pb").exists():
         latest = _LATEST.search(read_file(budget or Budget(str(path)), state, MOST_STATE))
-        name = Path(latest[1].decode("utf-8", "replace")).name if latest else ""
-        if not name or not (path / f"{name}.index").is_file():
+        name = re.split(r"[/\\]", _unescaped(latest[1]))[-1] if latest else ""
+        file = f"{name}.index"
+        fits = len(os.fsencode(file)) <= LONGEST_FILE_NAME
+        if not name or not fits or not (path / file).is_file():
             raise ValueError(
                 f"{state}: expected the name of a checkpoint in its folder, got "
-                f"{latest[1] if latest else 'none'!r}"
+                f"{latest[1][:200] if latest else 'none'!r}"
             )
         return path / name
     if path.suffix == ".index":
         return path.with_suffix("")
+    if data := _DATA.fullmatch(path.name):
+        return path.with_name(data[1])
     if not path.exists() and path.with_name(f"{path.name}.index").is_file():
         return path
     return None
+
+
+def _unescaped(text: bytes) -> str:
+    """Return a string of protobuf's text format."""
+
+    def plain(match: re.Match[bytes]) -> bytes:
+        code = match[1]
+        return bytes([int(code, 8) & 255]) if code.isdigit() and code < b"8" else code
+
+    return _ESCAPED.sub(plain, text).decode("utf-8", "replace").replace("\0", "")
 
 
 def read_file(

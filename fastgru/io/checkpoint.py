@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.budget import listed
 from fastgru.io.bundle import Bundle
-from fastgru.io.named_arrays import ROLES, is_gru, keras_named
+from fastgru.io.named_arrays import ROLES, is_gru, keras_named, role_of
 from fastgru.io.savedmodel import ObjectGraph, paths_of_cells
 from fastgru.layers import Sequential
 
@@ -60,13 +60,20 @@ def find(prefix: Path, budget: Budget) -> list[ImportedLayer]:
     cells = list(checkpoint.cells())
     full = [checkpoint.full_name(cell) for cell in cells]
     arrays: dict[str, np.ndarray] = {}
+    places: set[str] = set()
     for cell, name in zip(cells, full, strict=True):
         place = name if name and full.count(name) == 1 else cell.path
+        if place in places:
+            raise ValueError(
+                f"{checkpoint.bundle.path}: expected a name of its own for each layer, got two "
+                f"called {place}: make the layers and use load_keras_weights(layer, path)"
+            )
+        places.add(place)
         for key, role in zip(cell.keys[0], ROLES, strict=False):
             arrays[f"{place}/{role}"] = checkpoint.bundle.floats(key)
     found = keras_named(arrays, str(checkpoint.bundle.path), budget)
     if not found:
-        names = listed(checkpoint.bundle.entries)
+        names = listed(key for key in checkpoint.bundle.entries if key != GRAPH)
         raise ValueError(
             f"{checkpoint.bundle.path}: expected variables kernel (I, 3H) and recurrent_kernel "
             f"(H, 3H), by which a GRU of Keras is known, got {names or 'none'}"
@@ -102,7 +109,11 @@ def _chosen(checkpoint: _Checkpoint, parts: list[Any]) -> list[_Object]:
     automatic = all(_AUTOMATIC.fullmatch(part.name) for part in parts)
     if automatic and (ordered := checkpoint.ordered(parts)):
         return ordered
-    got = dict.fromkeys(f"{o.path} ({', '.join(sorted(o.names))})" for p in places for o in p)
+    got = dict.fromkeys(
+        f"{o.path or '.'} ({', '.join(sorted(o.names - {o.path})) or 'no other name'})"
+        for found in places
+        for o in found
+    )
     raise ValueError(
         f"expected weights of one {' and one '.join(part.name for part in parts)}, got "
         f"{listed(got) or 'none'}; give the layer the name that it has there"
@@ -157,8 +168,7 @@ class _Checkpoint:
     def _with_cells(self, paths: list[tuple[str, ...]]) -> list[_Object]:
         """Return the objects that have a GRU cell's variables at each of some paths."""
         if self._graph is None:
-            places = dict.fromkeys(key.rpartition("/")[0] for key in self.bundle.entries)
-            tables = [(place, [self._by_name(place)]) for place in places]
+            tables = [(place, [keys]) for place, keys in self._by_name().items()]
         else:
             graph = self._graph
             tables = [
@@ -169,25 +179,37 @@ class _Checkpoint:
         for place, cells in tables:
             if all(is_gru(self._shapes(keys)) for keys in cells):
                 keys = [[keys[role] for role in ROLES if role in keys] for keys in cells]
-                own = [self._names.get(key, key).split("/")[:-1] for key in keys[0]]
-                names = {part for parts in own for part in parts if part != "gru_cell"}
-                found.append(_Object(place, names | {place.rpartition("/")[2]}, keys))
+                found.append(_Object(place, self._names_of(place, keys[0]), keys))
         return found
 
+    def _names_of(self, place: str, keys: list[str]) -> set[str]:
+        """Return the names that an object goes by: parts of paths to it, and the whole paths."""
+        own = [self._names.get(key, key).split("/")[:-1] for key in keys]
+        layers = [[part for part in parts if part != "gru_cell"] for parts in own]
+        names = {part for parts in layers for part in parts} | {"/".join(p) for p in layers}
+        return (names | {place, place.rpartition("/")[2]}) - {""}
+
     def _by_graph(self, graph: ObjectGraph, number: int, path: tuple[str, ...]) -> dict[str, str]:
-        """Return the keys of the variables, by role, of the object at the end of a path."""
+        """Return the keys of the variables, by role, of the object at the end of a path.
+
+        A cell that has more variables than a GRU's computes something else with them.
+        """
         cell = graph.at(path, number)
         keys = {}
-        for role in ROLES:
-            variable = None if cell is None else graph.at((role,), cell)
-            named = None if variable is None else graph.variable(variable)
-            if named is not None:
-                keys[role] = named[1]
+        for name, child in graph.children(cell).items() if cell is not None else ():
+            variable = graph.variable(child)
+            if variable is not None:
+                keys[role_of(name)] = variable[1]
         return keys
 
-    def _by_name(self, place: str) -> dict[str, str]:
-        keys = {role: f"{place}/{role}".lstrip("/") for role in ROLES}
-        return {role: key for role, key in keys.items() if key in self.bundle.entries}
+    def _by_name(self) -> dict[str, dict[str, str]]:
+        """Return the keys by role of each place in a checkpoint that has no graph."""
+        tables: dict[str, dict[str, str]] = {}
+        for key in self.bundle.entries:
+            place, _, name = key.rpartition("/")
+            if place or name in ROLES:  # at the top there are counters and the like
+                tables.setdefault(place, {})[role_of(name)] = key
+        return tables
 
     def _shapes(self, keys: dict[str, str]) -> dict[str, tuple[int, ...]]:
         return {role: self.bundle.locate(key).shape for role, key in keys.items()}

@@ -30,10 +30,9 @@ from fastgru.io.foreign import is_json
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
-    cells_of,
     errors_at,
     fill,
-    variables_at,
+    group_in,
 )
 from fastgru.io.keras_config import (
     LAYERS,
@@ -43,7 +42,7 @@ from fastgru.io.keras_config import (
     modern_form,
     recurrent_layers,
 )
-from fastgru.io.keras_legacy import LegacyModel
+from fastgru.io.keras_legacy import BY_PLACE, LegacyModel, version_of
 from fastgru.io.keras_masks import mask_notes
 from fastgru.io.keras_shards import SHARDED
 from fastgru.io.named_arrays import find_keras
@@ -53,7 +52,7 @@ from fastgru.layers.base import deserialize_layer
 from fastgru.serialization import is_live_keras
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     import numpy as np
 
@@ -63,7 +62,6 @@ MOST_CONFIG = 1 << 30  # bytes of JSON; the budget counts what it takes to read 
 _COMPUTES_WEIGHTS = re.compile(r"(Weight|Spectral)_?Norm|Quantiz|LoRA", re.IGNORECASE)
 # Wrappers that call their layer and do nothing else; "" is for none.
 _PLAIN_WRAPPERS = ("", "Bidirectional", "TimeDistributed")
-_MOST_SHARED = 100  # models that one layer is in
 LEAST_CELL = 256  # bytes that HDF5 needs at least for the arrays of a cell
 
 
@@ -77,11 +75,14 @@ class UnbuiltLayer(NamedTuple):
         Takes the layer without weights; returns a list of arrays for each of its cells.
     mask : str
         What to tell the user of the mask that the model gives it; empty without a mask.
+    notes : dict of str to str
+        After ``arrays`` was called, what to tell of the arrays, by the layer's name.
     """
 
     config: LayerConfig
     arrays: Callable[[Any], list[list[np.ndarray]]]
     mask: str = ""
+    notes: dict[str, str] | None = None
 
 
 def from_keras(
@@ -126,7 +127,8 @@ def from_keras(
     UserWarning
         The model gives a layer a mask, by Masking or Embedding(mask_zero=True); it says how to make
         the mask for the layer. Or the source has weights without a config, as a checkpoint and
-        some SavedModels: it says which options are assumed.
+        some SavedModels: it says which options are assumed. Or the names in an ``.h5`` file do not
+        tell which arrays are whose: they are taken in order, as Keras does.
 
     Examples
     --------
@@ -137,29 +139,8 @@ def from_keras(
     with reading(what, max_bytes) as budget:
         found = find(source, name, custom_objects, budget)
         result = by_name(found, name, what)
-    for one in found:
-        if "assumed:" in one.recognised:
-            warnings.warn(
-                f"{one.name}: {what} does not describe its layers; this one is known by "
-                f"{one.recognised}. Where the model has others, make the layer with them and use "
-                "load_keras_weights(layer, path)",
-                UserWarning,
-                stacklevel=2,
-            )
-        if "of which nothing is known" in one.recognised:
-            warnings.warn(
-                f"{one.name}: {one.recognised}: what the wrapper itself computes, of the inputs, "
-                "the outputs or the weights, is not in this layer; compare it with verify=",
-                UserWarning,
-                stacklevel=2,
-            )
-        if one.mask:
-            warnings.warn(
-                f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
-                f"comes from the {one.mask}",
-                UserWarning,
-                stacklevel=2,
-            )
+    for text in dict.fromkeys(text for one in found for text in _warnings(one, what)):
+        warnings.warn(text, UserWarning, stacklevel=2)
     if verify is not None:
         layers = found if name is None else [one for one in found if one.name == name]
         if len(layers) != 1:
@@ -169,6 +150,28 @@ def from_keras(
             )
         verify_layer(layers[0].layer, verify, layers[0].name)
     return result
+
+
+def _warnings(one: ImportedLayer, what: str) -> Iterator[str]:
+    """Yield what the user has to know of a layer beside its numbers."""
+    if "assumed:" in one.recognised:
+        yield (
+            f"{one.name}: {what} does not describe its layers; this one is known by "
+            f"{one.recognised}. Where the model has others, make the layer with them and use "
+            "load_keras_weights(layer, path)"
+        )
+    if "of which nothing is known" in one.recognised:
+        yield (
+            f"{one.name}: {one.recognised}: what the wrapper itself computes, of the inputs, "
+            "the outputs or the weights, is not in this layer; compare it with verify="
+        )
+    elif BY_PLACE in one.recognised:
+        yield f"{one.name}: {one.recognised}"
+    if one.mask:
+        yield (
+            f"{one.name}: the model gives it a mask, which a layer alone does not have. It "
+            f"comes from the {one.mask}"
+        )
 
 
 def find(
@@ -239,7 +242,7 @@ def _loaded(
             raise ValueError(f"{place}: {got}, got name={name!r}")
         parts = [parts[names.index(name)]]
     found = []
-    for config, arrays, mask in parts:
+    for config, arrays, mask, notes in parts:
         with errors_at(f"{place}: {config.name}"):
             if _COMPUTES_WEIGHTS.search(config.wrapper):
                 raise ValueError(
@@ -255,6 +258,8 @@ def _loaded(
         unknown = [one for one in config.wrapper.split(" of ") if one not in _PLAIN_WRAPPERS]
         if unknown:
             recognised += f" in {unknown[0]}, of which nothing is known"
+        if notes and config.name in notes:
+            recognised += f"; {notes[config.name]}"
         found.append(ImportedLayer(config.name, layer, convention, recognised, mask))
     return found
 
@@ -304,6 +309,13 @@ def _keras3_parts(
 ) -> list[UnbuiltLayer]:
     root = hdf5.File(weights, f"{path}: {WEIGHTS}", budget).root
     configs, masks = _configs(text, f"{path}: {CONFIG}", root.file.size, kinds, budget)
+    return _placed_parts(root, configs, masks)
+
+
+def _placed_parts(
+    root: Any, configs: list[LayerConfig], masks: dict[str, str]
+) -> list[UnbuiltLayer]:
+    """Return the layers whose weights are in groups that Keras 3 names by their places."""
     same: dict[tuple[str, str], list[LayerConfig]] = {}
     for config in configs:
         same.setdefault(_identity(config), []).append(config)
@@ -311,32 +323,10 @@ def _keras3_parts(
     for config in configs:
 
         def arrays(layer: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
-            return arrays_at(root, _group_in(root, layer, config, same[_identity(config)]), layer)
+            return arrays_at(root, group_in(root, layer, config, same[_identity(config)]), layer)
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
-
-
-def _group_in(root: hdf5.Group, layer: Any, config: LayerConfig, same: list[LayerConfig]) -> str:
-    """Return the group of a layer's weights.
-
-    The file has the weights of a shared layer once, in the group of the first model that has it;
-    ``same`` has all configs that are equal. A wrapper may hold its layer under a name of its own.
-    """
-    first = next(cells_of(layer)).group
-
-    def there(groups: Iterable[str]) -> list[str]:
-        return [group for group in groups if variables_at(root, group + first) is not None]
-
-    if there([config.group]):
-        return config.group
-    found = there(one.group for one in same[:_MOST_SHARED])
-    if not found and config.wrapper:
-        around = config.group.rstrip("/").rpartition("/")[0]
-        wrapper = root.group(around)
-        names = wrapper.names if wrapper is not None else []
-        found = there(f"{around}/{name}/" for name in names[:_MOST_SHARED])
-    return found[0] if len(found) == 1 else config.group
 
 
 def _note(masks: dict[str, str], config: LayerConfig) -> str:
@@ -366,13 +356,13 @@ def _legacy_parts(
     parts = []
     place = f"{path}: model_config"
     configs, masks = _configs(text, place, root.file.size, kinds, budget)
-    model = LegacyModel(weights, configs)
+    model = LegacyModel(weights, configs, version_of(root))
     for config in configs:
 
         def arrays(_: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
             return model.arrays(config)
 
-        parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
+        parts.append(UnbuiltLayer(config, arrays, _note(masks, config), model.notes))
     return parts
 
 
@@ -386,6 +376,8 @@ def _tfjs_parts(path: Path, kinds: dict[str, str], budget: Budget) -> list[Unbui
     with errors_at(str(path)):
         mark(model.config, kinds)
         configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+        if model.by_places:
+            return _placed_parts(model.root, configs, masks)
         tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
     parts = []
     for config in configs:

@@ -14,10 +14,10 @@ from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, Stacked
 from fastgru.problem import BackendError, as_array, float_dtype
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from fastgru.io.budget import Budget
-    from fastgru.io.hdf5 import Group
+    from fastgru.io.keras_config import LayerConfig
 
 CONVENTIONS = {
     "keras": "gates z r h in columns, bias (2, 3H), reset after",
@@ -34,6 +34,7 @@ _SNAKES = (
     (StackedRNNCells, "stacked_rnn_cells"),
 )
 
+_MOST_SHARED = 100  # models that one layer is in
 # What constructors raise for wrong values: RecursionError if the caller's stack is deep already,
 # BackendError for bfloat16 without ml_dtypes.
 _REFUSALS = (
@@ -102,6 +103,11 @@ def cells_of(layer: Any, group: str = "", frozen: bool = False) -> Iterator[Plac
         yield from cells_of(part, f"{group}{below}/", frozen)
 
 
+def is_unnamed(layer: Any) -> bool:
+    """Say whether nobody gave a layer its name, so that it equals one in a file only by chance."""
+    return bool(layer.name == getattr(layer, "_automatic_name", None))
+
+
 def snake_of(layer: Any) -> str:
     """Return the name of a layer's class in Keras 3's weights files."""
     return next((snake for cls, snake in _SNAKES if isinstance(layer, cls)), "")
@@ -110,9 +116,10 @@ def snake_of(layer: Any) -> str:
 # ---- from a file's groups ------------------------------------------------------------------------
 
 
-def variables_at(root: Group, group: str) -> Group | None:
+def variables_at(root: Any, group: str) -> Any:
     """Return the group of one cell's variables in a weights file of Keras 3 or a ``.keras`` file.
 
+    ``root`` is a group of `fastgru.io.hdf5`, of several files or of TensorFlow.js' weights.
     Early files have another name for ``layers``, and Keras 3 reads them too. CuDNNGRU has no cell.
     """
     old = group.replace("layers/", "_layer_checkpoint_dependencies/")
@@ -123,7 +130,7 @@ def variables_at(root: Group, group: str) -> Group | None:
     return None
 
 
-def arrays_at(root: Group, group: str, layer: Any) -> list[list[np.ndarray]]:
+def arrays_at(root: Any, group: str, layer: Any) -> list[list[np.ndarray]]:
     """Read the arrays of each cell of a layer whose group is known.
 
     Raises
@@ -147,6 +154,28 @@ def arrays_at(root: Group, group: str, layer: Any) -> list[list[np.ndarray]]:
             )
         result.append(arrays)
     return result
+
+
+def group_in(root: Any, layer: Any, config: LayerConfig, same: list[LayerConfig]) -> str:
+    """Return the group of a layer's weights.
+
+    The file has the weights of a shared layer once, in the group of the first model that has it;
+    ``same`` has all configs that are equal. A wrapper may hold its layer under a name of its own.
+    """
+    first = next(cells_of(layer)).group
+
+    def there(groups: Iterable[str]) -> list[str]:
+        return [group for group in groups if variables_at(root, group + first) is not None]
+
+    if there([config.group]):
+        return config.group
+    found = there(one.group for one in same[:_MOST_SHARED])
+    if not found and config.wrapper:
+        around = config.group.rstrip("/").rpartition("/")[0]
+        wrapper = root.group(around)
+        names = wrapper.names if wrapper is not None else []
+        found = there(f"{around}/{name}/" for name in names[:_MOST_SHARED])
+    return found[0] if len(found) == 1 else config.group
 
 
 def names_in(group: NamedArrays, what: str) -> list[str]:

@@ -209,7 +209,8 @@ def _count(layer: Any) -> int:
     if kind not in ("RNN", "Bidirectional", "StackedRNNCells"):
         return 0
     config = layer["config"]
-    count = _count([config[key] for key in _INSIDE if config.get(key) is not None])
+    inside = ("cell",) if kind == "RNN" else _INSIDE
+    count = _count([config[key] for key in inside if config.get(key) is not None])
     twin = kind == "Bidirectional" and config.get("backward_layer") is None
     return 2 * count if twin else count
 
@@ -231,8 +232,15 @@ def modern_form(layer: Any) -> Any:
         config = {**old, "implementation": 1}  # marks Keras 2; one dropout mask for each gate
     if class_name == "CuDNNGRU":
         class_name, config = "GRU", {**config, **_CUDNN}
-    if config.get("implementation") == 0:  # Keras 2.0's default; it computes what 1 does
+    # 0 is Keras 2.0's default, and TensorFlow.js writes null; both compute what 1 does.
+    if config.get("implementation", 1) in (0, None):
         config["implementation"] = 1
+    if class_name == "GRUCell" and config.get("activity_regularizer") is None:
+        config.pop("activity_regularizer", None)  # TensorFlow.js' cells have one
+    if class_name == "RNN" and is_object(config.get("cell")):
+        # TensorFlow.js writes the cell's arguments beside those of the layer too.
+        twice = set(config["cell"]["config"]) - {"name", "trainable", "dtype"}
+        config = {key: value for key, value in config.items() if key not in twice}
     config.pop("num_constants", None)  # tf.keras' RNN: the number of inputs without a time axis
     config.update((key, modern_form(config[key])) for key in _INSIDE if key in config)
     form = {"class_name": class_name, "config": config}

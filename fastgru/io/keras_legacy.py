@@ -4,16 +4,17 @@ A file has one group for each layer of the outermost model, and a group has one 
 first the trainable ones, then the others. The names stored with the arrays are those that the
 layers had when they were built. So there are two witnesses. Position: Keras itself reads by it, but
 the config does not say of all arrays whether they were trainable. Names: right unless a layer was
-renamed. Where both speak and differ, there is no way to know, and that is an error.
+renamed. Where both speak and differ, or names say nothing, position decides, as in Keras, and a
+note says so. Where the position is not certain either, that is an error.
 """
 
 from __future__ import annotations
 
 import re
-from itertools import pairwise, permutations
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastgru.io.keras_cells import cells_of, names_in
+from fastgru.io.keras_cells import names_in
 from fastgru.io.keras_config import kind_of, layer_name
 
 if TYPE_CHECKING:
@@ -31,9 +32,8 @@ _KERAS_1_ROLES = tuple(f"{kind}_{gate}" for gate in "zrh" for kind in "WUb")
 _NAME = re.compile(
     r"(?:(.*?)[/_])??(recurrent_kernel|kernel|bias|[WUb]_[zrh])((?:_\d+)?)(?::\d+)?", re.DOTALL
 )
-_AUTOMATIC = re.compile(r"(.*?)(?:_(\d+))?")
+BY_PLACE = "the arrays are taken in its order, as Keras does"
 _MOST_PAIRS = 1 << 16  # of names that are compared; a file of many equal names goes by position
-_MOST_PERMUTED = 5  # cells
 
 
 class WantedCell(NamedTuple):
@@ -128,26 +128,14 @@ def _wanted(
             yield cell._replace(below=i + j > 0)
 
 
-def wanted_of_layer(layer: Any) -> list[WantedCell]:
-    """Return the cells of one of fastgru's layers; what it has frozen says nothing of a file."""
-    cells = list(cells_of(layer))
-    result: list[WantedCell] = []
-    for part in cells:
-        half = next((h for h in ("forward", "backward") if part.group.startswith(h)), "")
-        names = [layer.name]
-        if half:
-            names.append(getattr(layer, f"{half}_layer").name)
-        if "cells/" in part.group:
-            names.append(part.cell.name)
-        below = bool(result) and result[-1].half == half
-        arrays = 2 + part.cell.use_bias
-        result.append(
-            WantedCell((), tuple(names), half, part.cell.units, arrays, below, False, False)
-        )
-    return result
-
-
 # ---- what a file has -----------------------------------------------------------------------------
+
+
+def version_of(root: Group) -> str:
+    """Return the version of the Keras that wrote a whole model; empty if the file has none."""
+    weights = root.group("model_weights")
+    texts = [group.attribute("keras_version") for group in (root, weights) if group is not None]
+    return next((text for text in texts if isinstance(text, str)), "")
 
 
 def stored_cells(group: NamedArrays) -> list[StoredCell]:
@@ -188,10 +176,19 @@ class LegacyModel:
         The group ``model_weights``.
     configs : list of LayerConfig
         All GRUs of the model.
+    version : str
+        The version of the Keras that wrote the file.
+
+    Attributes
+    ----------
+    notes : dict of str to str
+        By the name of a layer that `arrays` has read, why its arrays are only probably its own.
     """
 
-    def __init__(self, root: Group, configs: Sequence[LayerConfig]) -> None:
+    def __init__(self, root: Group, configs: Sequence[LayerConfig], version: str = "") -> None:
+        self.notes: dict[str, str] = {}
         self._root = root
+        self._version = version
         self._configs: dict[str, list[LayerConfig]] = {}
         for config in configs:
             self._configs.setdefault(config.path[0], []).append(config)
@@ -234,45 +231,57 @@ class LegacyModel:
         once = [(key, first[key]) for key in dict.fromkeys(keys)]
         cells = [cell for _, cell in once]
         owner_frozen = any(config.owner_frozen for config in configs)
-        chosen = _choose(cells, stored, _by_flags(cells, owner_frozen))
+        orders = _by_flags(cells, owner_frozen, self._version)
+        chosen, note = choose(cells, stored, orders)
+        self.notes.update((config.name, note) for config in configs if note)
         found = {key: cell for (key, _), cell in zip(once, chosen, strict=True)}
         left = iter(keys)
         return {name: [found[next(left)] for _ in cells] for name, cells in by_layer.items()}
 
 
-def _by_flags(wanted: Sequence[WantedCell], owner_frozen: bool) -> list[list[int]]:
-    """Return the orders in which a file may list the cells: trainable ones first."""
+def _by_flags(wanted: Sequence[WantedCell], owner_frozen: bool, version: str) -> list[list[int]]:
+    """Return the orders in which a file may list the cells: trainable ones first.
+
+    Keras 3 asks each variable alone. In Keras 2 a model that is not trainable has nothing that is,
+    but lists what would be before the rest.
+    """
     count = range(len(wanted))
+    modern = version.startswith("3")
+    orders = [] if modern and owner_frozen else [sorted(count, key=lambda i: wanted[i].frozen)]
     if owner_frozen:
-        return [list(count)]
-    orders = [
-        sorted(count, key=lambda i: wanted[i].frozen),
-        sorted(count, key=lambda i: wanted[i].inside_frozen),
-    ]
-    return orders[:1] if orders[0] == orders[1] else orders
+        orders.append(list(count))
+    elif not modern:
+        orders.append(sorted(count, key=lambda i: wanted[i].inside_frozen))
+    return orders[:1] if orders[0] == orders[-1] else orders
 
 
-def _choose(
+def choose(
     wanted: Sequence[WantedCell], stored: Sequence[StoredCell], orders: list[list[int]]
-) -> list[StoredCell]:
-    """Return the stored cell of each wanted one; ValueError where that is not certain."""
+) -> tuple[list[StoredCell], str]:
+    """Return the stored cell of each wanted one, and a note where others could be meant.
+
+    Raises
+    ------
+    ValueError
+        Sizes, order and names do not say which is which.
+    """
     by_position: list[list[StoredCell]] = []
     if len(wanted) == len(stored):
         for order in orders:
             cells = dict(zip(order, stored, strict=True))
             by_position.append([cells[i] for i in range(len(wanted))])
-        by_position = [cells for cells in by_position if _fit(wanted, cells)]
-    by_name = _by_names(wanted, stored)
-    if by_name is not None and not _fit(wanted, by_name):
+        by_position = [cells for cells in by_position if fit(wanted, cells)]
+    by_name = by_names(wanted, stored)
+    if by_name is not None and not fit(wanted, by_name):
         by_name = None
     if by_name is not None and (not by_position or by_name in by_position):
-        return by_name
-    if by_name is None and len(by_position) == 1:
-        return by_position[0]
+        return by_name, ""
+    if len(by_position) == 1:
+        return by_position[0], _note(wanted, by_position[0], by_name)
     need = ", ".join(dict.fromkeys("/".join((*c.models, *c.names)) for c in wanted))
     got = ", ".join(cell.prefix for cell in stored) or "none"
     if by_position:
-        why = "their names and their order do not agree on which is which"
+        why = "the order is not certain, since some were not trainable, nor do their names tell"
     else:
         why = "neither their names nor their sizes and order say which is which"
     raise ValueError(
@@ -281,7 +290,31 @@ def _choose(
     )
 
 
-def _fit(wanted: Sequence[WantedCell], cells: Sequence[StoredCell]) -> bool:
+def _note(
+    wanted: Sequence[WantedCell],
+    chosen: Sequence[StoredCell],
+    by_name: Sequence[StoredCell] | None,
+) -> str:
+    """Say why cells that were taken by their place may be others; empty where they cannot."""
+    sizes = Counter(map(_sizes, wanted, chosen))
+    if by_name is None and max(sizes.values()) == 1:
+        return ""
+    what = "does not have the names" if by_name is None else "has the names in another order"
+    pairs = [f"{'/'.join(w.names)} from {c.prefix}" for w, c in zip(wanted, chosen, strict=True)]
+    return (
+        f"the file {what}, so {BY_PLACE}: "
+        f"{', '.join(pairs)[:500]}. That is right where layers were renamed after they were built. "
+        "Where the cell alone of a GRU was not trainable (gru.cell.trainable = False), the order "
+        "is another, and Keras mixes the layers up too: then save the model as .keras"
+    )
+
+
+def _sizes(want: WantedCell, cell: StoredCell) -> tuple[Any, ...]:
+    """Return what two cells have in common that can stand for each other."""
+    return want.half, want.below, cell.inputs, cell.units, len(cell.names)
+
+
+def fit(wanted: Sequence[WantedCell], cells: Sequence[StoredCell]) -> bool:
     """Say whether sizes, biases and halves of a Bidirectional are those of the wanted cells."""
     before: StoredCell | None = None
     for want, cell in zip(wanted, cells, strict=True):
@@ -295,9 +328,7 @@ def _fit(wanted: Sequence[WantedCell], cells: Sequence[StoredCell]) -> bool:
     return True
 
 
-def _by_names(
-    wanted: Sequence[WantedCell], stored: Sequence[StoredCell]
-) -> list[StoredCell] | None:
+def by_names(wanted: Sequence[WantedCell], stored: Sequence[StoredCell]) -> list[StoredCell] | None:
     """Return the stored cell of each wanted one by their names; None unless all are found."""
     if len(wanted) * len(stored) > _MOST_PAIRS:
         matches: dict[str, list[StoredCell]] = {}
@@ -336,8 +367,8 @@ def by_their_names(
     owners: dict[str, tuple[str, str]] = {}
     for config in configs:
         wanted = wanted_of_config(config)
-        cells = _by_names(wanted, stored)
-        if cells is None or not _fit(wanted, cells):
+        cells = by_names(wanted, stored)
+        if cells is None or not fit(wanted, cells):
             got = ", ".join(cell.prefix for cell in stored)[:1000] or "none"
             raise ValueError(f"{place}: expected weights of {config.name}, got those of {got}")
         form = config.path[-1], repr(config.form)
@@ -366,7 +397,7 @@ def _named(cell: StoredCell, want: WantedCell, strict: bool) -> bool:
     return all(any(p in (name, f"{want.half}_{name}") for p in rest) for name in names)
 
 
-# ---- files of weights alone ----------------------------------------------------------------------
+# ---- arrays without names ------------------------------------------------------------------------
 
 
 def in_order(
@@ -377,7 +408,7 @@ def in_order(
     Raises
     ------
     ValueError
-        The group has another number of arrays, or some are trainable and others are not.
+        The group has another number of arrays, or a model's layers are not all trainable.
     """
     names = names_in(group, "weight_names")
     counts = [cell.arrays for cell in wanted]
@@ -392,66 +423,3 @@ def in_order(
         )
     taken = iter(names)
     return [[group.array(next(taken)) for _ in range(count)] for count in counts]
-
-
-def alone(layer: Any, group: NamedArrays, stored: Sequence[StoredCell]) -> list[list[np.ndarray]]:
-    """Return the arrays of the one layer that these stored cells of a group belong to.
-
-    Raises
-    ------
-    ValueError
-        They are those of another layer, or do not say which cell each is.
-    """
-    wanted = wanted_of_layer(layer)
-    if not stored:
-        return in_order(group, wanted)
-    if len(stored) != len(wanted):
-        got = ", ".join(cell.prefix for cell in stored)
-        raise ValueError(f"{layer.name}: expected {len(wanted)} cells, got {len(stored)}: {got}")
-    by_name = _by_names(wanted, stored)
-    if by_name is not None and _fit(wanted, by_name):
-        return [cell.read(group) for cell in by_name]
-    result: list[StoredCell] = []
-    for half in dict.fromkeys(want.half for want in wanted):
-        part = [want for want in wanted if want.half == half]
-        cells = list(stored) if not half else _of_half(stored, half)
-        result += _in_stack(part, cells, layer.name)
-    return [cell.read(group) for cell in result]
-
-
-def _of_half(stored: Sequence[StoredCell], half: str) -> list[StoredCell]:
-    """Return the cells of one half of a Bidirectional.
-
-    Keras marks all halves but a ``backward_layer`` that was given to it.
-    """
-    marked = [cell for cell in stored if cell.half]
-    if half == "forward":
-        return [cell for cell in marked if cell.half == half]
-    return [cell for cell in stored if cell.half != "forward"]
-
-
-def _in_stack(
-    wanted: Sequence[WantedCell], cells: Sequence[StoredCell], name: str
-) -> list[StoredCell]:
-    """Return the cells of a stack in the order of the stack, where sizes or numbers say it."""
-    if len(wanted) == len(cells):
-        if len(cells) == 1 or (_fit(wanted, cells) and _numbered(cells)):
-            return list(cells)
-        if len(cells) <= _MOST_PERMUTED:
-            fits = [list(some) for some in permutations(cells) if _fit(wanted, some)]
-            if len(fits) == 1:
-                return fits[0]
-    got = ", ".join(cell.prefix for cell in cells) or "none"
-    raise ValueError(
-        f"{name}: expected {len(wanted)} cells in an order that is certain, got {got}; some may "
-        "not have been trainable, which changes their order in the file. Give the cells the names "
-        "that they have there, as in GRUCell(units, name=...)"
-    )
-
-
-def _numbered(cells: Sequence[StoredCell]) -> bool:
-    """Say whether names are as Keras makes them, each with a higher number than the one before."""
-    matches = [_AUTOMATIC.fullmatch(cell.parts[-1]) for cell in cells]
-    pairs = [(m[1], int(m[2] or 0)) for m in matches if m is not None]
-    numbers = [number for _, number in pairs]
-    return len({stem for stem, _ in pairs}) == 1 and all(a < b for a, b in pairwise(numbers))

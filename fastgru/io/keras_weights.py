@@ -16,17 +16,19 @@ from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.budget import listed, reading
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import is_json
+from fastgru.io.keras_alone import all_of_group, alone, others_like
 from fastgru.io.keras_cells import (
     arrays_at,
     cells_of,
     errors_at,
     fill,
+    is_unnamed,
     names_in,
     snake_of,
     variables_at,
 )
 from fastgru.io.keras_config import kind_of, numbered, recurrent_layers
-from fastgru.io.keras_legacy import LegacyModel, alone, stored_cells
+from fastgru.io.keras_legacy import LegacyModel, stored_cells, version_of
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.named_arrays import ArrayGroup
 from fastgru.io.torch_numpy import is_npz
@@ -60,7 +62,8 @@ def load_keras_weights(
         ``.weights.h5`` of Keras 3, or the ``.weights.json`` of several of them; ``.h5`` of Keras
         1, 2 or 3, whole models and weights alone; ``.keras``; the ``model.json`` of TensorFlow.js;
         ``.npz`` with Keras' names; or a TensorFlow checkpoint: its name as TensorFlow takes it, its
-        ``.index``, or the folder of which the latest is to be read.
+        ``.index`` or a ``.data`` file, or the folder of which the latest is to be read. There the
+        layer's name may be a path, as ``"encoder/gru"``.
     max_bytes : int, optional
         Bytes of memory that reading may take; by default 64 MB and four times the files' bytes.
 
@@ -69,6 +72,13 @@ def load_keras_weights(
     ValueError
         The file is damaged, has no such layer or several, or arrays of other shapes. The layer
         does not change.
+
+    Warns
+    -----
+    UserWarning
+        The names in an ``.h5`` file do not tell for certain which arrays are whose. They are taken
+        in order, as Keras does: those of cells that are not ``trainable`` in ``layer`` come last.
+        Or the file does not say which Keras wrote it, and ``hard_sigmoid`` depends on that.
     """
     path = Path(path)
     list(cells_of(layer))  # TypeError for what has no GRU cells
@@ -96,17 +106,20 @@ def _load(layer: Any, path: Path, budget: Budget) -> None:
             _check_formulas(layer, "", str(path))
             fill(layer, arrays, budget)
         return
+    notes: list[str] = []
     with _weights_file(path, budget) as (root, version), errors_at(root.file.place):
         legacy = root.group("model_weights") or root
         if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
             version = legacy.attribute("keras_version") or "1"
-            arrays = _from_legacy(layer, root, legacy)
+            arrays = _from_legacy(layer, root, legacy, notes)
         else:
             arrays = _from_keras3(layer, root)
             # Keras 3 stores names with groups, and earlier versions did not.
             version = version or ("3" if _name_at(root, "") else "")
         _check_formulas(layer, str(version), root.file.place)
         fill(layer, arrays, budget)
+    for note in dict.fromkeys(notes):
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
 
 
 @contextmanager
@@ -146,9 +159,10 @@ def _from_arrays(layer: Any, group: ArrayGroup) -> list[list[np.ndarray]]:
     """Return the arrays of a layer's cells, by Keras' names of them."""
     stored = stored_cells(group)
     parts = layer.layers if isinstance(layer, Sequential) else [layer]
-    found = [_of_group(part, {"": (group, stored)}) for part in parts]
+    notes: list[str] = []  # such a file has no order that says anything
+    found = [_of_group(part, {"": (group, stored)}, notes) for part in parts]
     if len(parts) == 1 and found[0] is None and stored:
-        found = [alone(parts[0], group, stored)]
+        found = [alone(parts[0], group, stored, notes)]
     if any(arrays is None for arrays in found):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
@@ -164,13 +178,14 @@ def _check_formulas(layer: Any, version: str, place: str) -> None:
     Raises
     ------
     ValueError
-        Keras 1 or 2 wrote the file, and the layer has Keras 3's ``hard_sigmoid``.
+        Keras 1 or 2 or TensorFlow.js wrote the file, and the layer has Keras 3's ``hard_sigmoid``.
     """
     functions = [f for part in cells_of(layer) for f in _activations(part.cell)]
-    if activations.hard_sigmoid in functions and version[:1] in ("", "1", "2"):
+    in_javascript = version.startswith("tfjs")
+    if activations.hard_sigmoid in functions and (in_javascript or version[:1] in ("", "1", "2")):
         advice = (
-            "hard_sigmoid is clip(0.2 x + 0.5, 0, 1) in Keras 1 and 2, and relu6(x + 3) / 6 in "
-            "Keras 3, as in this layer"
+            "hard_sigmoid is clip(0.2 x + 0.5, 0, 1) in Keras 1 and 2 and in TensorFlow.js, and "
+            "relu6(x + 3) / 6 in Keras 3, as in this layer"
         )
         if not version:
             warnings.warn(
@@ -181,7 +196,8 @@ def _check_formulas(layer: Any, version: str, place: str) -> None:
             )
             return
         raise ValueError(
-            f"expected a layer with hard_sigmoid_keras2 for weights of Keras {version}, got "
+            f"expected a layer with hard_sigmoid_keras2 for weights of "
+            f"{version if in_javascript else f'Keras {version}'}, got "
             f"hard_sigmoid: {advice}. Make the layer with 'hard_sigmoid_keras2'; or with "
             "'hard_sigmoid', if the weights are to run with Keras 3's formula, and set_weights"
         )
@@ -194,7 +210,9 @@ def _activations(cell: Any) -> tuple[Any, Any]:
 # ---- legacy files --------------------------------------------------------------------------------
 
 
-def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list[np.ndarray]]:
+def _from_legacy(
+    layer: Any, root: hdf5.Group, weights: hdf5.Group, notes: list[str]
+) -> list[list[np.ndarray]]:
     """Return the arrays of a layer's cells, of the layers of the same names or of all there are."""
     groups: dict[str, tuple[NamedArrays, list[StoredCell]]] = {}
     for name in names_in(weights, "layer_names"):
@@ -202,9 +220,11 @@ def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list
         if group is not None and names_in(group, "weight_names"):
             groups[name] = (group, stored_cells(group))
     parts = layer.layers if isinstance(layer, Sequential) else [layer]
-    named = _of_config(parts, root)
+    if len(groups) == len(parts) > 1 and all(map(is_unnamed, parts)):
+        return _in_place(parts, groups, notes)
+    named = _of_config(parts, root, notes)
     if named is None:
-        named = [_of_group(part, groups) for part in parts]
+        named = _of_groups(parts, groups, notes)
     if all(arrays is not None for arrays in named):
         return [cell for arrays in named for cell in arrays or []]
     unnamed = _automatic([part.name for part in parts])
@@ -215,18 +235,26 @@ def _from_legacy(layer: Any, root: hdf5.Group, weights: hdf5.Group) -> list[list
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
             f"{', '.join(groups) or 'none'}; give the layer the name that it has there"
         )
-    # In order, as Keras does.
+    return _in_place(parts, groups, notes)
+
+
+def _in_place(
+    parts: list[Any], groups: dict[str, tuple[NamedArrays, list[StoredCell]]], notes: list[str]
+) -> list[list[np.ndarray]]:
+    """Return the arrays of layers in the order of the groups, as Keras does."""
     pairs = zip(parts, groups.values(), strict=True)
-    return [cell for part, (group, stored) in pairs for cell in alone(part, group, stored)]
+    return [cell for part, (group, stored) in pairs for cell in alone(part, group, stored, notes)]
 
 
-def _of_config(parts: list[Any], root: hdf5.Group) -> list[list[list[np.ndarray]] | None] | None:
+def _of_config(
+    parts: list[Any], root: hdf5.Group, notes: list[str]
+) -> list[list[list[np.ndarray]] | None] | None:
     """Return the arrays of layers that the config in the file names; None if it does not."""
     text, weights = root.attribute("model_config"), root.group("model_weights")
     if not isinstance(text, str) or weights is None:
         return None
     configs = list(recurrent_layers(parse_json(text, root.file.budget, "model_config")))
-    model = LegacyModel(weights, configs)
+    model = LegacyModel(weights, configs, version_of(root))
     result: list[list[list[np.ndarray]] | None] = []
     for part in parts:
         found = [config for config in configs if config.name == part.name]
@@ -237,11 +265,31 @@ def _of_config(parts: list[Any], root: hdf5.Group) -> list[list[list[np.ndarray]
         if both != isinstance(part, Bidirectional):
             return None
         result.append(model.arrays(found[0]))
+    notes += model.notes.values()
     return result
 
 
+def _of_groups(
+    parts: list[Any],
+    groups: dict[str, tuple[NamedArrays, list[StoredCell]]],
+    notes: list[str],
+) -> list[list[list[np.ndarray]] | None]:
+    """Return the arrays of the layers of these names, None for those that are not there."""
+    named: list[list[list[np.ndarray]] | None] = []
+    nested: list[str] = []
+    for part in parts:
+        named.append(_of_group(part, groups, nested))
+    if nested and len(groups) == 1 and not any(part.name in groups for part in parts):
+        # The layers may be all there are, as in a nested model of the same architecture.
+        whole = all_of_group(parts, *next(iter(groups.values())), notes)
+        if whole is not None:
+            return list(whole)
+    notes += nested
+    return named
+
+
 def _of_group(
-    part: Any, groups: dict[str, tuple[NamedArrays, list[StoredCell]]]
+    part: Any, groups: dict[str, tuple[NamedArrays, list[StoredCell]]], notes: list[str]
 ) -> list[list[np.ndarray]] | None:
     """Return the arrays of the layer of this name, at the top or in a nested model; None if none.
 
@@ -251,8 +299,9 @@ def _of_group(
         Several layers have the name.
     """
     if part.name in groups:
-        return alone(part, *groups[part.name])
+        return alone(part, *groups[part.name], notes)
     found: list[tuple[NamedArrays, list[StoredCell]]] = []
+    others: list[StoredCell] = []
     path = part.name.split("/")
     for top, (group, stored) in groups.items():
         below = path[1:] if path[0] == top else path
@@ -264,10 +313,20 @@ def _of_group(
                     inside.setdefault("/".join(names[:at]), []).append(cell)
                     break
         found += [(group, cells) for cells in inside.values()]
+        if inside:
+            others += stored
     if len(found) > 1:
         got = ", ".join(f"{group.place}: {cells[0].prefix}" for group, cells in found)
         raise ValueError(f"expected one layer called {part.name}, got several: {got}")
-    return alone(part, *found[0]) if found else None
+    if not found:
+        return None
+    if others := others_like(found[0][1], others):
+        notes.append(
+            f"{part.name}: it is in a nested model, and there the file has the names that layers "
+            "were built with. If they were renamed later, this name may be that of "
+            f"{', '.join(cell.prefix for cell in others)[:500]}; a file of the whole model tells"
+        )
+    return alone(part, *found[0], notes)
 
 
 # ---- files of Keras 3 ----------------------------------------------------------------------------
@@ -293,7 +352,7 @@ def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
     there = {name for place in places for name in place.names}
     inside = [key for key in root.group("layers").names if _is_recurrent(key)] if whole else []
     if len(inside) == len(own):  # in order, as Keras does, unless the names say otherwise
-        if _automatic(wanted) and set(wanted) != set(names):
+        if _automatic(wanted) and (set(wanted) != set(names) or all(map(is_unnamed, layer.layers))):
             return arrays_at(root, "", layer)
         if _automatic(names) and not there & set(wanted):
             return arrays_at(root, "", layer)

@@ -30,6 +30,8 @@ _NAME = re.compile(
     r"(?:(?P<place>.*)[/.])?(?:(?P<role>kernel|recurrent_kernel|bias)(?::0)?|vars/(?P<n>\d{1,3}))",
     re.DOTALL,
 )
+# Variables that stateful layers have for their states.
+_STATE = re.compile(r"(Variable|rnn_state)(_\d+)?")
 # Parts of a place that say nothing about which layer it is.
 _INNER = re.compile(r"(?:/|^)(?:gru_cell(?:_\d+)?|cell)$")
 
@@ -125,17 +127,26 @@ def keras_named(
         if role in group:
             raise ValueError(f"{where}: expected one {role} under {place!r}, got two")
         group[role] = array
+    for name in arrays:  # of a cell that has more variables than a GRU's
+        place, _, last = name.removesuffix(":0").rpartition("/")
+        if place in groups and place and _NAME.fullmatch(name) is None and role_of(last) == "more":
+            groups[place]["more"] = arrays[name]
     cells = {
         place: group
         for place, group in groups.items()
         if is_gru({role: array.shape for role, array in group.items()})
     }
-    short = Counter(_INNER.sub("", place) for place in cells)
+    names = {place: _INNER.sub("", place) or "gru" for place in cells}
+    short = Counter(names.values())
+    full = {place: name if short[name] == 1 else place or "." for place, name in names.items()}
     return [
-        _with_defaults(place, place if short[name] > 1 else name or "gru", group, where, budget)
-        for place, group in cells.items()
-        for name in [_INNER.sub("", place)]
+        _with_defaults(place, full[place], group, where, budget) for place, group in cells.items()
     ]
+
+
+def role_of(name: str) -> str:
+    """Return the role of a variable of a cell or layer: "" of a state, "more" if a GRU has none."""
+    return name if name in ROLES else "" if _STATE.fullmatch(name) else "more"
 
 
 def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:

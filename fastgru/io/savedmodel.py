@@ -27,7 +27,7 @@ from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
 from fastgru.io.keras_config import count_cells, layer_name, modern_form
 from fastgru.io.keras_masks import mask_notes
-from fastgru.io.named_arrays import ROLES, is_gru, keras_named
+from fastgru.io.named_arrays import ROLES, is_gru, keras_named, role_of
 from fastgru.io.protobuf import Message
 from fastgru.layers.base import deserialize_layer
 
@@ -308,6 +308,7 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
     bundle = objects.bundle
     groups: dict[str, dict[str, tuple[str, TensorLocation]]] = {}
     names = []
+    others = set()  # cells that compute with more than a GRU's weights
     for number, _ in objects.model_objects():
         variable = objects.variable(number)
         if variable is None:
@@ -316,6 +317,8 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
         names.append(full_name)
         cell, _, role = full_name.rpartition("/")
         if role not in ROLES:
+            if cell and role_of(role):
+                others.add(cell)
             continue
         location = bundle.locate(key)
         known = groups.setdefault(cell, {}).setdefault(role, (key, location))[1]
@@ -329,7 +332,8 @@ def _by_weights(folder: Path, objects: ObjectGraph) -> list[ImportedLayer]:
     arrays = {
         f"{cell}/{role}": bundle.floats(key)
         for cell, group in groups.items()
-        if is_gru({role: location.shape for role, (_, location) in group.items()})
+        if cell not in others
+        and is_gru({role: location.shape for role, (_, location) in group.items()})
         for role, (key, _) in group.items()
     }
     found = keras_named(arrays, str(bundle.path), bundle.budget)

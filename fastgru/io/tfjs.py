@@ -4,7 +4,8 @@ The JSON lists the weights with names, shapes and types, in the order in which t
 files. Weights may be quantized: ``value * scale + min`` with integers of 8 or 16 bits, or float16.
 
 Source: TensorFlow.js, ``tfjs-core/src/io/types.ts`` (ModelJSON, WeightsManifestEntry) and
-``tfjs-converter/docs``. A layer is found by the names of its weights, as TensorFlow.js itself does.
+``tfjs-converter/docs``. A layer is found by the names of its weights, as TensorFlow.js itself does;
+in a model that was converted from Keras 3 these are the places of its ``.weights.h5``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from fastgru.io.bounded import file_beside, parse_json
 from fastgru.io.budget import listed
 from fastgru.io.bundle import read_file
+from fastgru.io.keras_cells import arrays_at, group_in
 from fastgru.io.keras_config import recurrent_layers
 from fastgru.io.keras_legacy import by_their_names, stored_cells
 from fastgru.layers import Sequential
@@ -31,9 +33,11 @@ if TYPE_CHECKING:
 MOST_JSON = 64 << 20  # bytes of model.json; a layer takes about 3000
 MOST_FILES = 1000
 MOST_AXES = 8
+MOST_PARTS = 256  # of a weight's name, between slashes
 # Names that Keras gives to layers that have none.
 _AUTOMATIC = re.compile(r"(gru|rnn|bidirectional|cu_dnngru)(_\d+)?")
 _DTYPES = {"float32": "<f4", "int32": "<i4", "bool": "u1", "float16": "<f2"}
+_PLACED = re.compile(r"(.*/)?vars/\d+", re.DOTALL)  # a weight's name in Keras 3
 _QUANTIZED = {"uint8": "u1", "uint16": "<u2", "float16": "<f2"}
 
 
@@ -172,6 +176,25 @@ class Model:
         # TensorFlow.js computes in double precision and stores the result in single.
         return (array * np.float64(weight.scale) + weight.least).astype(np.float32)
 
+    @property
+    def by_places(self) -> bool:
+        """Whether the weights have Keras 3's places for names, as ``layers/gru/cell/vars/0``."""
+        return any(_PLACED.fullmatch(name) for name in self.weights)
+
+    @property
+    def root(self) -> PlacedWeights:
+        """The weights as groups of Keras 3's places."""
+        tree: dict[str, Any] = {}
+        for name in self.weights:
+            node, parts = tree, name.split("/")[:MOST_PARTS]
+            for part in parts[:-1]:
+                node = node.setdefault(part, {})
+                if not isinstance(node, dict):
+                    raise ValueError(f"{self.path}: expected a group or a weight, got both: {part}")
+            if node.setdefault(parts[-1], name) != name:
+                raise ValueError(f"{self.path}: expected one weight {name[:200]}, got several")
+        return PlacedWeights(self, tree)
+
     # -- what `fastgru.io.keras_legacy` needs of a group of arrays -------------------------
 
     @property
@@ -186,6 +209,32 @@ class Model:
     def get(self, path: str) -> _Weight | None:
         """Return what is known of a weight, its shape too."""
         return self.weights.get(path)
+
+
+class PlacedWeights:
+    """A group of weights whose names are Keras 3's places; see `fastgru.io.hdf5.Group`."""
+
+    def __init__(self, model: Model, tree: dict[str, Any]) -> None:
+        self.model, self.place, self._tree = model, model.place, tree
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the members."""
+        return list(self._tree)
+
+    def group(self, path: str) -> PlacedWeights | None:
+        """Return the group at a path below this one; None if there is none."""
+        tree: Any = self._tree
+        for part in filter(None, path.split("/")):
+            tree = tree.get(part) if isinstance(tree, dict) else None
+        return PlacedWeights(self.model, tree) if isinstance(tree, dict) else None
+
+    def array(self, name: str) -> np.ndarray:
+        """Return the weight of a name in this group; ValueError if there is none."""
+        full = self._tree.get(name)
+        if not isinstance(full, str):
+            raise ValueError(f"{self.place}: expected a weight {name}, got {', '.join(self.names)}")
+        return self.model.array(full)
 
 
 def configs_of(model: Model) -> list[LayerConfig]:
@@ -207,8 +256,30 @@ def configs_of(model: Model) -> list[LayerConfig]:
 
 def arrays_of(model: Model, configs: list[LayerConfig]) -> list[list[list[np.ndarray]]]:
     """Return, for each config, the arrays of each cell."""
+    if model.version.startswith("tfjs"):
+        configs = [_named_in_javascript(config) for config in configs]
     found = by_their_names(configs, stored_cells(model), model.place)
     return [[cell.read(model) for cell in cells] for cells in found]
+
+
+def _named_in_javascript(config: LayerConfig) -> LayerConfig:
+    """Return a config with the names that TensorFlow.js gives to the cells of a stack."""
+
+    def renamed(form: Any) -> Any:
+        if not isinstance(form, dict):
+            return form
+        inner = dict(form["config"])
+        for key in ("layer", "backward_layer", "cell"):
+            if key in inner:
+                inner[key] = renamed(inner[key])
+        if isinstance(cells := inner.get("cells"), list):
+            inner["cells"] = [
+                {**cell, "name": f"RNNCell_{i}"} if isinstance(cell, dict) else cell
+                for i, cell in enumerate(cells)
+            ]
+        return {**form, "config": inner}
+
+    return config._replace(form=renamed(config.form))
 
 
 def arrays_for(layer: Any, model: Model) -> list[list[np.ndarray]]:
@@ -234,4 +305,18 @@ def arrays_for(layer: Any, model: Model) -> list[list[np.ndarray]]:
                 "that it has there"
             )
         chosen = configs  # in order, as Keras does
+    if model.by_places:
+        root = model.root
+        pairs = zip(parts, chosen, strict=True)
+        placed = [
+            arrays_at(root, group_in(root, part, config, _equal(config, configs)), part)
+            for part, config in pairs
+        ]
+        return [cell for cells in placed for cell in cells]
     return [cell for cells in arrays_of(model, chosen) for cell in cells]
+
+
+def _equal(config: LayerConfig, configs: list[LayerConfig]) -> list[LayerConfig]:
+    """Return the configs of the same layer, which several models may share."""
+    own = config.path[-1], config.form
+    return [one for one in configs if (one.path[-1], one.form) == own]

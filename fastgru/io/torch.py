@@ -337,6 +337,8 @@ def _layer(
             return_sequences=return_sequences or not last,
             return_state=return_state and last,
             dtype=sizes.dtype,
+            # As pad_packed_sequence gives the steps beyond a sequence's end; Bidirectional does so.
+            zero_output_for_mask=return_sequences or not last,
         )
         if sizes.directions == 2:
             layer = Bidirectional(layer)

@@ -54,7 +54,7 @@ class Layer:
             stem = re.sub(
                 r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__
             )
-            name = unique_name(stem.lower())
+            name = self._automatic_name = unique_name(stem.lower())
         self.name = name
         self.trainable = bool(trainable)
         self.built = False

@@ -215,7 +215,7 @@ class Bidirectional(ComposedLayer):
             half.finish(part, y, states)
             for half, part, (y, states, _) in zip(self.halves, call.parts, done, strict=True)
         ]
-        return self._merge(outputs, call.out)[0]
+        return self._merge(outputs, call)[0]
 
     def _run(self, call: ComposedCall, save: bool = False, keep_gates: bool = True) -> list[Any]:
         """Return what `RNN.run` gives, of each half."""
@@ -242,10 +242,10 @@ class Bidirectional(ComposedLayer):
             output, tape = half.record(part, *ran)
             outputs.append(output)
             tapes.append(tape)
-        result, pair = self._merge(outputs, call.out)
+        result, pair = self._merge(outputs, call)
         factors = [y.copy() for y in pair] if self.merge_mode == "mul" else None
         shapes = [y.shape for y in pair]
-        return result, Tape(self, tapes=tapes, factors=factors, shapes=shapes)
+        return result, Tape(self, tapes=tapes, factors=factors, shapes=shapes, x=first.x)
 
     def prepare(self, arguments: Arguments) -> ComposedCall:
         """Validate a call for both halves before either does any work."""
@@ -266,7 +266,7 @@ class Bidirectional(ComposedLayer):
             for half, start in zip(self.halves, starts, strict=True)
         ]
         parts[1].x = parts[0].x  # one array, where each had made its own
-        return ComposedCall(parts, self._check_out(parts[0], arguments.out))
+        return ComposedCall(parts, self._check_out(parts[0], arguments.out), arguments.out)
 
     def _check_out(self, call: Call, out: Any) -> Any:
         if out is None:
@@ -278,10 +278,11 @@ class Bidirectional(ComposedLayer):
         return check_out(out, shape, self._dtype, "of the output", call.x)
 
     def _merge(
-        self, outputs: list[Any], out: np.ndarray | None
+        self, outputs: list[Any], call: ComposedCall
     ) -> tuple[Any, tuple[np.ndarray, np.ndarray]]:
         """Return what the user gets, and the two outputs, both in input order of time."""
         states: tuple[Any, ...] = ()
+        out = call.out
         if self.return_state:
             states = (*outputs[0][1:], *outputs[1][1:])
             outputs = [outputs[0][0], outputs[1][0]]
@@ -300,6 +301,8 @@ class Bidirectional(ComposedLayer):
         else:
             result = (y, y_rev, *states)
             return result, (y, y_rev)
+        if out is not None:
+            merged = call.given_out
         return ((merged, *states) if states else merged), (y, y_rev)
 
     def stream_cells(self) -> list[GRUCell]:
@@ -322,8 +325,7 @@ class Bidirectional(ComposedLayer):
         output_gradients : array_like in the outputs' shape, or two with merge_mode=None
         state_gradients : list as the states, or None
         """
-        self.check_tape(tape)
-        kept = tape.kept
+        kept = self.check_tape(tape)
         dy, dy_rev = self._split(kept, output_gradients)
         if self.return_sequences:
             axis = 0 if self.time_major else 1
@@ -339,12 +341,12 @@ class Bidirectional(ComposedLayer):
                     f"{described(state_gradients)}"
                 )
             batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
-            like = kept["tapes"][0].kept["x"]
+            like = kept["x"]
             dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
             for half, given in zip(self.halves, dstates, strict=True):
                 check_states(half, given, batch, "state_gradients", like)
-        first, second = self._backward(kept["tapes"], (dy, dy_rev), dstates)
         tape.spend()
+        first, second = self._backward(kept["tapes"], (dy, dy_rev), dstates)
         return Gradients(
             first.inputs if second.inputs is None else first.inputs + second.inputs,
             [*_as_list(first.initial_state), *_as_list(second.initial_state)],
@@ -363,15 +365,16 @@ class Bidirectional(ComposedLayer):
         done = backward_pair(records, [dy for dy, _ in given], [states[0] for _, states in given])
         return [half.gradients(*grads) for half, grads in zip(self.halves, done, strict=True)]
 
-    def check_tape(self, tape: Tape) -> None:
-        """Raise ValueError unless `backward` can run on the tape."""
-        check_tape(tape, self)
-        for half, part in zip(self.halves, tape.kept["tapes"], strict=True):
+    def check_tape(self, tape: Tape) -> dict[str, Any]:
+        """Return what the tape kept; ValueError unless `backward` can run on it."""
+        kept = check_tape(tape, self)
+        for half, part in zip(self.halves, kept["tapes"], strict=True):
             half.check_tape(part)
+        return kept
 
     def _split(self, kept: dict[str, Any], gradients: Any) -> tuple[Any, Any]:
         """Return the gradients of the two outputs, in input order of time."""
-        shapes, like = kept["shapes"], kept["tapes"][0].kept["x"]
+        shapes, like = kept["shapes"], kept["x"]
         if self.merge_mode is None:
             if gradients is None:
                 return None, None

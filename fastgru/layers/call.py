@@ -91,6 +91,8 @@ class Call:
     num_threads : int
     out : ndarray or None
         Batch-major view to write y into.
+    given_out : ndarray or None
+        The user's out=, which is returned.
     out_copy : ndarray or None
         The user's out= when y is copied there at the end: where it overlaps an input, or there is
         more to do with y that may fail.
@@ -111,6 +113,7 @@ class Call:
     __slots__ = (
         "cell_calls",
         "changes",
+        "given_out",
         "kept",
         "mask",
         "num_threads",
@@ -140,10 +143,11 @@ class Call:
         self.states = start_states(layer, initial_state, self.x)
         self.out: np.ndarray | None = None
         self.out_copy: np.ndarray | None = None
+        self.given_out = out
         self.changes: list[tuple[Any, str, Any]] = []
         self.kept: list[Any] = []
         if out is not None:
-            self._place_output(layer, out, mask, reset_mask)
+            self._place_output(layer, out)
         if layer.time_major and layer.return_sequences and self.out is None:
             # The user's (T, B, H) array is contiguous, whatever order a backend works in.
             shape = (steps, batch, cell_output_size(layer.cell))
@@ -181,7 +185,7 @@ class Call:
             if changes:
                 self.cell_calls[i] = cell, problem._replace(**changes), backend
 
-    def _place_output(self, layer: CalledLayer, out: Any, *inputs: Any) -> None:
+    def _place_output(self, layer: CalledLayer, out: Any) -> None:
         batch, steps, _ = self.x.shape
         units = cell_output_size(layer.cell)
         swap = layer.time_major and layer.return_sequences
@@ -192,7 +196,7 @@ class Call:
         view = check_out(out, shape, layer._dtype, hint, self.x)
         if swap:
             view = view.transpose(1, 0, 2)
-        arrays = [self.x, *flatten(self.states or []), *inputs]
+        arrays = [self.x, *flatten(self.states or [])]
         if layer.activity_regularizer is not None or any(overlap(view, a) for a in arrays):
             self.out_copy = view
         else:
@@ -205,11 +209,8 @@ class Call:
         """
         self.x = self.x.copy() if x is None else x
         for i, (cell, problem, backend) in enumerate(self.cell_calls):
-            h0, mask, resets = problem.h0, problem.mask, problem.resets
-            if h0 is not None or resets is not None or mask.steps is not None:
-                h0, resets = (None if a is None else a.copy() for a in (h0, resets))
-                problem = problem._replace(h0=h0, mask=mask.copied(), resets=resets)
-                self.cell_calls[i] = cell, problem, backend
+            if problem.h0 is not None:
+                self.cell_calls[i] = cell, problem._replace(h0=problem.h0.copy()), backend
 
     def _plan_cells(self, layer: CalledLayer) -> list[tuple[GRUCell, GRUProblem, Backend]]:
         """Return each cell's problem and backend; dropout masks are ones without memory."""

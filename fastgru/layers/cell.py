@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastgru import activations, constraints, dispatch, initializers, locks, regularizers
-from fastgru.device import follow, on_device
+from fastgru.device import follow, held, on_device
 from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
 from fastgru.layers.base import Layer
 from fastgru.layers.config import keras_config
@@ -362,7 +362,7 @@ class GRUCell(Layer):
     def _take(self, stream: int, shape: tuple[int, ...], kept: Any) -> np.ndarray:
         """Return the masks that were drawn before, else new ones, which are not kept."""
         if kept is not None:
-            return np.asarray(kept) if isinstance(kept, np.ndarray) else np.stack(kept)
+            return held(kept) if isinstance(kept, np.ndarray) else np.stack(kept)
         masks = self._draw(stream, shape)
         return masks if len(masks) == 3 else masks[0]
 

@@ -15,10 +15,15 @@ if TYPE_CHECKING:
 
 
 class ComposedCall(NamedTuple):
-    """One validated call of all parts; ``out`` is where what they give together goes."""
+    """One validated call of all parts.
+
+    ``out`` is where what they give together goes, and ``given_out`` the user's array, which is
+    returned.
+    """
 
     parts: list[Any]
     out: Any = None
+    given_out: Any = None
 
 
 class ComposedLayer(SequenceLayer, abstract=True):

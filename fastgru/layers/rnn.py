@@ -343,8 +343,9 @@ class RNN(SequenceLayer):
             call.changes.append((self, "_activity_losses", losses))
         if call.out_copy is not None:
             call.out_copy[...] = y
-            y = call.out_copy
-        if self.time_major and self.return_sequences:
+        if call.given_out is not None:
+            y = call.given_out
+        elif self.time_major and self.return_sequences:
             y = y.transpose(1, 0, 2)
         return (y, *states) if self.return_state else y
 
@@ -405,8 +406,7 @@ class RNN(SequenceLayer):
             A tape that was used, or whose weights have changed since; a custom activation,
             regularizer or cell without a derivative; a wrong shape.
         """
-        self.check_tape(tape)
-        kept = tape.kept
+        kept = self.check_tape(tape)
         dy, dstates = self.output_gradients(kept, output_gradients, state_gradients)
         tape.spend()
         return self.gradients(*backward_through(kept["records"], dy, dstates))
@@ -419,15 +419,15 @@ class RNN(SequenceLayer):
             trainable_gradients(self.weights, self.trainable_weights, weights),
         )
 
-    def check_tape(self, tape: Tape) -> None:
-        """Raise ValueError unless `backward` can run on the tape."""
-        check_tape(tape, self)
+    def check_tape(self, tape: Tape) -> dict[str, Any]:
+        """Return what the tape kept; ValueError unless `backward` can run on it."""
+        kept = check_tape(tape, self)
         if self._gru_cells is None:
             raise ValueError(
                 f"{self.name}: backward needs the derivative of the cell, and a custom cell has "
                 "none; use GRUCell or StackedRNNCells of GRUCells"
             )
-        for cell, record in zip(self._gru_cells, tape.kept["records"], strict=True):
+        for cell, record in zip(self._gru_cells, kept["records"], strict=True):
             if cell.snapshot() is not record.weights:
                 raise ValueError(
                     f"tape: the weights of {cell.name} have changed since forward(...); "
@@ -438,6 +438,7 @@ class RNN(SequenceLayer):
             for v in cell.trainable_weights if self.trainable else ():
                 check_differentiable(f"regularizer of {v.name}", v.regularizer)
         check_differentiable("activity_regularizer", self.activity_regularizer)
+        return kept
 
     def output_gradients(
         self, kept: dict[str, Any], output_gradients: Any, state_gradients: Any

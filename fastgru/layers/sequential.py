@@ -179,8 +179,7 @@ class Sequential(ComposedLayer):
         ----------
         tape, output_gradients, state_gradients : as for `RNN.backward`, the last layer's
         """
-        check_tape(tape, self)
-        tapes = tape.kept["tapes"]
+        tapes = check_tape(tape, self)["tapes"]
         for layer, part in zip(self.layers, tapes, strict=True):
             layer.check_tape(part)
         d: Any = output_gradients

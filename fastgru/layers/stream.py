@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastgru import dispatch, locks
-from fastgru.device import follow, on_device, plain
+from fastgru.device import follow, held, on_device, plain
 from fastgru.layers.cell import GRUCell
 from fastgru.masks import NO_MASK
 from fastgru.problem import GRUProblem, as_array, check_shape
@@ -30,8 +30,9 @@ class Stream:
     -----
     The states go where the inputs of a step are, to host memory or to a device.
 
-    One owner at a time: a stream is not safe to step from two threads. Any number of streams
-    share one layer; a weight that is written is used from the next step on. Dropout is not applied.
+    One owner at a time: of two threads that step a stream at once, one gets a ValueError, or the
+    states are wrong. Any number of streams share one layer; a weight that is written is used from
+    the next step on. Dropout is not applied.
 
     `state` is all that a stream remembers: saved, and assigned to another stream of as many rows,
     it continues bit for bit. `pickle` and `copy.deepcopy` take the weights along, as they do with
@@ -44,14 +45,18 @@ class Stream:
         self._dtype = np.dtype(cells[0].dtype)
         self._specs = [spec for cell in cells if (spec := cell.spec) is not None]  # all are built
         self._shape = (rows, self._specs[0].input_dim)
-        self._keep([np.zeros((rows, cell.units), self._dtype) for cell in cells])
+        self._keep([np.zeros((rows, spec.units), self._dtype) for spec in self._specs])
 
     def _keep(self, states: list[Any]) -> None:
         """Take states as the stream's own, and buffers where they are."""
-        self._states = states
-        self._outputs = [np.empty_like(state) for state in states]
+        # The user gets views of the outputs, and is not to resize what owns them.
+        self._states = [state if on_device(state) else held(state) for state in states]
+        outputs = [np.empty_like(state) for state in states]
+        self._outputs = [output if on_device(output) else held(output) for output in outputs]
         self._fast_step = (
-            dispatch.open_stepper(self._specs, self._cells, states, self._outputs, _weights_of)
+            dispatch.open_stepper(
+                self._specs, self._cells, self._states, self._outputs, _weights_of
+            )
             or _no_fast_step
         )
 
@@ -98,7 +103,7 @@ class Stream:
         count = self._rows
         if rows is not None:
             rows = plain(rows)
-            rows = rows.get() if on_device(rows) else rows
+            rows = rows.get() if on_device(rows) else held(rows)
             empty = rows.dtype.kind == "f" and not rows.size  # what a list of none becomes
             if rows.ndim != 1 or not (rows.dtype.kind in "iu" or empty):
                 raise TypeError(
@@ -110,7 +115,7 @@ class Stream:
                     f"rows: expected each row at most once, got {rows.size} numbers "
                     f"for {count} rows"
                 )
-            rows = np.ascontiguousarray(rows, np.intp)
+            rows = np.array(rows, np.intp)  # a copy, which is checked and used
             if rows.size and (rows.min() < 0 or rows.max() >= count):
                 raise ValueError(
                     f"rows: expected numbers in 0..{count - 1}, got values from {rows.min()} to "
@@ -145,7 +150,8 @@ class Stream:
             )
             new = dispatch.choose(problem).forward(problem, weights[i]).state
             state[slice(None) if rows is None else rows] = new
-            x = output[: len(new)]
+            # Of a view that the user may do with what they want; the next step takes another.
+            x = (output if on_device(output) else held(output))[: len(new)]
             x[...] = new
         return x
 

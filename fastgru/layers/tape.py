@@ -64,6 +64,9 @@ def record_of(
     return Record(problem, weights, states, backend, output.workspace, pair)
 
 
+_USED = "tape: it has been used already; run forward(...) again for another backward"
+
+
 class Tape:
     """What ``layer.forward`` kept for ``layer.backward``; good for one use."""
 
@@ -71,15 +74,20 @@ class Tape:
         self.layer = layer
         self.kept = kept
         self.used = False
+        self._uses = [None]  # of threads that take it out at once, one gets it
 
     def spend(self) -> None:
-        """Mark the tape used and let go of what it kept."""
+        """Mark the tape used and let go of what it kept; ValueError if another thread was first."""
+        try:
+            self._uses.pop()
+        except IndexError:
+            raise ValueError(_USED) from None
         self.used = True
         self.kept = {}
 
 
-def check_tape(tape: Any, layer: Any) -> Tape:
-    """Return ``tape``, or raise unless it is a fresh one of ``layer``."""
+def check_tape(tape: Any, layer: Any) -> dict[str, Any]:
+    """Return what the tape kept, or raise unless it is a fresh one of ``layer``."""
     if not isinstance(tape, Tape):
         raise TypeError(
             f"tape: expected the one that {layer.name}.forward(...) returned, got "
@@ -89,11 +97,10 @@ def check_tape(tape: Any, layer: Any) -> Tape:
         raise ValueError(
             f"tape: expected one from {layer.name}.forward(...), got one of {tape.layer.name}"
         )
+    kept = tape.kept  # before it is asked, for `spend` says first that it was used
     if tape.used:
-        raise ValueError(
-            "tape: it has been used already; run forward(...) again for another backward"
-        )
-    return tape
+        raise ValueError(_USED)
+    return kept
 
 
 def backward_through(

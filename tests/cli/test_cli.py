@@ -33,7 +33,7 @@ def fake(monkeypatch, tmp_path):
         found = [
             ImportedLayer(name, layer, "as it is", "the test") for name, layer in layers.items()
         ]
-        module = types.SimpleNamespace(find=lambda path: found)
+        module = types.SimpleNamespace(find=lambda path, budget: found)
         monkeypatch.setitem(sys.modules, "fastgru.io.fake", module)
         monkeypatch.setitem(models.READERS, ".fake", "fake")
         path = tmp_path / "model.fake"
@@ -328,7 +328,7 @@ def test_safetensors_files_are_ours_or_pytorchs(tmp_path, monkeypatch):
     metadata = {"fastgru": "{}"}
     ours = types.SimpleNamespace(read_tensors=lambda _: (metadata, {}), load=lambda _: layer)
     monkeypatch.setitem(sys.modules, "fastgru.io.safetensors", ours)
-    torch = types.SimpleNamespace(find=lambda _: theirs)
+    torch = types.SimpleNamespace(find=lambda _, budget: theirs)
     monkeypatch.setitem(sys.modules, "fastgru.io.torch", torch)
     path = tmp_path / "weights.safetensors"
     path.touch()
@@ -338,7 +338,7 @@ def test_safetensors_files_are_ours_or_pytorchs(tmp_path, monkeypatch):
 
 
 def test_a_package_that_is_missing_is_1(fake, monkeypatch, capsys):
-    def missing(path):
+    def missing(path, budget):
         raise ImportError("reading .fake files needs fakelib; pip install 'fastgru[fake]'")
 
     model = fake()

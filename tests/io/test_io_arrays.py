@@ -261,7 +261,7 @@ def test_a_tensor_that_is_named_many_times(tmp_path):
     torch = pytest.importorskip("torch", reason="it writes the file")
     one = torch.zeros(1 << 20)
     torch.save({f"w{i}": one for i in range(60)}, tmp_path / "m.pt")
-    with pytest.raises(ValueError, match="would take more than 16 times the file's bytes"):
+    with pytest.raises(ValueError, match=r"would take more than .* bytes of memory"):
         read_arrays(tmp_path / "m.pt")
 
 

@@ -208,3 +208,47 @@ def test_gates_agree_with_tf_keras_conversion():
     layer.build(X.shape)
     layer.set_weights(gates.to_keras("cudnn_gru", *arrays))
     assert_close(layer(X), "cudnn:one")
+
+
+# ---- made by tests/data/keras/make_keras2_places.py ----------------------------------------------
+
+PLACES = np.load(DATA / "expected_keras2_places.npz")
+KINDS = {
+    "swapped": ("g1", "g0"),
+    "swapped_frozen": ("g1", "g2", "g0"),
+    "cell_frozen": ("g0", "g1"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_that_differ_from_the_order(kind):
+    """As Keras 2 loads them: by place."""
+    with pytest.warns(UserWarning, match="the arrays are taken in its order, as Keras does"):
+        layers = from_keras(DATA / f"{kind}.h5")
+    assert list(layers) == [f"inner/{name}" for name in KINDS[kind]]
+    alone = [
+        fastgru.GRU(2, name=name, return_sequences=True, trainable=(name, kind) != FROZEN)
+        for name in KINDS[kind]
+    ]
+    with pytest.warns(UserWarning, match="the arrays are taken in its order, as Keras does"):
+        load_keras_weights(fastgru.Sequential(alone), DATA / f"{kind}_weights.h5")
+    for name, layer in zip(KINDS[kind], alone, strict=True):
+        for ours in (layers[f"inner/{name}"], layer):
+            y = ours(PLACES["x"])
+            np.testing.assert_allclose(y, PLACES[f"{kind}:{name}"], rtol=0, atol=1e-5)
+
+
+FROZEN = ("g1", "swapped_frozen")  # by its present name; Keras needs it too
+
+
+ACTIVATIONS = [key.partition(":")[2] for key in PLACES.files if key.startswith("activations:")]
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_of_keras_2(name):
+    """Of all formulas and defaults only that of hard_sigmoid is another in Keras 3."""
+    layer = from_keras(DATA / "activations.h5", name)
+    y = layer(3 * PLACES["x"])
+    np.testing.assert_allclose(y, PLACES[f"activations:{name}"], rtol=1e-5, atol=1e-5)
+    both = {layer.activation.name, layer.recurrent_activation.name}
+    assert ("hard_sigmoid_keras2" in both) == (name == "hard_sigmoid")

@@ -1,12 +1,15 @@
 """Random Keras models, saved by Keras: each GRU is read right, or refused by a sentence.
 
-Nesting, wrappers, freezing, renaming, sharing and both file formats. FASTGRU_EXHAUSTIVE=1 makes
-1,000 models instead of some.
+Nesting, wrappers, freezing, renaming, sharing; whole models and weights alone in both file formats.
+Where a legacy file does not tell which arrays are whose, what Keras itself loads is right, and a
+warning says so. FASTGRU_EXHAUSTIVE=1 makes 500 models of each kind instead of some.
 """
 
+import importlib
 import random
 import warnings
 
+import h5py
 import numpy as np
 import pytest
 from exhaustive import EVERYTHING
@@ -17,9 +20,11 @@ import fastgru
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 L = keras.layers
-COUNT = 1_000 if EVERYTHING else 40
+legacy_h5_format = importlib.import_module("keras.src.legacy.saving.legacy_h5_format")
+COUNT = 500 if EVERYTHING else 15
 SEQUENCES = {"return_sequences": True}
 MOST_REFUSED = 0.2  # a reader that refuses all is never wrong
+MOST_REFUSED_ALONE = 0.6  # weights alone of models in which several layers have one name
 
 
 @keras.saving.register_keras_serializable("random")
@@ -139,17 +144,13 @@ class Maker:
         return model
 
     def change(self):
-        """Freeze some layers, some halves and some cells, and rename some.
-
-        A GRU whose cell alone is frozen has nothing of that in its config, and Keras itself mixes
-        it up when the layers are renamed as well; so one or the other.
-        """
+        """Freeze some layers, some halves and some cells, and rename some."""
         renamed = self.rng.random() < 0.4
         for made in self.recurrent + self.parts:
             if self.rng.random() < 0.15:
                 made.trainable = False
         for made in self.recurrent:
-            for part in ("forward_layer", "backward_layer") + ("cell",) * (not renamed):
+            for part in ("forward_layer", "backward_layer", "cell"):
                 if hasattr(made, part) and self.rng.random() < 0.1:
                     getattr(made, part).trainable = self.rng.random() < 0.3
             for cell in getattr(getattr(made, "cell", None), "cells", ()):
@@ -193,40 +194,93 @@ def inner_policies(layer):
     return " ".join(str(part.dtype_policy) for part in parts if hasattr(part, "dtype_policy"))
 
 
-@pytest.mark.parametrize("form", [".h5", ".keras"])
-def test_right_or_refused(form, tmp_path):
-    refused, total, wrong = [], 0, []
+def save(model, path):
+    """Save a whole model, or its weights alone as Keras 2 and Keras 3 do."""
+    if path.name == "legacy_weights.h5":
+        with h5py.File(path, "w") as file:
+            legacy_h5_format.save_weights_to_hdf5_group(file, model)
+    elif path.name.endswith(".weights.h5"):
+        model.save_weights(path)
+    else:
+        model.save(path)
+
+
+def loaded_by_keras(model, path):
+    """The layers of a file by their names, as Keras loads it; {} if it cannot."""
+    try:
+        if path.name == "m.h5":
+            return dict(leaves(keras.models.load_model(path, compile=False)))
+        if path.name == "legacy_weights.h5":
+            again = keras.models.clone_model(model)
+            with h5py.File(path) as file:
+                legacy_h5_format.load_weights_from_hdf5_group(file, again)
+            return dict(leaves(again))
+    except ValueError:
+        pass
+    return {}
+
+
+def read(call, *arguments):
+    """What a reader gives, or its sentence; and what it warns of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            result = call(*arguments)
+        except ValueError as error:
+            return None, str(error), []
+    texts = [str(one.message) for one in caught if one.category is UserWarning]
+    return result, "", [text for text in texts if "Plain, of which nothing is known" not in text]
+
+
+def weights_into(theirs, path):
+    """A layer of fastgru of the same config, with the weights of the file."""
+    ours = fastgru.io.from_keras(theirs)[theirs.name]
+    again = type(ours).from_config(ours.get_config())
+    fastgru.io.load_keras_weights(again, path)
+    return again
+
+
+def tolerance_of(theirs):
+    return 0.01 if "float16" in inner_policies(theirs) else 1e-5
+
+
+@pytest.mark.parametrize("file", ["m.h5", "m.keras", "legacy_weights.h5", "m.weights.h5"])
+def test_right_or_refused(file, tmp_path):
+    refused, total, wrong, warned = [], 0, [], 0
+    path = tmp_path / file
+    whole = "weights" not in file
     for seed in range(COUNT):
         keras.backend.clear_session()
         try:
             model = Maker(seed).whole()
-            path = tmp_path / f"m{form}"
-            model.save(path)
+            save(model, path)
         except ValueError:  # Keras does not take all: equal names, slashes in .keras
             continue
+        keras_loads = None
         for name, theirs in leaves(model):
             total += 1
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("error", UserWarning)
-                    warnings.filterwarnings("ignore", ".* in .*Plain, of which nothing is known")
-                    ours = fastgru.io.from_keras(path, name)
-            except ValueError as error:
-                refused.append(str(error))
-                continue
-            tolerance = 0.01 if "float16" in inner_policies(theirs) else 1e-5
-            if not differs(ours, theirs) <= tolerance:
-                wrong.append((seed, name))
-            again = type(ours).from_config(ours.get_config())
-            try:
-                fastgru.io.load_keras_weights(again, path)
-            except ValueError as error:
-                refused.append(str(error))
-            else:
-                if not differs(again, theirs) <= tolerance:
-                    wrong.append((seed, name, "weights"))
+            calls = [("weights", weights_into, theirs, path)]
+            if whole:
+                calls.append(("layer", fastgru.io.from_keras, path, name))
+            for kind, *call in calls:
+                ours, sentence, texts = read(*call)
+                if sentence:
+                    refused.append(sentence)
+                    continue
+                right = differs(ours, theirs) <= tolerance_of(theirs)
+                warned += bool(texts)
+                if not right and any("as Keras does" in text for text in texts):
+                    if keras_loads is None:
+                        keras_loads = loaded_by_keras(model, path)
+                    judge = keras_loads.get(name)
+                    right = judge is not None and differs(ours, judge) <= tolerance_of(theirs)
+                elif not right:
+                    right = any("were built with. If they were renamed" in text for text in texts)
+                if not right:
+                    wrong.append((seed, name, kind, texts))
+    print(f"{file}: {total} layers, {len(refused)} refused, {warned} warned of, {wrong} wrong")
+    print(*sorted(set(refused))[:20], sep="\n")
     assert not wrong, wrong
-    print(f"{form}: {total} layers, {len(refused)} refused", *sorted(set(refused))[:20], sep="\n")
     assert all("expected" in sentence for sentence in refused)
     assert total > COUNT
-    assert len(refused) <= MOST_REFUSED * total
+    assert len(refused) <= (MOST_REFUSED if whole else MOST_REFUSED_ALONE) * total

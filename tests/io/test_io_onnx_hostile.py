@@ -246,7 +246,7 @@ def test_arrays_that_double_again_and_again():
         random_weights(7, 1, I, H),
         extra={"w0": np.ones((1, 3 * H, I), "float32")},
     )
-    quickly_refused(model.SerializeToString(), "would grow to more than 16 times")
+    quickly_refused(model.SerializeToString(), "would take more than")
 
 
 @pytest.mark.alone
@@ -271,7 +271,7 @@ def test_one_number_spread_over_huge_weights():
     extra["shapeW"] = np.array([1, 3 * units, 3000])
     extra["shapeR"] = np.array([1, 3 * units, units])
     model = make_model([*nodes, gru_node()], extra=extra)
-    quickly_refused(model.SerializeToString(), "would grow to more than 16 times")
+    quickly_refused(model.SerializeToString(), "would take more than")
 
 
 @pytest.mark.alone
@@ -280,7 +280,7 @@ def test_many_layers_that_share_their_weights():
     weights = random_weights(8, 1, 64, units)
     many = [gru_node(outputs=(f"Y{i}",)) for i in range(900)]
     model = make_model(many, weights, outputs=["Y0"])
-    quickly_refused(model.SerializeToString(), "would grow to more than 16 times")
+    quickly_refused(model.SerializeToString(), "would take more than")
 
 
 def test_a_value_of_constant_of_shape_is_one_number():

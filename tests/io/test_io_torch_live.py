@@ -144,3 +144,26 @@ def test_views_of_storages(tmp_path):
     weights["weight_hh_l0"] = wide[::2, 1::2]
     torch.save(weights, tmp_path / "views.pt")
     check(io.from_torch(tmp_path / "views.pt"), gru)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_lengths_take_the_place_of_packing(layers, bidirectional):
+    """Steps beyond a sequence's end are zeros, as pad_packed_sequence gives them."""
+    gru = module(num_layers=layers, bidirectional=bidirectional, batch_first=True)
+    x, lengths = torch.randn(B, T, I), torch.tensor([4, 7, 1])
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        x, lengths, batch_first=True, enforce_sorted=False
+    )
+    with torch.no_grad():
+        y, h = gru(packed)
+    y, _ = torch.nn.utils.rnn.pad_packed_sequence(y, batch_first=True)
+    got, *states = io.from_torch(gru)(x.numpy(), lengths=lengths.numpy())
+    np.testing.assert_allclose(got, y, rtol=0, atol=TOLERANCE[torch.float32])
+    np.testing.assert_allclose(states, h[-len(states) :], rtol=0, atol=TOLERANCE[torch.float32])
+    # The last output alone is that of the last valid step, not a zero.
+    layer = io.from_torch(gru, return_sequences=False, return_state=False)
+    last = torch.cat(list(h[-len(states) :]), dim=-1)
+    np.testing.assert_allclose(
+        layer(x.numpy(), lengths=lengths.numpy()), last, rtol=0, atol=TOLERANCE[torch.float32]
+    )

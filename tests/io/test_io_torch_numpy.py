@@ -162,6 +162,13 @@ def test_npz_of_several_layers_goes_by_names(tmp_path):
         load_keras_weights(fastgru.GRU(4, name="c"), tmp_path / "m.npz")
 
 
+def test_a_cell_with_more_variables_than_a_gru_is_none(tmp_path):
+    arrays = keras_arrays(layer_of(4, "encoder"), "encoder/gru_cell/")
+    np.savez(tmp_path / "m.npz", **arrays, **{"encoder/gru_cell/gamma": np.ones(12, "float32")})
+    with pytest.raises(ValueError, match="expected arrays named as Keras does"):
+        from_keras(tmp_path / "m.npz")
+
+
 def test_npz_without_a_gru(tmp_path):
     np.savez(tmp_path / "m.npz", a=np.ones((3, 4)))
     with pytest.raises(ValueError, match=r"expected arrays named as Keras does.*a \(3, 4\)"):

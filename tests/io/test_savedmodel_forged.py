@@ -216,7 +216,7 @@ def test_weights_that_many_layers_claim(tmp_path):
     write_layers(tmp_path, random_weights(I=200_000), few, dict.fromkeys(few, text))
     assert len(find(tmp_path)) == 4
     write_layers(tmp_path, random_weights(I=200_000), many, dict.fromkeys(many, text))
-    with pytest.raises(ValueError, match="more weights than 4 times the data"):
+    with pytest.raises(ValueError, match=r"more than .* bytes of memory"):
         find(tmp_path)
 
 
@@ -248,7 +248,7 @@ def test_a_pipe_is_not_waited_for(tmp_path):
         kept = path.read_bytes()
         path.unlink()
         os.mkfifo(path)
-        with pytest.raises(ValueError, match="expected a file there"):
+        with pytest.raises(ValueError, match=r"expected a plain file, got a pipe"):
             find(tmp_path)
         path.unlink()
         path.write_bytes(kept)
@@ -259,7 +259,7 @@ _opened = None  # a list while a test watches
 
 
 def _watch(event, arguments):
-    if _opened is not None and event == "open":
+    if _opened is not None and event == "open" and not isinstance(arguments[0], int):
         _opened.append(arguments)
 
 
@@ -289,4 +289,4 @@ def test_no_file_outside_the_folder_is_opened(tmp_path):
                 r"(saved_model|keras_metadata)\.pb|variables/variables\.(index|data-\d+-of-\d+)"
             )
             assert all(re.fullmatch(pattern, name) for name in names)
-            assert {mode for _, mode, _ in opened} == {"r"}, "nothing is written"
+            assert not any(flags & 3 for *_, flags in opened), "nothing is written"

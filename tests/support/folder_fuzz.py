@@ -28,7 +28,7 @@ from fastgru.io.budget import Budget
 from fastgru.io.bundle import Bundle
 
 DATA = Path(__file__).parents[1] / "data" / "tensorflow"
-CHECKPOINTS = ("keras2", "keras3", "cells", "alone", "saver")
+CHECKPOINTS = ("keras2", "keras3", "cells", "alone", "saver", "two", "shards", "cudnn")
 
 
 def checkpoint(folder, rng):
@@ -37,15 +37,23 @@ def checkpoint(folder, rng):
     files = {file.name: file.read_bytes() for file in DATA.glob(f"{name}.*")}
     files["checkpoint"] = f'model_checkpoint_path: "{name}"\n'.encode()
     path = folder / rng.choice((name, f"{name}.index", "."))
-    first = fastgru.GRU(rng.choice((3, 6)), name=rng.choice(("first", "decoder")))
+    first = fastgru.GRU(
+        rng.choice((3, 6)), name=rng.choice(("first", "decoder", "one", "cudnn", "encoder/gru"))
+    )
     return files, path, [from_keras, read_arrays, lambda p: load_keras_weights(first, p)]
 
 
 def tensorflow_js(folder, rng):
     source = rng.choice(sorted(DATA.glob("js_*")))
     files = {file.name: file.read_bytes() for file in source.iterdir()}
-    both = fastgru.Bidirectional(fastgru.GRU(2), name="both")
-    readers = [from_keras, read_arrays, lambda p: load_keras_weights(both, p)]
+    layer = rng.choice(
+        [
+            fastgru.Bidirectional(fastgru.GRU(2), name="both"),
+            fastgru.GRU(3, name="enc", reset_after=False),
+            fastgru.RNN([fastgru.GRUCell(n, reset_after=False) for n in (3, 2)], name="cells"),
+        ]
+    )
+    readers = [from_keras, read_arrays, lambda p: load_keras_weights(layer, p)]
     return files, folder / "model.json", readers
 
 
@@ -94,7 +102,8 @@ KINDS = {
 def altered_index(folder, name, rng):
     """The index of a checkpoint with an entry, a key or a block altered, and right checksums."""
     bundle = Bundle(folder, name, Budget("it"))
-    header = support.field(1, 1) + support.field(3, support.field(1, 1))
+    files = len(list(folder.glob(f"{name}.data-*")))
+    header = support.field(1, files) + support.field(3, support.field(1, 1))
     pairs = {b"": header, **{k.encode(): bytes(v) for k, v in bundle.entries.items()}}
     key = rng.choice(sorted(pairs))
     value = pairs.pop(key)

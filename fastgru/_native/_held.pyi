@@ -1,0 +1,3 @@
+import numpy as np
+
+def held(array: np.ndarray) -> np.ndarray: ...
