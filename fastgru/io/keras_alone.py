@@ -114,9 +114,12 @@ def others_like(found: Sequence[StoredCell], stored: Sequence[StoredCell]) -> li
     """
     mine = {cell.prefix for cell in found}
     like = {(cell.units, len(cell.names)) for cell in found}
-    return [
-        cell for cell in stored if cell.prefix not in mine and (cell.units, len(cell.names)) in like
-    ]
+    # Two halves are told from single cells; one mark alone may be part of a user's name.
+    halves = {cell.half for cell in found}
+    others = [cell for cell in stored if cell.prefix not in mine]
+    if halves == {"forward", "backward"}:
+        others = [cell for cell in others if cell.half]
+    return [cell for cell in others if (cell.units, len(cell.names)) in like]
 
 
 def _has_unnamed_cells(layer: Any) -> bool:
