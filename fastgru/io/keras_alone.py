@@ -108,14 +108,18 @@ def all_of_group(
 
 
 def others_like(found: Sequence[StoredCell], stored: Sequence[StoredCell]) -> list[StoredCell]:
-    """Return the stored cells that could be meant in place of those found by name."""
+    """Return the stored cells that could be meant in place of those found by name.
+
+    The size of their input may be another: a layer learns its own from the file.
+    """
     mine = {cell.prefix for cell in found}
-    like = {(cell.inputs, cell.units, len(cell.names), cell.half) for cell in found}
-    return [
-        cell
-        for cell in stored
-        if cell.prefix not in mine and (cell.inputs, cell.units, len(cell.names), cell.half) in like
-    ]
+    like = {(cell.units, len(cell.names)) for cell in found}
+    # Two halves are told from single cells; one mark alone may be part of a user's name.
+    halves = {cell.half for cell in found}
+    others = [cell for cell in stored if cell.prefix not in mine]
+    if halves == {"forward", "backward"}:
+        others = [cell for cell in others if cell.half]
+    return [cell for cell in others if (cell.units, len(cell.names)) in like]
 
 
 def _has_unnamed_cells(layer: Any) -> bool:

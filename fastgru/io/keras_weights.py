@@ -27,7 +27,7 @@ from fastgru.io.keras_cells import (
     snake_of,
     variables_at,
 )
-from fastgru.io.keras_config import kind_of, numbered, recurrent_layers
+from fastgru.io.keras_config import kind_of, layer_name, numbered, recurrent_layers
 from fastgru.io.keras_legacy import LegacyModel, stored_cells, version_of
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.named_arrays import ArrayGroup
@@ -259,6 +259,8 @@ def _of_config(
     for part in parts:
         found = [config for config in configs if config.name == part.name]
         found = found or [config for config in configs if config.path[-1] == part.name]
+        # A layer in a wrapper goes by the wrapper's name, and has its own.
+        found = found or [config for config in configs if layer_name(config.form) == part.name]
         if len(found) != 1 or found[0].cells != len(list(cells_of(part))):
             return None
         both = kind_of(found[0].form) == "Bidirectional"
@@ -301,7 +303,6 @@ def _of_group(
     if part.name in groups:
         return alone(part, *groups[part.name], notes)
     found: list[tuple[NamedArrays, list[StoredCell]]] = []
-    others: list[StoredCell] = []
     path = part.name.split("/")
     for top, (group, stored) in groups.items():
         below = path[1:] if path[0] == top else path
@@ -313,17 +314,16 @@ def _of_group(
                     inside.setdefault("/".join(names[:at]), []).append(cell)
                     break
         found += [(group, cells) for cells in inside.values()]
-        if inside:
-            others += stored
     if len(found) > 1:
         got = ", ".join(f"{group.place}: {cells[0].prefix}" for group, cells in found)
         raise ValueError(f"expected one layer called {part.name}, got several: {got}")
     if not found:
         return None
-    if others := others_like(found[0][1], others):
+    everything = [cell for _, stored in groups.values() for cell in stored]
+    if others := others_like(found[0][1], everything):
         notes.append(
-            f"{part.name}: it is in a nested model, and there the file has the names that layers "
-            "were built with. If they were renamed later, this name may be that of "
+            f"{part.name}: it is in a nested model or a wrapper, and there the file has the names "
+            "that layers were built with. If they were renamed later, this name may be that of "
             f"{', '.join(cell.prefix for cell in others)[:500]}; a file of the whole model tells"
         )
     return alone(part, *found[0], notes)

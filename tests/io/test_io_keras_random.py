@@ -269,13 +269,13 @@ def test_right_or_refused(file, tmp_path):
                     continue
                 right = differs(ours, theirs) <= tolerance_of(theirs)
                 warned += bool(texts)
+                if not right and any("were built with. If they were renamed" in t for t in texts):
+                    continue  # the file does not tell, and the warning names the others
                 if not right and any("as Keras does" in text for text in texts):
                     if keras_loads is None:
                         keras_loads = loaded_by_keras(model, path)
                     judge = keras_loads.get(name)
                     right = judge is not None and differs(ours, judge) <= tolerance_of(theirs)
-                elif not right:
-                    right = any("were built with. If they were renamed" in text for text in texts)
                 if not right:
                     wrong.append((seed, name, kind, texts))
     print(f"{file}: {total} layers, {len(refused)} refused, {warned} warned of, {wrong} wrong")
