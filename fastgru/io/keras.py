@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.bundle import prefix_of
-from fastgru.io.foreign import is_json
+from fastgru.io.foreign import is_json, reader_of
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
@@ -152,10 +152,16 @@ def from_keras(
 def _warnings(one: ImportedLayer, what: str) -> Iterator[str]:
     """Yield what the user has to know of a layer beside its numbers."""
     if "assumed:" in one.recognised:
+        # load_keras_weights does not read SavedModels.
+        saved_model = (Path(what) / "saved_model.pb").is_file()
         yield (
             f"{one.name}: {what} does not describe its layers; this one is known by "
             f"{one.recognised}. Where the model has others, make the layer with them and use "
-            "load_keras_weights(layer, path)"
+            + (
+                "build and set_weights, with get_weights() of this one"
+                if saved_model
+                else "load_keras_weights(layer, path)"
+            )
         )
     if "of which nothing is known" in one.recognised:
         yield (
@@ -196,11 +202,17 @@ def find(
     if is_json(path):
         return _loaded(_tfjs_parts(path, kinds), str(path), name, custom_objects)
     if not start.startswith(b"PK"):
+        got = reader_of(path) or f"a file that begins with {start!r}"
         raise ValueError(
             f"{path}: expected a .keras or .h5 file, a SavedModel folder, a checkpoint or the "
-            f"model.json of TensorFlow.js, got a file that begins with {start!r}"
+            f"model.json of TensorFlow.js, got {got}"
         )
     with Archive(path) as archive:
+        if any(member.endswith("/data.pkl") for member in archive.names):
+            raise ValueError(
+                f"{path}: expected a .keras file, got one of torch.save; fastgru.io.from_torch "
+                "reads it"
+            )
         if is_npz(archive):
             return _asked_for(find_keras(path), str(path), name)
         weights = io.BytesIO(archive.read(WEIGHTS))
