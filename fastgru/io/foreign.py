@@ -14,7 +14,11 @@ _STARTS = {
     b"\x93NUMPY": ("an .npy file", "fastgru.io.read_arrays reads it"),
     b"\x1f\x8b": ("a compressed file", "unpack it"),
     b"\x80": ("a pickle", "fastgru.io.from_torch reads those of PyTorch"),
-    b"{": ("JSON", "fastgru.io.from_torch reads the index of a model in several files"),
+    b"{": (
+        "JSON",
+        "fastgru.io.from_keras reads the model.json of TensorFlow.js, and fastgru.io.from_torch "
+        "the index of a model in several files",
+    ),
 }
 _ZIPPED = {
     ".keras": "fastgru.io.from_keras reads it",

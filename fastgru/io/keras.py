@@ -26,7 +26,7 @@ from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.budget import Budget, listed, reading
 from fastgru.io.bundle import prefix_of, read_file
-from fastgru.io.foreign import is_json
+from fastgru.io.foreign import is_json, reader_of
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
@@ -155,10 +155,16 @@ def from_keras(
 def _warnings(one: ImportedLayer, what: str) -> Iterator[str]:
     """Yield what the user has to know of a layer beside its numbers."""
     if "assumed:" in one.recognised:
+        # load_keras_weights does not read SavedModels.
+        saved_model = (Path(what) / "saved_model.pb").is_file()
         yield (
             f"{one.name}: {what} does not describe its layers; this one is known by "
             f"{one.recognised}. Where the model has others, make the layer with them and use "
-            "load_keras_weights(layer, path)"
+            + (
+                "build and set_weights, with get_weights() of this one"
+                if saved_model
+                else "load_keras_weights(layer, path)"
+            )
         )
     if "of which nothing is known" in one.recognised:
         yield (
@@ -204,12 +210,12 @@ def find(
     if is_json(path):
         return _loaded(_tfjs_parts(path, kinds, budget), str(path), name, custom_objects, budget)
     if not start.startswith(b"PK"):
+        got = reader_of(path) or f"a file that begins with {start!r}"
         raise ValueError(
             f"{path}: expected a .keras or .h5 file, a SavedModel folder, a checkpoint or the "
-            f"model.json of TensorFlow.js, got a file that begins with {start!r}"
+            f"model.json of TensorFlow.js, got {got}"
         )
-    with Archive(path, budget) as archive:
-        if is_npz(archive):
+@@@        if is_npz(archive):
             return _asked_for(find_keras(path, budget), str(path), name)
         weights = archive.read(WEIGHTS)
         parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds, budget)

@@ -100,7 +100,9 @@ def _through_model(
         else:
             given = mask
         own = layer_name(layer)
-        mask_out = _pass_on(layer, (*path, own), given, notes)
+        # Such a call computes without the mask, but its output carries the mask to later layers.
+        kept = {} if _loses_mask(layer.get("inbound_nodes")) else notes
+        mask_out = _pass_on(layer, (*path, own), given, kept)
         outputs[own] = mask_out
         if not graph:
             mask = mask_out
@@ -124,6 +126,28 @@ def _inputs(nodes: Any) -> Iterator[str]:
                 yield part[0]
             else:
                 todo += part
+
+
+def _loses_mask(nodes: Any) -> bool:
+    """Say whether each call has an initial state, in the form of Keras 3, and no ``mask``.
+
+    Keras 3 makes the argument ``mask`` of the input's mask only for a call with one argument of
+    tensors. Keras 2 makes it for a call with an initial state too.
+    """
+    calls = nodes if isinstance(nodes, (list, tuple)) else []
+    return (
+        bool(calls)
+        and all(isinstance(call, dict) and _has_state(call) for call in calls)
+        and (not _takes_mask(calls))
+    )
+
+
+def _has_state(call: dict[str, Any]) -> bool:
+    args, kwargs = call.get("args"), call.get("kwargs")
+    # Positions are the sequences, the initial state and the mask.
+    place = args[1] if isinstance(args, (list, tuple)) and len(args) == 2 else None
+    named = kwargs.get("initial_state") if isinstance(kwargs, dict) else None
+    return any(state not in (None, [], [None]) for state in (place, named))
 
 
 def _takes_mask(nodes: Any) -> bool:

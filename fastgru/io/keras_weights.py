@@ -93,6 +93,11 @@ def _load(layer: Any, path: Path, budget: Budget) -> None:
             _check_formulas(layer, "", f"{prefix}.index")
             fill(layer, arrays, budget)
         return
+    if path.is_dir():
+        raise ValueError(
+            f"{path}: expected a file of weights or a checkpoint, got a folder; from_keras reads "
+            "SavedModels: layer.set_weights(from_keras(path, name).get_weights())"
+        )
     if is_json(path) and not path.name.endswith(SHARDED):
         with errors_at(str(path)):
             model = tfjs.Model(path, budget)

@@ -81,6 +81,11 @@ def find(folder: str | PathLike[str], budget: Budget | None = None) -> list[Impo
     if not (folder / "saved_model.pb").is_file():
         raise ValueError(
             f"{folder}: expected a SavedModel, a folder with saved_model.pb and variables/ in it"
+            + (
+                "; for TensorFlow.js give its model.json"
+                if (folder / "model.json").is_file()
+                else ""
+            )
         )
     try:
         objects = ObjectGraph(Bundle(folder / "variables", "variables", budget))

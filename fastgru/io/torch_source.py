@@ -18,6 +18,7 @@ import numpy as np
 
 from fastgru.io import torch_shards
 from fastgru.io.bounded import Archive
+from fastgru.io.foreign import reader_of
 from fastgru.io.safetensors import read_everything
 from fastgru.io.torch_legacy import LegacyFile, is_legacy
 from fastgru.io.torch_numpy import is_npz, read_npz, read_pickled_npy
@@ -125,8 +126,8 @@ def _one_file(
         tree = read_pickled_npy(path, budget)
         return _pickled(str(path), tree, no_storage, "little", budget), {}
     raise ValueError(
-        f"{path}: expected a file of torch.save or a safetensors file, got one that begins with "
-        f"{head[:20]!r}"
+        f"{path}: expected a file of torch.save or a safetensors file, got "
+        f"{reader_of(path) or f'one that begins with {head[:20]!r}'}"
     )
 
 

@@ -114,6 +114,38 @@ def test_the_advice_gives_keras_numbers(tmp_path):
     assert isinstance(layers["a"], fastgru.GRU)
 
 
+@pytest.mark.parametrize("call", ["keyword", "position", "with mask"])
+@pytest.mark.parametrize("form", FORMS)
+def test_keras_gives_no_mask_to_a_call_with_an_initial_state(form, call, tmp_path):
+    x, state = keras.Input((T, 4)), keras.Input((H,))
+    a = masked(x)
+    layer = gru("decoder", **SEQUENCES)
+    if call == "position":
+        y = layer(a, state)
+    elif call == "keyword":
+        y = layer(a, initial_state=state)
+    else:
+        y = layer(a, initial_state=state, mask=keras.ops.any(keras.ops.not_equal(x, -1.0), -1))
+    model = keras.Model([x, state], [y, gru("behind")(y)])
+    source = saved([x, state], model.outputs, form, tmp_path)
+    rng = np.random.default_rng(0)
+    values, start = (rng.normal(size=s).astype("float32") for s in ((3, T, 4), (3, H)))
+    values[1, 2:] = -1
+    mask = (values != -1).any(-1)
+    expected = [np.asarray(one) for one in model([values, start])]
+
+    names = [text.partition(":")[0] for text in notes(source)]
+    assert names == (["decoder", "behind"] if call == "with mask" else ["behind"])
+    with pytest.warns(UserWarning, match="the model gives it a mask"):
+        layers = from_keras(source)
+    given = dict.fromkeys(names, mask)
+    zeroed = values * mask[..., None]
+    got = layers["decoder"](zeroed, initial_state=start, mask=given.get("decoder"))
+    np.testing.assert_allclose(got, expected[0], rtol=0, atol=1e-5)
+    got = layers["behind"](got, mask=given["behind"])
+    np.testing.assert_allclose(got, expected[1], rtol=0, atol=1e-5)
+
+
 # ---- what is said of wrappers and of models without a config -------------------------------------
 
 
