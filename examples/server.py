@@ -12,13 +12,16 @@
 A step of sixty rows reads the weights once, like a step of one row. So requests that arrive within
 the window are one step of their rows. Each gets the same bits as if it were alone.
 
+A body is read after its session and its length are known, and no further than a step needs. A
+request that is not complete within the time given, and a connection beyond the number given, are
+cut off. What a server on the open net needs besides (TLS, who may call) is a proxy's work.
+
 The sessions in the file survive a crash. If the server then has fewer steps than the client has
 sent, the client sends the missing steps again and gets the same answers, bit for bit.
 """
 
 import argparse
 import asyncio
-import os
 import secrets
 import zlib
 from collections.abc import AsyncIterator
@@ -26,11 +29,19 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import h11
 import numpy as np
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 import fastgru
+from fastgru.io.replacing import expect_replaceable, replacing
+
+# A refused request's body up to this size is received and dropped, and the connection is kept; else
+# the connection is closed.
+SMALL_BODY = 64 << 10
 
 Waiting = tuple[int, np.ndarray, "asyncio.Future[tuple[bytes, int]]"]
 
@@ -110,12 +121,80 @@ class Sessions:
 
 def write(path: Path, snapshot: dict[str, Any]) -> None:
     """Replace a file by a snapshot in one step, so that it is complete also after a crash."""
-    beside = path.with_name(path.name + ".new")
-    with open(beside, "wb") as file:
+    with replacing(path) as file:
         np.savez(file, **snapshot)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+
+
+async def body_of(request: Request, size: int) -> bytes:
+    """Return a body of ``size`` bytes; of one that says it has more, nothing is read."""
+    # uvicorn has refused what is no number, and reads as many bytes as the number says.
+    length = request.headers.get("content-length")
+    if length is None:
+        raise HTTPException(411, "expected a Content-Length")
+    expected = f"expected {size // 4} float32, {size} bytes, got {length[:20]} bytes"
+    if int(length) > size:
+        raise HTTPException(413, expected)
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        raise HTTPException(400, "the body is not complete") from None
+    if len(body) != size:
+        raise HTTPException(422, expected)
+    return body
+
+
+def limited(seconds: float, connections: int) -> type[H11Protocol]:
+    """Return uvicorn's protocol with limits that uvicorn does not have.
+
+    Parameters
+    ----------
+    seconds : float
+        A request must be complete so long after its connection, or its first byte.
+    connections : int
+        More are closed at once.
+    """
+
+    class Limited(H11Protocol):
+        deadline: asyncio.TimerHandle | None = None
+        was: Any = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > connections:
+                transport.abort()
+            else:
+                self.watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self.watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            self.forget()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.conn.their_state is h11.SEND_BODY:  # nobody reads the rest of the body
+                length = dict(self.headers).get(b"content-length")
+                if length is None or int(length) > SMALL_BODY:
+                    self.transport.close()
+
+        def watch(self) -> None:
+            """Let the time run while a request is not complete."""
+            state = self.conn.their_state
+            if state is not self.was and state is not h11.SEND_BODY:
+                self.forget()  # the request is complete, or another one begins
+            self.was = state
+            if state in (h11.IDLE, h11.SEND_BODY) and self.deadline is None:
+                self.deadline = self.loop.call_later(seconds, self.transport.abort)
+
+        def forget(self) -> None:
+            if self.deadline is not None:
+                self.deadline.cancel()
+                self.deadline = None
+
+    return Limited
 
 
 class Batcher:
@@ -185,6 +264,7 @@ def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAP
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        expect_replaceable(file)  # now, and not at the end, when the sessions would be lost
         if file.exists():
             sessions.restore(file)
         yield
@@ -209,11 +289,10 @@ def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAP
 
     @app.post("/sessions/{name}/step")
     async def step(name: str, request: Request) -> Response:
-        body = await request.body()
-        if len(body) != 4 * sessions.inputs:
-            expected = f"expected {sessions.inputs} float32, {4 * sessions.inputs} bytes"
-            raise HTTPException(422, f"{expected}, got {len(body)} bytes")
+        sessions.row(name)
+        body = await body_of(request, 4 * sessions.inputs)
         x = np.frombuffer(body, "<f4").astype(np.float32)
+        # The session may have ended while the body came.
         y, steps = await batcher.step(sessions.row(name), x)
         return Response(y, media_type="application/octet-stream", headers={"steps": str(steps)})
 
@@ -234,10 +313,19 @@ def main() -> None:
     add("--window", type=float, default=1.0, help="milliseconds that a step waits for others")
     add("--most", type=int, default=64, help="steps of a batch; 1: each by itself")
     add("--port", type=int, default=8000)
+    add("--seconds", type=float, default=10.0, help="in which a request must be complete")
+    add("--connections", type=int, default=1000, help="how many there may be at a time")
     options = parser.parse_args()
     sessions = Sessions(fastgru.load(options.model), options.rows)
     app = make_app(sessions, options.sessions, options.window / 1e3, options.most)
-    uvicorn.run(app, port=options.port, log_level="warning", access_log=False)
+    uvicorn.run(
+        app,
+        port=options.port,
+        http=limited(options.seconds, options.connections),
+        ws="none",
+        log_level="error",  # not a line for each wrong request
+        access_log=False,
+    )
 
 
 if __name__ == "__main__":

@@ -118,8 +118,8 @@ class Activation:
         Returns
         -------
         ndarray
-            ``d act / dx`` at each element, in the dtype and shape of `x`. At a kink it is one of
-            the two one-sided derivatives.
+            ``d act / dx`` at each element, in the dtype and shape of `x`. What it is at a kink,
+            docs/semantics.md says in rule 13.
 
         Raises
         ------
@@ -238,7 +238,9 @@ def _relu(x: _Array, slope: float, top: float | None, threshold: float) -> _Arra
 
 
 def _drelu(x: _Array, y: _Array, slope: float, top: float | None, threshold: float) -> _Array:
-    return np.where(x > threshold, 1 if top is None else (x > 0) & (x < top), slope)
+    at = slope if top is None and threshold == 0 else 0  # at the threshold
+    below = np.where(x == threshold, at, slope) if at != slope else slope
+    return np.where(x > threshold, 1 if top is None else (x > 0) & (x < top), below)
 
 
 def _elu(x: _Array, alpha: float) -> _Array:
@@ -246,7 +248,7 @@ def _elu(x: _Array, alpha: float) -> _Array:
 
 
 def _delu(x: _Array, y: _Array, alpha: float) -> _Array:
-    return np.where(x >= 0, 1, alpha * np.exp(np.minimum(x, 0)))
+    return np.where(x > 0, 1, alpha * np.exp(np.minimum(x, 0)))
 
 
 def _normal_cdf(x: _Array, approximate: bool) -> _Array:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgru.serialization import Configured, get_object, named, serialize_object
+from fastgru.serialization import Configured, check_number, get_object, named, serialize_object
 
 _EPSILON = 1e-7  # keras.config.epsilon(); added to norms, so that a zero vector stays zero
 
@@ -37,9 +37,9 @@ class MinMaxNorm(Constraint):
     Parameters
     ----------
     min_value, max_value : float
-        The interval.
+        The interval. ValueError for NaN; only the upper end may be infinite.
     rate : float
-        Norms become ``rate * clip(norm) + (1 - rate) * norm``.
+        Finite. Norms become ``rate * clip(norm) + (1 - rate) * norm``.
     axis : int or sequence of int
         The axes of the norms.
     """
@@ -53,7 +53,10 @@ class MinMaxNorm(Constraint):
         rate: float = 1.0,
         axis: int | Sequence[int] = 0,
     ):
-        self.min_value, self.max_value, self.rate, self.axis = min_value, max_value, rate, axis
+        self.min_value = check_number(self, "min_value", min_value)
+        self.max_value = check_number(self, "max_value", max_value, infinite=True)
+        self.rate = check_number(self, "rate", rate)
+        self.axis = axis
 
     def __call__(self, w: Any) -> Any:
         """Return the constrained weight, an array; `w` is not changed."""
@@ -70,6 +73,7 @@ class MaxNorm(MinMaxNorm):
     Parameters
     ----------
     max_value : float
+        May be infinite. ValueError for NaN.
     axis : int or sequence of int
         The axes of the norms.
     """

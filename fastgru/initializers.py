@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.serialization import Configured, get_object, named, serialize_object
+from fastgru.serialization import Configured, check_number, get_object, named, serialize_object
 
 if TYPE_CHECKING:
     from numpy.random import Generator
@@ -54,7 +54,7 @@ class Constant(Initializer):
     Parameters
     ----------
     value : float or array_like
-        An array must have the requested shape.
+        An array must have the requested shape. ValueError for NaN.
     """
 
     _arguments = ("value",)
@@ -65,6 +65,9 @@ class Constant(Initializer):
             if "value" not in inner:
                 raise ValueError(f"Constant: expected a number or an array, got {value!r}.")
             value = np.array(inner["value"], inner.get("dtype"))
+        numbers = np.asarray(value)
+        if numbers.dtype.kind == "f" and np.isnan(numbers).any():
+            raise ValueError(f"Constant: expected numbers, got NaN in {value!r}.")
         self.value = value
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
@@ -89,12 +92,13 @@ class Identity(Initializer):
     Parameters
     ----------
     gain : float
+        Finite, else ValueError.
     """
 
     _arguments = ("gain",)
 
     def __init__(self, gain: float = 1.0):
-        self.gain = gain
+        self.gain = check_number(self, "gain", gain)
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
         """Return a matrix of `shape` and `dtype`; ValueError unless `shape` has two axes."""
@@ -151,6 +155,7 @@ class RandomNormal(RandomInitializer):
     Parameters
     ----------
     mean, stddev : float
+        Finite, else ValueError.
     seed : int, numpy.random.Generator or None
         See `RandomInitializer`.
     """
@@ -159,7 +164,8 @@ class RandomNormal(RandomInitializer):
 
     def __init__(self, mean: float = 0.0, stddev: float = 0.05, seed: Any = None):
         super().__init__(seed)
-        self.mean, self.stddev = mean, stddev
+        self.mean = check_number(self, "mean", mean)
+        self.stddev = check_number(self, "stddev", stddev)
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
         """Draw an array of `shape` and `dtype`."""
@@ -172,7 +178,7 @@ class TruncatedNormal(RandomNormal):
     Parameters
     ----------
     mean, stddev : float
-        Of the distribution before truncation.
+        Of the distribution before truncation. Finite, else ValueError.
     seed : int, numpy.random.Generator or None
         See `RandomInitializer`.
     """
@@ -188,6 +194,7 @@ class RandomUniform(RandomInitializer):
     Parameters
     ----------
     minval, maxval : float
+        Finite, else ValueError.
     seed : int, numpy.random.Generator or None
         See `RandomInitializer`.
     """
@@ -196,7 +203,8 @@ class RandomUniform(RandomInitializer):
 
     def __init__(self, minval: float = -0.05, maxval: float = 0.05, seed: Any = None):
         super().__init__(seed)
-        self.minval, self.maxval = minval, maxval
+        self.minval = check_number(self, "minval", minval)
+        self.maxval = check_number(self, "maxval", maxval)
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
         """Draw an array of `shape` and `dtype`."""
@@ -209,7 +217,7 @@ class VarianceScaling(RandomInitializer):
     Parameters
     ----------
     scale : float
-        Positive.
+        Positive and finite.
     mode : {"fan_in", "fan_out", "fan_avg"}
         What n is: input units, output units, or their mean.
     distribution : {"truncated_normal", "untruncated_normal", "uniform"}
@@ -241,7 +249,7 @@ class VarianceScaling(RandomInitializer):
         distribution = str(distribution).lower()
         if distribution == "normal":
             distribution = "truncated_normal"
-        if not scale > 0:
+        if not check_number(self, "scale", scale) > 0:
             raise ValueError(f"VarianceScaling: expected scale > 0, got {scale!r}.")
         for name, value, allowed in (
             ("mode", mode, ("fan_in", "fan_out", "fan_avg")),
@@ -334,6 +342,7 @@ class Orthogonal(RandomInitializer):
     Parameters
     ----------
     gain : float
+        Finite, else ValueError.
     seed : int, numpy.random.Generator or None
         See `RandomInitializer`.
     """
@@ -342,7 +351,7 @@ class Orthogonal(RandomInitializer):
 
     def __init__(self, gain: float = 1.0, seed: Any = None):
         super().__init__(seed)
-        self.gain = gain
+        self.gain = check_number(self, "gain", gain)
 
     def __call__(self, shape: Sequence[int], dtype: Any = "float32") -> np.ndarray:
         """Draw an array of `shape` and `dtype`; ValueError for fewer than two axes."""

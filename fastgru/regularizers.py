@@ -3,14 +3,13 @@
 Source: https://keras.io/api/layers/regularizers/.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from fastgru.device import plain
-from fastgru.serialization import Configured, get_object, named, serialize_object
+from fastgru.serialization import Configured, check_number, get_object, named, serialize_object
 
 
 class Regularizer(Configured):
@@ -33,8 +32,8 @@ class L1L2(Regularizer):
     _arguments: tuple[str, ...] = ("l1", "l2")
 
     def __init__(self, l1: float | None = 0.0, l2: float | None = 0.0):
-        self.l1 = _factor(self, "l1", 0.0 if l1 is None else l1)
-        self.l2 = _factor(self, "l2", 0.0 if l2 is None else l2)
+        self.l1 = float(check_number(self, "l1", 0.0 if l1 is None else l1, 0))
+        self.l2 = float(check_number(self, "l2", 0.0 if l2 is None else l2, 0))
 
     def __call__(self, x: Any) -> Any:
         """Return the penalty of `x`, a scalar of its dtype."""
@@ -107,7 +106,7 @@ class OrthogonalRegularizer(Regularizer):
     _arguments = ("factor", "mode")
 
     def __init__(self, factor: float = 0.01, mode: str = "rows"):
-        self.factor = _factor(self, "factor", factor)
+        self.factor = float(check_number(self, "factor", factor, 0))
         if mode not in ("rows", "columns"):
             raise ValueError(
                 f"OrthogonalRegularizer: expected mode 'rows' or 'columns', got {mode!r}."
@@ -151,20 +150,6 @@ class OrthogonalRegularizer(Regularizer):
 
 
 _EPSILON = 1e-7  # keras.config.epsilon()
-
-
-def _factor(owner: Any, name: str, value: Any) -> float:
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float, np.integer, np.floating))
-        or not math.isfinite(value)
-        or value < 0
-    ):
-        raise ValueError(
-            f"{type(owner).__name__}: expected {name} to be a finite number >= 0, got {value!r}."
-        )
-    return float(value)
-
 
 _OBJECTS = named((L1, L2, OrthogonalRegularizer))
 _OBJECTS.update(L1L2=L1L2, l1l2=L1L2, l1_l2=L1L2)

@@ -6,7 +6,9 @@ accepts. A config is data: nothing that it names is imported or executed. Pass o
 fastgru's as ``custom_objects``.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 #: Packages whose names of classes and functions mean the same as fastgru's.
@@ -206,6 +208,25 @@ def _build(cls: Any, inner: Any, what: str) -> Any:
         raise ValueError(
             f"Cannot read {what} {cls.__name__} from config {dict(inner)!r}: {error}."
         ) from error
+
+
+def check_number(
+    owner: Any, name: str, value: Any, least: float | None = None, *, infinite: bool = False
+) -> Any:
+    """Return a constructor's argument as it is; ValueError unless it is a number.
+
+    NaN is none. Infinity is one only where it has a meaning (``infinite``). In the weights either
+    would be found late: one NaN there makes every output NaN.
+    """
+    right = isinstance(value, Real) and not isinstance(value, bool)
+    right = right and (math.isfinite(value) or (infinite and not math.isnan(value)))
+    if not right or (least is not None and value < least):
+        kind = "a number" if infinite else "a finite number"
+        bound = "" if least is None else f" >= {least:g}"
+        raise ValueError(
+            f"{type(owner).__name__}: expected {name} to be {kind}{bound}, got {value!r}."
+        )
+    return value
 
 
 def get_object(

@@ -137,13 +137,14 @@ ACTIVATION(sigmoid, logistic(x), y * (L(1.0) - y))
 
 /* relu: slope A below threshold C, at most B; relu_open has no upper bound */
 ACTIVATION(relu, clip(x <= C ? L(0.0) : x, L(0.0), B) + relu_below(x, A, C),
-           x > C ? WHERE(x > L(0.0) && x < B) : A)
-ACTIVATION(relu_open, (x <= C ? L(0.0) : x) + relu_below(x, A, C), x > C ? L(1.0) : A)
+           x > C ? WHERE(x > L(0.0) && x < B) : (x == C ? L(0.0) : A))
+ACTIVATION(relu_open, (x <= C ? L(0.0) : x) + relu_below(x, A, C),
+           x > C ? L(1.0) : (x == C && C != L(0.0) ? L(0.0) : A))
 ACTIVATION(relu6, clip(x, L(0.0), L(6.0)), WHERE(x > L(0.0) && x < L(6.0)))
 ACTIVATION(leaky_relu, x < L(0.0) ? A * x : x, x > L(0.0) ? L(1.0) : A)
-ACTIVATION(elu, x < L(0.0) ? A * M(expm1)(x) : x, x < L(0.0) ? A * M(exp)(x) : L(1.0))
+ACTIVATION(elu, x < L(0.0) ? A * M(expm1)(x) : x, x > L(0.0) ? L(1.0) : A * M(exp)(x))
 ACTIVATION(selu, SELU_SCALE * (x < L(0.0) ? SELU_ALPHA * M(expm1)(x) : x),
-           SELU_SCALE * (x < L(0.0) ? SELU_ALPHA * M(exp)(x) : L(1.0)))
+           SELU_SCALE * (x > L(0.0) ? L(1.0) : SELU_ALPHA * M(exp)(x)))
 ACTIVATION(celu, max0(x) + A * M(expm1)(min0(x) / A), M(exp)(min0(x) / A))
 ACTIVATION(exponential, M(exp)(x), y)
 ACTIVATION(softplus, soft_maximum(x), logistic(x))

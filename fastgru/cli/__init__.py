@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from fastgru.cli.terminal import Parser, say
 from fastgru.problem import BackendError
 
 if TYPE_CHECKING:
@@ -58,13 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace, error: object, code: int) -> int:
-    print(f"fastgru {options.name_of_command}: {' '.join(str(error).split())}", file=sys.stderr)
+    say([f"fastgru {options.name_of_command}: {' '.join(str(error).split())}"], sys.stderr)
     return code
 
 
 def _warn(options: argparse.Namespace, message: object) -> None:
     text = f"fastgru {options.name_of_command}: warning: {' '.join(str(message).split())}"
-    print(text, file=sys.stderr)
+    say([text], sys.stderr)
 
 
 def _exit_on_sigterm(*_: object) -> NoReturn:
@@ -72,7 +73,7 @@ def _exit_on_sigterm(*_: object) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="fastgru",
         description="Keras' GRU on NumPy arrays. MODEL is a .keras, .h5, .pt, .pth, .onnx, "
         ".safetensors, .npz or .npy file, a SavedModel folder, a checkpoint's .index, or the .json "
@@ -156,15 +157,17 @@ def _info(options: argparse.Namespace) -> None:
 def _inspect(options: argparse.Namespace) -> None:
     from fastgru.cli.models import describe, find
 
-    print(describe(find(options.model, follow_links=options.follow_links)))
+    say(describe(find(options.model, follow_links=options.follow_links)))
 
 
 def _convert(options: argparse.Namespace) -> None:
     import fastgru
     from fastgru.cli.models import choose
+    from fastgru.io.replacing import expect_other_file
 
     if options.output.suffix != ".safetensors":
         raise ValueError(f"{options.output}: expected a name that ends in .safetensors")
+    expect_other_file(options.output, [options.model])
     layer = choose(options.model, options.layer, follow_links=options.follow_links).layer
     fastgru.save(layer, options.output)
 
@@ -172,7 +175,9 @@ def _convert(options: argparse.Namespace) -> None:
 def _run(options: argparse.Namespace) -> None:
     from fastgru.cli.models import choose
     from fastgru.cli.run import run_file
+    from fastgru.io.replacing import expect_other_file
 
+    expect_other_file(options.output, [options.model])
     found = choose(options.model, options.layer, follow_links=options.follow_links)
     run_file(
         found.layer,
@@ -188,6 +193,6 @@ def _bench(options: argparse.Namespace) -> None:
     from fastgru.cli.bench import measure, plot, table
 
     results = measure(options.seconds, options.threads)
-    print(table(results))
+    say(table(results))
     if options.plot and plot(results, options.plot):
-        print(f"plot: {options.plot}")
+        say([f"plot: {options.plot}"])

@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 import fastgru
-from fastgru.cli.models import columns
+from fastgru.cli.terminal import columns
+from fastgru.io.replacing import replacing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,8 +60,8 @@ def measure(seconds: float, threads: int | None = None) -> list[Result]:
     return results
 
 
-def table(results: Sequence[Result]) -> str:
-    """Return the results as text."""
+def table(results: Sequence[Result]) -> list[str]:
+    """Return the results as lines of text."""
     heading = ("B", "T", "I", "H", "threads", "ms", "sequences/s", "GFLOP/s", "calls")
     rows: list[tuple[str, ...]] = [heading]
     for r in results:
@@ -87,5 +89,6 @@ def plot(results: Sequence[Result], path: str) -> bool:
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.set_title(f"fastgru {fastgru.__version__}, inference")
-    figure.savefig(path, dpi=120)
+    with replacing(path) as file:
+        figure.savefig(file, dpi=120, format=Path(path).suffix[1:] or None)
     return True

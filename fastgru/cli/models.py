@@ -7,6 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 from fastgru import Bidirectional, Sequential
+from fastgru.cli.terminal import columns
 from fastgru.io.budget import reading
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import expect_unpacked
@@ -124,23 +125,22 @@ def choose(path: Path, name: str | None, *, follow_links: bool = False) -> Impor
     return chosen[0]
 
 
-def describe(found: Sequence[ImportedLayer]) -> str:
-    """Return a table of layers: name, class, shapes, parameters, weights, convention, source."""
+def describe(found: Sequence[ImportedLayer]) -> list[str]:
+    """Return lines about layers: name, class, shapes, parameters, weights, convention, source."""
     if not found:
-        return "no GRU in it"
+        return ["no GRU in it"]
     rows = [("name", "layer", "shapes", "parameters", "weights")]
     for one in found:
         weights = " ".join(str(v.shape) for v in one.layer.weights)
         parameters = f"{one.layer.count_params():,}"
         rows.append((one.name, _kind(one.layer), _shapes(one.layer), parameters, weights))
-    heading, *lines = columns(rows).splitlines()
+    heading, *lines = columns(rows)
+    told = [heading]
     # On lines of their own, since as columns they would be wider than a terminal.
-    more = [
-        f"    {one.convention}\n    known by {one.recognised}"
-        + (f"\n    mask: {one.mask}" if one.mask else "")
-        for one in found
-    ]
-    return "\n".join([heading, *(f"{a}\n{b}" for a, b in zip(lines, more, strict=True))])
+    for line, one in zip(lines, found, strict=True):
+        told += [line, f"    {one.convention}", f"    known by {one.recognised}"]
+        told += [f"    mask: {one.mask}"] if one.mask else []
+    return told
 
 
 def _kind(layer: Any) -> str:
@@ -167,13 +167,3 @@ def _shapes(layer: Any) -> str:
     shapes = [got] if isinstance(got, tuple) and not isinstance(got[0], (tuple, list)) else got
     written = [f"({', '.join(map(str, shape))})" for shape in (inputs, *shapes)]
     return f"{written[0]} -> {', '.join(written[1:])}"
-
-
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as aligned columns; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import mmap
 import os
 import sys
@@ -12,14 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.io.plain_files import open_plain
+from fastgru.io.replacing import expect_other_file, replacing
 from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
     from pathlib import Path
+    from typing import BinaryIO
 
-BATCH_BYTES = 16 << 20  # of a batch's inputs and all layers' outputs of it
+BATCH_BYTES = 16 << 20  # of a batch's inputs and all layers' outputs and states of it
+# What an input without numbers may become. Its size says nothing, so a file of a hundred bytes
+# could ask for any output.
+MOST_FROM_NOTHING = 16 << 20
 
 
 def run_file(
@@ -42,7 +49,8 @@ def run_file(
         Built. This makes it stateless, since each row is a sequence of its own, and writes no
         states.
     source, target : path
-        .npy files. The target has another name until it is complete.
+        .npy files. The target has another name until it is complete. It may not be one of the
+        inputs.
     lengths : path, optional
         .npy file of (B,) integers, the call's ``lengths``.
     batch_size : int, optional
@@ -56,21 +64,17 @@ def run_file(
     OSError
         The disk is full, for example. No part of the target is left.
     """
-    layers = layer.layers if isinstance(layer, Sequential) else [layer]
-    for one in layers:
-        for part in one.halves if isinstance(one, Bidirectional) else [one]:
-            part.stateful = False
-    last = layers[-1]
-    if getattr(last, "merge_mode", "") is None:
-        raise ValueError(f"{last.name}: expected one output, got two: its merge_mode is None")
+    last = _stateless(layer)
+    expect_other_file(target, [source] if lengths is None else [source, lengths])
     x = _opened(source)
     if x.ndim != 3:
         raise ValueError(f"{source}: expected an array (B, T, I), got shape {x.shape}")
     batch_axis = 1 if layer.time_major else 0
     rows = x.shape[batch_axis]
-    ends = None if lengths is None else np.array(_opened(lengths))
+    ends = None if lengths is None else _opened(lengths)
     if ends is not None and ends.shape != (rows,):
         raise ValueError(f"{lengths}: expected shape ({rows},), got {ends.shape}")
+    ends = None if ends is None else np.array(ends)
 
     def call(part: slice, out: np.ndarray | None = None) -> Any:
         y = layer(
@@ -85,10 +89,12 @@ def run_file(
     like = call(slice(0, 0))
     y_axis = batch_axis if last.return_sequences else 0
     shape = tuple(rows if axis == y_axis else n for axis, n in enumerate(like.shape))
-    row_bytes = max(1, _row_bytes(layer, x))
+    row_bytes = _row_bytes(layer, x, like.dtype)
+    if not x.size:
+        _expect_little(source, x.shape, shape, rows * row_bytes)
     size = batch_size or max(1, BATCH_BYTES // row_bytes)
-    with replacing(target) as temporary:
-        y = _created(temporary, shape, like.dtype)
+    with replacing(target) as file:
+        y = _created(file, shape, like.dtype)
         held = 0
         with progress(rows) as done:
             for start in range(0, rows, size):
@@ -103,11 +109,34 @@ def run_file(
         _release(y)
 
 
-def _row_bytes(layer: Any, x: np.ndarray) -> int:
-    """Return the bytes of a sequence and of all cells' outputs of it."""
+def _stateless(layer: Any) -> Any:
+    """Make a layer stateless, and return the one that gives the output; ValueError for two."""
+    layers = layer.layers if isinstance(layer, Sequential) else [layer]
+    for one in layers:
+        for part in one.halves if isinstance(one, Bidirectional) else [one]:
+            part.stateful = False
+    last = layers[-1]
+    if getattr(last, "merge_mode", "") is None:
+        raise ValueError(f"{last.name}: expected one output, got two: its merge_mode is None")
+    return last
+
+
+def _expect_little(source: Path, got: Any, shape: Any, nbytes: int) -> None:
+    """Raise unless what an input without numbers becomes is small."""
+    if nbytes > MOST_FROM_NOTHING:
+        raise ValueError(
+            f"{source}: expected numbers, got the shape {got}, which has none; its output {shape} "
+            f"and the states would take {nbytes} bytes, and at most {MOST_FROM_NOTHING} are made "
+            "from no numbers"
+        )
+
+
+def _row_bytes(layer: Any, x: np.ndarray, dtype: np.dtype) -> int:
+    """Return the bytes of a sequence, and of all cells' outputs and states of it."""
     units = sum(v.shape[0] for v in layer.weights if v.name == "recurrent_kernel")
     steps = x.shape[0 if layer.time_major else 1]
-    return int(steps * (x.shape[2] + units) * x.dtype.itemsize)
+    itemsize = max(x.dtype.itemsize, dtype.itemsize)
+    return int((steps * (x.shape[2] + units) + units) * itemsize)
 
 
 # ---- mapped files --------------------------------------------------------------------------------
@@ -116,51 +145,70 @@ def _row_bytes(layer: Any, x: np.ndarray) -> int:
 def _opened(path: Path) -> np.ndarray:
     """Return the array of a .npy file, mapped for reading."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")
-    except (OSError, ValueError) as error:
+        file, status = open_plain(path)
+    except OSError as error:
         raise ValueError(f"{path}: expected a .npy file of numbers: {error}") from None
+    with file:
+        try:
+            shape, fortran, dtype = _header(file)
+        except (ValueError, TypeError, EOFError, RecursionError, MemoryError) as error:
+            raise ValueError(f"{path}: expected a .npy file of numbers: {error}") from None
+        if dtype.kind not in "biufc":
+            raise ValueError(f"{path}: expected a .npy file of numbers, got {dtype}")
+        nbytes = math.prod(shape) * dtype.itemsize
+        wrong = min(shape, default=0) < 0 or max(shape, default=0) > sys.maxsize
+        if wrong or file.tell() + nbytes > status.st_size:
+            raise ValueError(
+                f"{path}: expected a .npy file of numbers, got shape {shape} of {dtype} in "
+                f"{status.st_size} bytes"
+            )
+        if not nbytes:  # nothing to map
+            return np.empty(shape, dtype)
+        order: Any = "F" if fortran else "C"
+        return np.memmap(file, dtype, "r", file.tell(), shape, order)
 
 
-def _created(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Return shape, whether in Fortran's order, and dtype; the file is then at the numbers."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"version 1.0 or 2.0 of the format, got {version}")  # 3.0: named fields
+
+
+def _created(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return the array of a new .npy file, mapped for writing, with its disk space reserved.
 
     If the disk is full this raises OSError. Without the reservation a signal would end the process
     when the system writes a page.
     """
-    y = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    file.flush()
+    start, nbytes = file.tell(), math.prod(shape) * dtype.itemsize
+    if not nbytes:
+        return np.empty(shape, dtype)
+    file.truncate(start + nbytes)
     if hasattr(os, "posix_fallocate"):
-        with path.open("r+b") as file:
-            try:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot
-                    raise
-    return y
+        try:
+            os.posix_fallocate(file.fileno(), 0, start + nbytes)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot
+                raise
+    return np.memmap(file, dtype, "r+", start, shape)
 
 
 def _release(array: np.ndarray) -> None:
     """Write changed pages to the file, and give all pages back to the system."""
+    if not array.size:
+        return
     mapping: Any = array.base  # an mmap.mmap
     if array.flags.writeable:
         mapping.flush()
     if hasattr(mmap, "MADV_DONTNEED"):
         mapping.madvise(mmap.MADV_DONTNEED)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary name; the file moves to ``path`` at the end, an error removes it."""
-    path = path.resolve()
-    if not path.parent.is_dir():
-        raise ValueError(f"{path}: expected its folder to exist")
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path}: expected a file or nothing there, found something else")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- progress ------------------------------------------------------------------------------------

@@ -49,8 +49,9 @@ def apply(
     Returns
     -------
     dask.array.Array, or a tuple of them
-        What the layer returns for the whole x, with x's chunks along B. Compute the arrays of a
-        tuple together, ``dask.compute(y, state)``, since the same tasks make them.
+        What the layer returns for the whole x, with x's chunks along B; a single row has one chunk,
+        also where x has empty ones beside it. Compute the arrays of a tuple together,
+        ``dask.compute(y, state)``, since the same tasks make them.
 
     Raises
     ------
@@ -84,6 +85,10 @@ def apply(
             "x: expected (B, T, I) with T and I in one chunk each, since a row is computed whole, "
             f"got chunks {x.chunks}; call x.rechunk({{1: -1, 2: -1}})"
         )
+    if x.shape[0] == 1:
+        # Dask takes an axis of length 1 as one to broadcast, and with empty blocks beside the row
+        # its blockwise functions return a row for each of them.
+        x = x.rechunk({0: -1})
 
     rows: list[Any] = []  # the arrays with chunks like x; ``places`` has their indices
 

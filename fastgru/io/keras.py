@@ -215,7 +215,13 @@ def find(
             f"{path}: expected a .keras or .h5 file, a SavedModel folder, a checkpoint or the "
             f"model.json of TensorFlow.js, got {got}"
         )
-@@@        if is_npz(archive):
+    with Archive(path, budget) as archive:
+        if any(member.endswith("/data.pkl") for member in archive.names):
+            raise ValueError(
+                f"{path}: expected a .keras file, got one of torch.save; fastgru.io.from_torch "
+                "reads it"
+            )
+        if is_npz(archive):
             return _asked_for(find_keras(path, budget), str(path), name)
         weights = archive.read(WEIGHTS)
         parts = _keras3_parts(archive.read(CONFIG), weights, path, kinds, budget)

@@ -31,6 +31,7 @@ from fastgru.io.keras_config import kind_of, layer_name, numbered, recurrent_lay
 from fastgru.io.keras_legacy import LegacyModel, stored_cells, version_of
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.named_arrays import ArrayGroup
+from fastgru.io.replacing import replacing
 from fastgru.io.torch_numpy import is_npz
 from fastgru.layers import Bidirectional, Sequential
 
@@ -475,7 +476,8 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
         import h5py
     except ImportError as error:
         raise ImportError("writing .h5 files needs h5py: pip install 'fastgru[h5]'") from error
-    with h5py.File(path, "w") as file:
+    # h5py writes to the open file, not to a name.
+    with replacing(path) as opened, h5py.File(opened, "w") as file:
         group = "" if isinstance(layer, Sequential) else f"layers/{snake_of(layer)}/"
         for part in cells:
             for i, variable in enumerate(part.cell.weights):

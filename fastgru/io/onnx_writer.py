@@ -6,7 +6,6 @@ a batch-major layer. In the graph, sequences are (T, B, ...) and states (B, H).
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from fastgru import gates
 from fastgru.io.onnx_activations import to_names
 from fastgru.io.onnx_graph import import_onnx, unique
+from fastgru.io.replacing import replacing
 from fastgru.layers import RNN, Bidirectional, GRUCell, Sequential
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ def to_onnx(
     writer.output("y", outputs, shapes)
     writer.output("state", states, shapes[len(outputs) :])
     data = writer.model().SerializeToString()
-    Path(path).write_bytes(data)
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _check(layer: Any) -> None:

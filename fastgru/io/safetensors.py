@@ -15,9 +15,6 @@ from __future__ import annotations
 
 import json
 import mmap as memory_map
-import os
-import secrets
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -27,6 +24,7 @@ from fastgru.io.bounded import parse_json
 from fastgru.io.budget import Budget, listed, reading
 from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
+from fastgru.io.replacing import replacing
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.version import __version__
@@ -78,7 +76,9 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
         lambda: {place + v.name: v.value for place, c in cells for v in c.weights}
     )
     about = {"format_version": FORMAT_VERSION, "fastgru_version": __version__, "layer": config}
-    _replace(Path(path), from_numpy.save(weights, {"fastgru": json.dumps(about)}))
+    data = from_numpy.save(weights, {"fastgru": json.dumps(about)})
+    with replacing(path) as file:
+        file.write(data)
 
 
 def load(path: str | PathLike[str], *, mmap: bool = True, max_bytes: int | None = None) -> Any:
@@ -315,20 +315,6 @@ def _view(data: Any, start: int, entry: dict[str, Any]) -> StoredTensor:
     kind = entry["dtype"]
     array = np.ndarray(entry["shape"], (_DTYPES | _INTEGERS)[kind], data, start + begin)
     return StoredTensor(_NAMES.get(kind, array.dtype.name), array)
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a file beside the old one, then replace the old one in one step."""
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with open(beside, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
 
 
 def _package() -> Any:

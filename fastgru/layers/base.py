@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LAYERS: dict[str, Any] = {}
 _name_counts: dict[str, int] = {}
+# Controls of terminals, separators of lines, marks that turn the direction of writing, and halves
+# of surrogate pairs, which no encoding has.
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def unique_name(stem: str) -> str:
@@ -48,8 +51,6 @@ class Layer:
         self, *, name: str | None = None, dtype: Any = "float32", trainable: bool = True
     ) -> None:
         self._dtype = float_dtype(dtype)
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name: expected a string or None, got {name!r}")
         if name is None:
             stem = re.sub(
                 r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__
@@ -58,6 +59,22 @@ class Layer:
         self.name = name
         self.trainable = bool(trainable)
         self.built = False
+
+    @property
+    def name(self) -> str:
+        """The layer's name, without control characters: it is printed and written to files."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name: expected a string or None, got {name!r}")
+        if wrong := _CONTROL.search(name):
+            raise ValueError(
+                f"name: expected no control characters, got {name[:200]!a} with "
+                f"{wrong[0]!a} at {wrong.start()}"
+            )
+        self._name = name
 
     @property
     def dtype(self) -> str:

@@ -110,6 +110,7 @@ class Stream:
                     f"rows: expected a list of row numbers, got shape {rows.shape}, dtype "
                     f"{rows.dtype}"
                 )
+            given = rows  # for the message: as intp, large numbers of uint64 are negative
             if rows.size > count:  # before they are read: there may be any number of them
                 raise ValueError(
                     f"rows: expected each row at most once, got {rows.size} numbers "
@@ -118,8 +119,8 @@ class Stream:
             rows = np.array(rows, np.intp)  # a copy, which is checked and used
             if rows.size and (rows.min() < 0 or rows.max() >= count):
                 raise ValueError(
-                    f"rows: expected numbers in 0..{count - 1}, got values from {rows.min()} to "
-                    f"{rows.max()}"
+                    f"rows: expected numbers in 0..{count - 1}, got values from {given.min()} to "
+                    f"{given.max()}"
                 )
             if len(set(rows.tolist())) != rows.size:
                 raise ValueError("rows: expected each row at most once, got one of them twice")

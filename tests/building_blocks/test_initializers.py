@@ -259,3 +259,43 @@ def test_base_class_says_what_is_missing():
 def test_repr_shows_the_arguments():
     text = "RandomNormal(mean=0.0, stddev=0.05, seed=2)"
     assert repr(initializers.RandomNormal(seed=2)) == text
+
+
+NUMBERS = [
+    (initializers.RandomNormal, "mean"),
+    (initializers.RandomNormal, "stddev"),
+    (initializers.TruncatedNormal, "stddev"),
+    (initializers.RandomUniform, "minval"),
+    (initializers.RandomUniform, "maxval"),
+    (initializers.VarianceScaling, "scale"),
+    (initializers.Orthogonal, "gain"),
+    (initializers.Identity, "gain"),
+]
+
+
+@pytest.mark.parametrize(("cls", "name"), NUMBERS)
+@pytest.mark.parametrize(
+    "wrong", [np.nan, np.float32("nan"), np.inf, -np.inf, "1", [1.0], None, True], ids=repr
+)
+def test_what_is_no_finite_number_is_refused_at_construction(cls, name, wrong):
+    """Also from a config. Else it would be found in the weights, or in the outputs."""
+    message = f"{cls.__name__}: expected {name} to be a finite number"
+    with pytest.raises(ValueError, match=message):
+        cls(**{name: wrong})
+    config = {"module": "keras.initializers", "class_name": cls.__name__, "config": {name: wrong}}
+    with pytest.raises(ValueError, match=message):
+        initializers.get(config)
+    assert cls(**{name: np.float64(0.5)}).get_config()[name] == 0.5
+    assert cls(**{name: 1}).get_config()[name] == 1
+
+
+def test_a_constant_is_not_nan():
+    """Infinity is allowed: as a bias it holds a gate open or shut."""
+    array = np.array([[1.0, np.nan]])
+    for wrong in (np.nan, np.float32("nan"), array):
+        with pytest.raises(ValueError, match="Constant: expected numbers, got NaN"):
+            initializers.get(wrong) if wrong is array else initializers.Constant(wrong)
+    inner = {"class_name": "__numpy__", "config": {"value": [[1.0, np.nan]], "dtype": "float32"}}
+    with pytest.raises(ValueError, match="Constant: expected numbers, got NaN"):
+        initializers.get({"class_name": "Constant", "config": {"value": inner}})
+    assert np.isposinf(initializers.Constant(np.inf)((2,))).all()

@@ -208,3 +208,26 @@ def test_custom_subclass(x):
     back = regularizers.deserialize(config, {"Half": Half})
     assert back(x) == 0.5 * np.sum(x)
     assert regularizers.get("l1_l2", {"l1_l2": Half})(x) == 0.5 * np.sum(x)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.float32("nan"), -np.inf, "1", [1.0], None, True])
+def test_wrong_norms(wrong):
+    for cls, name in (
+        (constraints.MinMaxNorm, "min_value"),
+        (constraints.MinMaxNorm, "rate"),
+        (constraints.MinMaxNorm, "max_value"),
+        (constraints.MaxNorm, "max_value"),
+    ):
+        if not (name == "max_value" and wrong == -np.inf):
+            with pytest.raises(ValueError, match=f"{cls.__name__}: expected {name} to be a"):
+                cls(**{name: wrong})
+    for name in ("min_value", "rate"):
+        with pytest.raises(ValueError, match=f"MinMaxNorm: expected {name} to be a finite number"):
+            constraints.MinMaxNorm(**{name: np.inf})
+
+
+def test_a_norm_without_an_upper_end():
+    w = np.array([[3.0], [4.0]])
+    np.testing.assert_array_equal(
+        constraints.MinMaxNorm(1, np.inf)(w), constraints.MinMaxNorm(1, 9)(w)
+    )

@@ -189,5 +189,6 @@ def test_a_full_disk_is_an_error_before_the_work(tmp_path, saved, x):
 def test_the_place_on_the_disk_is_reserved(tmp_path):
     """Else a disk that fills up during the run would kill it by a signal."""
     path = tmp_path / "OUT.npy"
-    _created(path, (300, 1000), np.dtype("float32"))
+    with path.open("w+b") as file:
+        _created(file, (300, 1000), np.dtype("float32"))
     assert path.stat().st_blocks * 512 >= path.stat().st_size > 1_200_000

@@ -301,6 +301,29 @@ def test_chunks_of_unknown_size(here):
         apply(layer, chosen, mask=da.from_array(x[:, :, 1] > -0.5, chunks=9))
 
 
+@pytest.mark.parametrize("chunks", [(1, 0), (0, 1), (0, 1, 0), (0, 0, 1), (1,)], ids=str)
+def test_one_row_with_empty_blocks_beside_it(here, chunks):
+    """Dask broadcasts an axis of length 1: its own functions give a row for each block here."""
+    layer = drawn(fastgru.GRU(H, return_sequences=True, return_state=True))
+    x = np.random.default_rng(3).normal(size=(1, T, I)).astype("float32")
+    blocks = da.from_array(x, chunks=(chunks, T, I))
+    mask, h0 = np.arange(T)[None] % 3 != 1, np.full((1, H), 0.5, "float32")
+    for given in (
+        {},
+        {"mask": mask, "initial_state": h0},
+        {"mask": da.from_array(mask, chunks=(chunks, T)), "reset_mask": ~mask},
+        {"initial_state": da.from_array(h0, chunks=(chunks[::-1], H)), "lengths": [T - 2]},
+    ):
+        plain = {k: v.rechunk(-1).compute() if hasattr(v, "dask") else v for k, v in given.items()}
+        lazy = apply(layer, blocks, **given)
+        for one, got, want in zip(lazy, dask.compute(*lazy), layer(x, **plain), strict=True):
+            assert one.shape == got.shape == want.shape
+            np.testing.assert_array_equal(got, want)
+    many = np.concatenate([x, x * 2])
+    y, _ = dask.compute(*apply(layer, da.from_array(many, chunks=((0, 1, 0, 1, 0), T, I))))
+    np.testing.assert_array_equal(y, layer(many)[0])
+
+
 def test_no_rows_and_no_steps(here):
     layer = drawn(LAYERS["states"]())
     for shape in ((0, T, I), (4, 0, I)):

@@ -355,3 +355,16 @@ def test_wrong_states():
         stream.state = [np.zeros((2, 4), "float32")] * 2
     with pytest.raises(ValueError, match=r"0..1"):
         stream.reset([5])
+
+
+@pytest.mark.parametrize("wrong", [2**63, 2**64 - 1, 2**63 - 1])
+def test_the_error_names_the_rows_that_came(wrong):
+    """Beyond int64 too, where a conversion would show another number."""
+    layer = fastgru.GRU(3)
+    layer.build((None, None, 2))
+    stream = layer.stream(4)
+    rows = np.array([1, wrong], np.uint64)
+    with pytest.raises(ValueError, match=rf"in 0\.\.3, got values from 1 to {wrong}$"):
+        stream.step(np.zeros((2, 2), "float32"), rows=rows)
+    with pytest.raises(ValueError, match=rf"in 0\.\.3, got values from 1 to {wrong}$"):
+        stream.reset(rows)

@@ -181,9 +181,11 @@ static void FN(d_relu)(ptrdiff_t n, const double *params, TYPE *RESTRICT a, TYPE
     const int bounded = params[1] == params[1];
     const TYPE top = bounded ? (TYPE)params[1] : (TYPE)INFINITY;
     const TYPE bottom = bounded ? C(0.0) : -(TYPE)INFINITY;
+    const TYPE joint = bounded || threshold != C(0.0) ? C(0.0) : slope;
     for (ptrdiff_t i = 0; i < n; i++) {
         const TYPE x = a[i];
-        d[i] = x > threshold ? (x > bottom && x < top ? C(1.0) : C(0.0)) : slope;
+        const TYPE below = x == threshold ? joint : slope;
+        d[i] = x > threshold ? (x > bottom && x < top ? C(1.0) : C(0.0)) : below;
     }
     FN(relu)(n, params, a);
 }
@@ -193,10 +195,10 @@ DERIVATIVE(tanh, C(1.0) - x * x)
 DERIVATIVE(sigmoid, x *(C(1.0) - x))
 DERIVATIVE_THEN(relu6, relu6, x > C(0.0) && x < C(6.0) ? C(1.0) : C(0.0))
 DERIVATIVE_THEN(leaky_relu, leaky_relu, x > C(0.0) ? C(1.0) : A)
-DERIVATIVE_THEN(elu, elu, x < C(0.0) ? A * FN(exp_1)(x) : C(1.0))
+DERIVATIVE_THEN(elu, elu, x > C(0.0) ? C(1.0) : A * FN(exp_1)(x))
 DERIVATIVE_THEN(selu, selu,
                 C(1.0507009873554804935) *
-                    (x < C(0.0) ? C(1.6732632423543772848) * FN(exp_1)(x) : C(1.0)))
+                    (x > C(0.0) ? C(1.0) : C(1.6732632423543772848) * FN(exp_1)(x)))
 DERIVATIVE_THEN(celu, celu, FN(exp_1)(MIN0(x) / A))
 DERIVATIVE_THEN(exponential, exponential, FN(exp_1)(x))
 DERIVATIVE_THEN(softplus, softplus, FN(sigmoid_1)(x))
