@@ -82,12 +82,18 @@ def _pass_on(
 
 def _is_operation(layer: dict[str, Any]) -> bool:
     """Say whether a layer of a graph is a function of ``keras.ops``, whose output has no mask."""
-    module, nodes = str(layer.get("module") or ""), layer.get("inbound_nodes")
+    module = str(layer.get("module") or "")
     if module:
         return module.startswith("keras.") and not module.startswith(_LAYER_MODULES)
     # An .h5 of Keras 3 has no modules; operations have no "trainable".
-    modern = isinstance(nodes, (list, tuple)) and any(isinstance(node, dict) for node in nodes)
-    return modern and ">" not in layer["class_name"] and "trainable" not in layer["config"]
+    named = ">" not in layer["class_name"]
+    return named and _is_modern(layer) and "trainable" not in layer["config"]
+
+
+def _is_modern(layer: dict[str, Any]) -> bool:
+    """Say whether a layer of a graph is in the form of Keras 3."""
+    nodes = layer.get("inbound_nodes")
+    return isinstance(nodes, (list, tuple)) and any(isinstance(node, dict) for node in nodes)
 
 
 def _joined(layer: dict[str, Any], given: list[_Mask]) -> _Mask:
@@ -95,8 +101,10 @@ def _joined(layer: dict[str, Any], given: list[_Mask]) -> _Mask:
     name = layer["class_name"]
     masks = list(dict.fromkeys(filter(None, given)))
     free = None in given
-    if not masks or (free and name != "Concatenate"):
+    if not masks or (free and name != "Concatenate" and _is_modern(layer)):
         return None
+    if name != "Concatenate":
+        free = False  # Keras 2 joins the masks that there are
     if len(masks) == 1 and not free:
         return masks[0]
     how = "Keras 3.15 computes a step that any of them has, Keras 2 one that all have"

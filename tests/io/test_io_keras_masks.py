@@ -8,6 +8,7 @@ from keras_support import keras
 
 import fastgru
 from fastgru.io import from_keras
+from fastgru.io.keras_masks import mask_notes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -176,6 +177,28 @@ def test_joined_masks(form, tmp_path):
     assert "'f'" in two
     assert "Concatenate layer 'c' joins the masks" in two
     assert "one of which has none" in half
+
+
+def test_keras_2_adds_a_masked_input_to_one_without():
+    """tf.keras 2.21's Add gives the mask of the inputs that have one; Keras 3's gives none."""
+    parts = [
+        ("InputLayer", "x", {}, []),
+        ("Masking", "m", {"mask_value": 0.0}, ["x"]),
+        ("Add", "sum", {}, ["m", "x"]),
+        ("GRU", "it", {"units": 3}, ["sum"]),
+    ]
+    layers = [
+        {
+            "class_name": kind,
+            "config": {"name": name, "trainable": True, **config},
+            "name": name,
+            "inbound_nodes": [[[one, 0, 0, {}] for one in inputs]] if inputs else [],
+        }
+        for kind, name, config, inputs in parts
+    ]
+    ends = {"input_layers": [["x", 0, 0]], "output_layers": [["it", 0, 0]]}
+    model = {"class_name": "Functional", "config": {"name": "f", "layers": layers, **ends}}
+    assert list(mask_notes(model)) == ["it"]
 
 
 @keras.saving.register_keras_serializable("tests", name="GRUCell")
