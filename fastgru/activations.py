@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgru import serialization
 from fastgru.device import plain, special_functions
 from fastgru.serialization import deserialize_object, is_live_keras, serialize_object, unknown_name
 
@@ -451,7 +452,8 @@ def _from_dict(
 ) -> Any:
     """Read the dict of a function, Activation, activation layer of Keras, or custom class."""
     class_name, inner = config.get("class_name"), config.get("config") or {}
-    if not {class_name, config.get("registered_name")} & set(custom_objects or ()):
+    own = {class_name, config.get("registered_name")} & set(custom_objects or ())
+    if not own and not serialization.is_foreign(config):
         if class_name == "Activation" and "activation" in inner:
             return get(inner["activation"], custom_objects, keras2=keras2)
         if class_name in _LAYERS:

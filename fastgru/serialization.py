@@ -51,6 +51,20 @@ def is_live_keras(obj: Any) -> bool:
     return isinstance(module, str) and module.partition(".")[0] in KERAS_PACKAGES
 
 
+def is_foreign(config: Mapping[str, Any], home: frozenset[str] = _KNOWN_PACKAGES) -> bool:
+    """Say whether an object dict is of another package's class, which may have the name of Keras'.
+
+    Keras 3 names the class's module, or leaves it out and names the package under which the class
+    was registered, as ``"package>name"``. Keras registers none of its recurrent classes.
+    """
+    package, registered, _ = str(config.get("registered_name") or "").rpartition(">")
+    if registered and package not in home:
+        return True
+    if config.get("module", "") is None and config.get("registered_name"):
+        return True  # a class that was not registered, in tf.keras
+    return str(config.get("module") or "keras").partition(".")[0] not in home
+
+
 def unknown_name(what: str, name: Any, known: Mapping[str, Any]) -> ValueError:
     """Return the error for a name that is not in a table; it suggests similar names."""
     from difflib import get_close_matches  # slow to import, and only errors need it
@@ -169,10 +183,11 @@ def deserialize_object(
         )
     found = _find((config.get("registered_name"), name), custom_objects)
     if found is None:
-        module = config.get("module") or "builtins"
-        if module.partition(".")[0] not in _KNOWN_PACKAGES:
+        if is_foreign(config):
+            module = config.get("module")
+            whose = f"module {module!r}" if module else repr(config.get("registered_name"))
             raise ValueError(
-                f"Cannot read {what} {name!r} of module {module!r}: it is not one of Keras'. "
+                f"Cannot read {what} {name!r} of {whose}: it is not one of Keras'. "
                 f"Pass custom_objects={{{name!r}: ...}}."
             )
         found = module_objects.get(name)

@@ -22,6 +22,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from fastgru import activations
 from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.budget import Budget, listed, reading
@@ -30,6 +31,7 @@ from fastgru.io.foreign import is_json, reader_of
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.keras_cells import (
     arrays_at,
+    cells_of,
     errors_at,
     fill,
     group_in,
@@ -173,6 +175,13 @@ def _warnings(one: ImportedLayer, what: str) -> Iterator[str]:
         )
     elif BY_PLACE in one.recognised:
         yield f"{one.name}: {one.recognised}"
+    for part in cells_of(one.layer):
+        if activations.sparsemax in (part.cell.activation, part.cell.recurrent_activation):
+            yield (
+                f"{one.name}: it computes sparsemax by its definition; Keras up to 3.15 has "
+                "another threshold, so the model gives other numbers"
+            )
+            break
     if one.mask:
         yield (
             f"{one.name}: the model gives it a mask, which a layer alone does not have. It "

@@ -9,7 +9,7 @@ import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.layers.config import variable_dtype
-from fastgru.serialization import KERAS_PACKAGES
+from fastgru.serialization import KERAS_PACKAGES, is_foreign
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -200,8 +200,7 @@ def _count(layer: Any) -> int:
         return sum(counts) if all(counts) else 0
     if not is_object(layer) or not isinstance(layer["config"], dict):
         return 0
-    package = str(layer.get("module") or "keras").partition(".")[0]
-    if package not in KERAS_PACKAGES and _ALIAS not in layer:
+    if is_foreign(layer, KERAS_PACKAGES) and _ALIAS not in layer:
         return 0  # another package's class of the same name
     kind = kind_of(layer)
     if kind in ("GRU", "CuDNNGRU", "GRUCell"):

@@ -18,9 +18,16 @@ _ENDS = (
     *("Flatten", "Reshape", "Lambda", "RepeatVector", "Dot", "Conv", "DepthwiseConv"),
     *("SeparableConv", "Global", "MaxPooling", "AveragePooling", "UpSampling", "ZeroPadding"),
     *("Cropping", "LocallyConnected", "ConvLSTM", "StringLookup", "IntegerLookup"),
+    *("Adaptive", "EinsumDense", "Permute", "RMSNormalization", "SpectralNormalization"),
+    *("TFOpLambda", "SlicingOpLambda", "TensorFlowOpLayer"),  # operations, in tf.keras
 )
+_ELEMENTWISE = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
+# Where Keras 3 says that a class is from, if it is one of its layers and not an operation.
+_LAYER_MODULES = ("keras.layers", "keras.models", "keras.src.layers", "keras.src.models")
 _RECURRENT = ("GRU", "LSTM", "SimpleRNN", "RNN", "CuDNNGRU", "CuDNNLSTM", "Bidirectional")
 _MOST_NESTED = 32
+
+_Mask = str | None  # what to tell of a tensor's mask
 
 
 def mask_notes(model: Any) -> dict[str, str]:
@@ -38,34 +45,78 @@ def mask_notes(model: Any) -> dict[str, str]:
     """
     notes: dict[str, str] = {}
     if is_object(model):
-        _pass_on(model, (), None, notes)
+        _pass_on(model, (), [], notes)
     return notes
 
 
 def _pass_on(
-    layer: dict[str, Any], path: tuple[str, ...], mask: str | None, notes: dict[str, str]
-) -> str | None:
-    """Note the masks in a layer or model that gets this mask; return the mask of its output."""
+    layer: dict[str, Any], path: tuple[str, ...], given: list[_Mask], notes: dict[str, str]
+) -> list[_Mask]:
+    """Note the masks in a layer or model that gets these masks; return those of its outputs."""
     config, name = layer["config"], layer["class_name"]
+    mask = next(filter(None, given), None)
     if name == "Masking":
         value = config.get("mask_value", 0.0) if isinstance(config, dict) else 0.0
-        return (
+        return [
             f"Masking layer {layer_name(layer)!r}: pass mask = (x != {value!r}).any(-1), of its x"
-        )
+        ]
     if name == "Embedding" and isinstance(config, dict) and config.get("mask_zero"):
-        return f"Embedding layer {layer_name(layer)!r}: pass mask = ids != 0, of its ids"
+        return [f"Embedding layer {layer_name(layer)!r}: pass mask = ids != 0, of its ids"]
     layers = config if isinstance(config, list) else config.get("layers")
     if isinstance(layers, (list, tuple)):
         inside = [part for part in layers if is_object(part)]
-        return _through_model(inside, path, mask, notes) if len(path) < _MOST_NESTED else mask
-    recurrent = name in _RECURRENT or count_cells(layer) > 0
+        ends = config if isinstance(config, dict) else {}
+        if len(path) < _MOST_NESTED:
+            return _through_model(inside, ends, path, given, notes)
+        return [mask]
     if mask is not None and _has_gru(layer):
         notes["/".join(path or (layer_name(layer),))] = mask
-    if recurrent:
+    if name in _RECURRENT or count_cells(layer) > 0:
         inner = config.get("layer")
         of = inner["config"] if is_object(inner) else config
-        return mask if isinstance(of, dict) and of.get("return_sequences") else None
-    return None if name.startswith(_ENDS) else mask
+        return [mask if isinstance(of, dict) and of.get("return_sequences") else None]
+    if _is_operation(layer) or name.startswith(_ENDS):
+        return [None]
+    return [_joined(layer, given) if name in (*_ELEMENTWISE, "Concatenate") else mask]
+
+
+def _is_operation(layer: dict[str, Any]) -> bool:
+    """Say whether a layer of a graph is a function of ``keras.ops``, whose output has no mask."""
+    module = str(layer.get("module") or "")
+    if module:
+        return module.startswith("keras.") and not module.startswith(_LAYER_MODULES)
+    # An .h5 of Keras 3 has no modules; operations have no "trainable".
+    named = ">" not in layer["class_name"]
+    return named and _is_modern(layer) and "trainable" not in layer["config"]
+
+
+def _is_modern(layer: dict[str, Any]) -> bool:
+    """Say whether a layer of a graph is in the form of Keras 3."""
+    nodes = layer.get("inbound_nodes")
+    return isinstance(nodes, (list, tuple)) and any(isinstance(node, dict) for node in nodes)
+
+
+def _joined(layer: dict[str, Any], given: list[_Mask]) -> _Mask:
+    """Return the mask that a layer makes of those of its inputs; Keras' versions differ in it."""
+    name = layer["class_name"]
+    masks = list(dict.fromkeys(filter(None, given)))
+    free = None in given
+    if not masks or (free and name != "Concatenate" and _is_modern(layer)):
+        return None
+    if name != "Concatenate":
+        free = False  # Keras 2 joins the masks that there are
+    if len(masks) == 1 and not free:
+        return masks[0]
+    how = "Keras 3.15 computes a step that any of them has, Keras 2 one that all have"
+    if free:
+        how = (
+            "Keras 2 leaves out the steps that these masks leave out; Keras 3.15 counts an "
+            "input without a mask as one that has all steps, and leaves none out"
+        )
+    return (
+        f"{'; and from the '.join(masks)}. {name} layer {layer_name(layer)!r} joins the masks of "
+        f"its inputs{', one of which has none' if free else ''}: {how}"
+    )
 
 
 def _has_gru(layer: dict[str, Any]) -> bool:
@@ -83,49 +134,83 @@ def _has_gru(layer: dict[str, Any]) -> bool:
 
 def _through_model(
     layers: list[dict[str, Any]],
+    ends: dict[str, Any],
     path: tuple[str, ...],
-    mask: str | None,
+    given: list[_Mask],
     notes: dict[str, str],
-) -> str | None:
-    """Pass a mask through a model's layers, along its graph or, in a Sequential, in order."""
+) -> list[_Mask]:
+    """Pass masks through a model's layers, along its graph or, in a Sequential, in order.
+
+    ``ends`` has the graph's ``input_layers`` and ``output_layers``.
+    """
     graph = any("inbound_nodes" in layer for layer in layers)
-    outputs: dict[str, str | None] = {}
+    starts = [name for name, _ in _tensors(ends.get("input_layers"))]
+    first = next(filter(None, given), None)
+    outputs: dict[str, list[_Mask]] = {}
     for layer in layers:
-        if graph:
-            names = list(_inputs(layer.get("inbound_nodes")))
-            given = next((outputs[n] for n in names if outputs.get(n)), None)
-            given = given if names else mask
-            if given is None and _takes_mask(layer.get("inbound_nodes")):
-                given = "mask argument in the model: pass it as mask="
-        else:
-            given = mask
         own = layer_name(layer)
+        if graph:
+            masks = _given(layer, outputs)
+            if masks is None:  # one of the model's inputs
+                place = starts.index(own) if own in starts else -1
+                masks = [given[place] if 0 <= place < len(given) > 1 else first]
+            if not any(masks) and _takes_mask(layer.get("inbound_nodes")):
+                masks = ["mask argument in the model: pass it as mask="]
+        else:
+            masks = given
         # Such a call computes without the mask, but its output carries the mask to later layers.
         kept = {} if _loses_mask(layer.get("inbound_nodes")) else notes
-        mask_out = _pass_on(layer, (*path, own), given, kept)
-        outputs[own] = mask_out
+        outputs[own] = _pass_on(layer, (*path, own), masks, kept)
         if not graph:
-            mask = mask_out
-    return next(reversed(outputs.values())) if outputs else mask
+            given = outputs[own]
+    if not outputs:
+        return given
+    known = [(n, i) for n, i in _tensors(ends.get("output_layers")) if n in outputs]
+    return [_at(outputs[n], i) for n, i in known] or next(reversed(outputs.values()))
 
 
-def _inputs(nodes: Any) -> Iterator[str]:
-    """Yield the layers that a layer's ``inbound_nodes`` name, in the form of Keras 2 or 3."""
-    todo = list(nodes) if isinstance(nodes, (list, tuple)) else []
+def _given(layer: dict[str, Any], outputs: dict[str, list[_Mask]]) -> list[_Mask] | None:
+    """Return the masks of a layer's inputs, in the first call that has any; None without inputs."""
+    nodes = layer.get("inbound_nodes")
+    found: list[_Mask] | None = None
+    for node in nodes if isinstance(nodes, (list, tuple)) else ():
+        masks = [_at(outputs.get(name, [None]), index) for name, index in _tensors([node])]
+        if masks and (found is None or not any(found)):
+            found = masks
+    return found
+
+
+def _at(masks: list[_Mask], index: int) -> _Mask:
+    return masks[index] if 0 <= index < len(masks) else None
+
+
+def _tensors(nodes: Any) -> Iterator[tuple[str, int]]:
+    """Yield the tensors in a config, as a layer's name and a number, in the form of Keras 2 or 3.
+
+    ``nodes`` is ``inbound_nodes``, ``input_layers`` or ``output_layers``.
+    """
+    todo = [nodes]
     while todo:
         part = todo.pop()
         if isinstance(part, dict):
             history = part.get("config")
             history = history.get("keras_history") if isinstance(history, dict) else None
             if isinstance(history, (list, tuple)) and history and isinstance(history[0], str):
-                yield history[0]
+                yield _tensor(history)
             elif "args" in part:
                 todo.append(part["args"])
+            elif "class_name" not in part:  # outputs by name, which Keras sorts
+                todo += [part[key] for key in sorted(part, key=str, reverse=True)]
         elif isinstance(part, (list, tuple)):  # live configs have tuples
             if part and isinstance(part[0], str):  # Keras 2: [layer, node, tensor, arguments]
-                yield part[0]
+                yield _tensor(part)
             else:
-                todo += part
+                todo += reversed(part)
+
+
+def _tensor(history: Any) -> tuple[str, int]:
+    index = history[2] if len(history) > 2 else 0
+    return history[0], index if isinstance(index, int) else 0
 
 
 def _loses_mask(nodes: Any) -> bool:

@@ -3,7 +3,7 @@
 A node lists the functions' names, the values of alpha and the values of beta. As in ONNX Runtime,
 each function that has such a parameter takes the next value, so Tanh takes none. If no value is
 left, the function has the default of the ONNX operator of its name. Affine and ScaledTanh have no
-agreed default.
+agreed default, and neither has ThresholdedRelu: 1 in ONNX' text, 0 in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _DEFAULTS: dict[str, tuple[float | None, float | None]] = {
     "ScaledTanh": (_REQUIRED, _REQUIRED),
     "HardSigmoid": (0.2, 0.5),
     "LeakyRelu": (0.01, None),
-    "ThresholdedRelu": (1.0, None),
+    "ThresholdedRelu": (_REQUIRED, None),
     "Elu": (1.0, None),
 }
 _SPELLED = {name.lower(): name for name in _DEFAULTS}  # files differ in case
@@ -88,8 +88,9 @@ def from_names(
             beta = betas_left.pop(0)
         if _REQUIRED in (alpha, beta):
             raise ValueError(
-                f"{place}: {name} has no defaults that are agreed on; expected its alpha and beta "
-                "in activation_alpha and activation_beta"
+                f"{place}: {name} has no defaults that are agreed on; expected its "
+                f"alpha{'' if beta is None else ' and beta'} in activation_alpha"
+                f"{'' if beta is None else ' and activation_beta'}"
             )
         result.append(_activation_of((name, alpha, beta), place))
     if alphas_left or betas_left:

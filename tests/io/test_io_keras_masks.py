@@ -8,6 +8,7 @@ from keras_support import keras
 
 import fastgru
 from fastgru.io import from_keras
+from fastgru.io.keras_masks import mask_notes
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
@@ -144,6 +145,140 @@ def test_keras_gives_no_mask_to_a_call_with_an_initial_state(form, call, tmp_pat
     np.testing.assert_allclose(got, expected[0], rtol=0, atol=1e-5)
     got = layers["behind"](got, mask=given["behind"])
     np.testing.assert_allclose(got, expected[1], rtol=0, atol=1e-5)
+
+
+ENDS = {
+    "permuted": lambda x: L.Permute((1, 2))(x),
+    "einsum": lambda x: L.EinsumDense("abc,cd->abd", output_shape=(None, 4))(x),
+    "rms": lambda x: L.RMSNormalization()(x),
+    "operation": lambda x: keras.ops.tanh(x),
+    "product": lambda x: x * 2.0,
+    "sum": lambda x: L.Add()([x, L.Dense(4)(keras.ops.tanh(x))]),
+    "other": lambda x: L.Maximum()([keras.ops.tanh(x), x]),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ENDS)
+def test_masks_that_end_before_the_gru(kind, form, tmp_path):
+    ids = keras.Input((T,))
+    layer = gru("it")
+    given = []
+    call = layer.call
+
+    def seen(x, initial_state=None, mask=None, training=False):
+        given.append(mask)
+        return call(x, initial_state=initial_state, mask=mask, training=training)
+
+    layer.call = seen
+    model = keras.Model(ids, layer(ENDS[kind](embedded(ids))))
+    model(np.ones((2, T)))
+    assert given[-1] is None  # Keras gives none
+    assert notes(saved(model.inputs, model.outputs, form, tmp_path)) == []
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_output_of_a_nested_model_has_its_mask(form, tmp_path):
+    inside, ids = keras.Input((T,)), keras.Input((T,))
+    words = embedded(inside)
+    part = keras.Model(inside, [words, L.Reshape((T, 4))(words)], name="part")
+    first, second = part(ids)
+    source = saved(ids, [gru("masked")(first), gru("free")(second)], form, tmp_path)
+    (note,) = notes(source)
+    assert note.startswith("masked: ")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_input_of_a_nested_model_has_its_mask(form, tmp_path):
+    a, b, ids = keras.Input((T, 4)), keras.Input((T, 4)), keras.Input((T,))
+    part = keras.Model([a, b], [gru("free")(a), gru("masked")(b)], name="part")
+    free = L.Embedding(9, 4)(ids)
+    (note,) = notes(saved(ids, part([free, embedded(ids)]), form, tmp_path))
+    assert note.startswith("part/masked: ")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_joined_masks(form, tmp_path):
+    ids = keras.Input((T,))
+    words, free = embedded(ids), L.Embedding(9, 4)(ids)
+    others = L.Embedding(9, 4, mask_zero=True, name="f")(ids)
+    outputs = [gru("two")(L.Concatenate(name="c")([words, others]))]
+    outputs.append(gru("half")(L.Concatenate(name="d")([words, free])))
+    two, half = notes(saved(ids, outputs, form, tmp_path))
+    assert "'e'" in two
+    assert "'f'" in two
+    assert "Concatenate layer 'c' joins the masks" in two
+    assert "one of which has none" in half
+
+
+def test_keras_2_adds_a_masked_input_to_one_without():
+    """tf.keras 2.21's Add gives the mask of the inputs that have one; Keras 3's gives none."""
+    parts = [
+        ("InputLayer", "x", {}, []),
+        ("Masking", "m", {"mask_value": 0.0}, ["x"]),
+        ("Add", "sum", {}, ["m", "x"]),
+        ("GRU", "it", {"units": 3}, ["sum"]),
+    ]
+    layers = [
+        {
+            "class_name": kind,
+            "config": {"name": name, "trainable": True, **config},
+            "name": name,
+            "inbound_nodes": [[[one, 0, 0, {}] for one in inputs]] if inputs else [],
+        }
+        for kind, name, config, inputs in parts
+    ]
+    ends = {"input_layers": [["x", 0, 0]], "output_layers": [["it", 0, 0]]}
+    model = {"class_name": "Functional", "config": {"name": "f", "layers": layers, **ends}}
+    assert list(mask_notes(model)) == ["it"]
+
+
+@keras.saving.register_keras_serializable("tests", name="GRUCell")
+class DoublingCell(L.GRUCell):
+    """Somebody's own cell with the name of Keras'."""
+
+    def call(self, inputs, states, training=False):
+        output, _ = super().call(inputs, states, training)
+        return output * 2, [output * 2]
+
+
+@keras.saving.register_keras_serializable("tests", name="GRU")
+class DoublingLayer(L.GRU):
+    """Somebody's own layer with the name of Keras'."""
+
+    def call(self, sequences, initial_state=None, mask=None, training=False):
+        return 2 * super().call(sequences, initial_state, mask, training)
+
+
+@keras.saving.register_keras_serializable("tests", name="LeakyReLU")
+class Halving(L.Layer):
+    """Somebody's own activation with the name of Keras'."""
+
+    def call(self, x):
+        return 0.5 * keras.ops.tanh(x)
+
+
+OWN = {
+    "cell": (lambda: L.RNN(DoublingCell(3)), "found none"),
+    "layer": (lambda: DoublingLayer(3), "found none"),
+    "half": (lambda: L.Bidirectional(DoublingLayer(3)), "found none"),
+    "activation": (lambda: L.GRU(3, activation=Halving()), "it is not one of Keras'"),
+}
+
+
+@pytest.mark.parametrize("form", [".h5", ".keras"])
+@pytest.mark.parametrize("kind", OWN)
+def test_registered_classes_with_names_of_keras_are_not_keras(kind, form, tmp_path):
+    make, message = OWN[kind]
+    x = keras.Input((T, 4))
+    with pytest.raises(ValueError, match=message):
+        from_keras(saved(x, make()(x), form, tmp_path))
+
+
+def test_sparsemax_says_that_keras_computes_another(tmp_path):
+    x = keras.Input((T, 4))
+    (note,) = notes(saved(x, gru("it", activation="sparsemax")(x), ".keras", tmp_path))
+    assert "sparsemax" in note
 
 
 # ---- what is said of wrappers and of models without a config -------------------------------------
