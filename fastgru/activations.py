@@ -1,10 +1,8 @@
 """Keras 3's activations on NumPy arrays, each with its derivative.
 
 The table below defines each: name, value, derivative, parameters. Results agree with Keras' NumPy
-backend, keep the input's dtype, and do not overflow where the result is finite. There are two
-intended differences. NaN always propagates, where Keras' piecewise activations turn some NaN into a
-constant. `sparsemax` is the projection on the simplex, where Keras up to 3.15 computes a wrong
-threshold (keras#23425).
+backend, keep the input's dtype, and do not overflow where the result is finite. But NaN always
+propagates, and `sparsemax` projects on the simplex, where Keras up to 3.15 errs (keras#23425).
 
 Source: https://keras.io/api/layers/activations/.
 """

@@ -31,7 +31,7 @@ MOST_INTEGER_BYTES = 32  # longer ones take time to hash
 MOST_AXES = 64
 _LONGEST_NAME = 200  # of a class, in messages
 
-# torch's names of storages, and the element type of each. NumPy has no bfloat16.
+# torch's names of storages, and their element types. NumPy has no bfloat16.
 STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -52,8 +52,9 @@ STORAGES = {
     "QUInt2x4Storage": "quint2x4",
     "UntypedStorage": "bytes",
 }
-_SIZES = {"bfloat16": 2, "qint8": 1, "quint8": 1, "qint32": 4, "quint4x2": 1, "quint2x4": 1}
-_SIZES |= {"bytes": 1}
+_SIZES = {"bfloat16": 2, "qint32": 4} | dict.fromkeys(
+    ("qint8", "quint8", "quint4x2", "quint2x4", "bytes"), 1
+)
 _DICTS = ("collections.OrderedDict", "collections.defaultdict")
 # Classes of tensors that are nothing more than a tensor.
 _TENSORS = ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")
@@ -63,12 +64,8 @@ _UNLIKE |= {"torch._utils._rebuild_meta_tensor_no_storage": "a meta tensor, with
 _UNLIKE |= {"torch._utils._rebuild_nested_tensor": "a nested tensor"}
 _UNLIKE |= dict.fromkeys(ARRAYS, "a pickled array of NumPy")
 _ARGUMENTS_KNOWN = (
-    *_DICTS,
-    "_rebuild_parameter",
-    "_rebuild_parameter_with_state",
-    "_rebuild_tensor",
-    "_rebuild_tensor_v2",
-    "_rebuild_tensor_v3",
+    *(*_DICTS, "_rebuild_parameter", "_rebuild_parameter_with_state"),
+    *("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"),
 )
 
 
