@@ -89,7 +89,8 @@ class Fuzzer:
     def hostile(self, array, chance=0.5, numbers=True, alone=False, state=False):
         """Return a form of an array, and remember what it ought to lead to.
 
-        A list of numbers is no state: it may be a list of states.
+        A list of numbers is no state: it may be a list of states. Nor is an array of three axes:
+        PyTorch's ``h_0`` of one layer is (1, B, H).
         """
         form, verdict = array, SAME
         if self.rng.random() < chance:
@@ -98,7 +99,8 @@ class Fuzzer:
                 verdict = EITHER
         if alone and verdict == EITHER and form.shape != array.shape:
             self.order = EITHER, BAD  # what is wrong beside the array may be right beside the form
-        self.verdicts.append(EITHER if state and isinstance(form, list) else verdict)
+        several = isinstance(form, list) or getattr(form, "shape", ()) == (1, *array.shape)
+        self.verdicts.append(EITHER if state and several else verdict)
         self.originals.append((form, self.bytes(form)))
         return form
 
