@@ -126,10 +126,9 @@ def recurrent_layers(
                 *((*path, layer_name(layer)), f"{group}layers/{below}/", frozen, owner_frozen),
             )
     elif isinstance(inner, dict):  # a wrapper, of Keras or of others
-        parts = {key: part for key, part in inner.items() if is_object(part)}
         found = {
-            key: list(recurrent_layers(part, path, f"{group}{key}/", frozen, owner_frozen))
-            for key, part in parts.items()
+            key: list(recurrent_layers(part, path, f"{group}{place}/", frozen, owner_frozen))
+            for key, place, part in _inside_of(inner)
         }
         several = sum(map(bool, found.values())) > 1
         for key, configs in found.items():
@@ -138,6 +137,18 @@ def recurrent_layers(
                 names = (*path, key, *config.path[len(path) :]) if several else config.path
                 around = (model["class_name"], *filter(None, [config.wrapper]))
                 yield config._replace(path=names, wrapper=" of ".join(around))
+
+
+def _inside_of(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield name, Keras 3's group and object dict of the layers in a config, in lists too."""
+    for key, value in config.items():
+        if is_object(value):
+            yield key, key, value
+        elif isinstance(value, list):
+            parts = [part for part in value if is_object(part)]
+            groups = numbered(snake_case(part["class_name"]) for part in parts)
+            for i, (part, below) in enumerate(zip(parts, groups, strict=True)):
+                yield f"{key}/{i}", f"{key}/{below}", part
 
 
 def _is_frozen(config: Any) -> bool:

@@ -263,6 +263,43 @@ def test_wrappers(form, tmp_path):
 
 
 @keras.saving.register_keras_serializable("theirs")
+class Several(L.Layer):
+    """Somebody's layer with a list of layers in it."""
+
+    def __init__(self, parts, **more):
+        super().__init__(**more)
+        self.parts = parts
+
+    def call(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+    def build(self, shape):
+        for part in self.parts:
+            part.build(shape)
+            shape = part.compute_output_shape(shape)
+
+    def compute_output_shape(self, shape):
+        return (*shape[:-1], H)
+
+    def get_config(self):
+        parts = [keras.saving.serialize_keras_object(part) for part in self.parts]
+        return {**super().get_config(), "parts": parts}
+
+
+@pytest.mark.parametrize("form", [".h5", ".keras"])
+def test_layers_in_a_list_of_somebodys_layer(form, tmp_path):
+    theirs = [gru("a"), L.Bidirectional(gru("b")), L.Dense(H), gru("c")]
+    path = saved(through(Several(theirs, name="several"), gru("after")), tmp_path / f"m{form}")
+    with pytest.warns(UserWarning, match="Several, of which nothing is known"):
+        found = from_keras(path)
+    assert list(found) == ["several/parts/0", "several/parts/1", "several/parts/3", "after"]
+    for name, layer in zip(found, [theirs[0], theirs[1], theirs[3]], strict=False):
+        same(found[name], layer)
+
+
+@keras.saving.register_keras_serializable("theirs")
 class WeightNormalization(Outer):
     """As tensorflow_addons has it: the layer runs with other weights than it stores."""
 
