@@ -164,7 +164,7 @@ def _tensors(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]
         plain, odd = "", False
         for key, value in _children(mapping):
             budget.step()
-            inner = isinstance(value, (Mapping, Skipped))
+            inner = isinstance(value, (Mapping, Skipped)) or _has_dicts(value, budget)
             if not inner and not isinstance(key, (str, Skipped)):
                 continue
             text = "?" if isinstance(key, Skipped) else str(key)
@@ -195,8 +195,20 @@ def _tensors(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]
             )
 
 
+def _has_dicts(value: Any, budget: Budget) -> bool:
+    """Say whether a value is a list with dicts or modules in it, as of several models."""
+    if not isinstance(value, (list, tuple)) or isinstance(value, PickledTensor):
+        return False
+    budget.step(len(value) // 16)
+    return any(isinstance(part, (Mapping, Skipped)) for part in value)
+
+
 def _children(value: Any) -> Any:
-    return value.children() if isinstance(value, Skipped) else value.items()
+    if isinstance(value, Skipped):
+        return value.children()
+    if isinstance(value, (list, tuple)):
+        return [pair for pair in enumerate(value) if isinstance(pair[1], (Mapping, Skipped))]
+    return value.items()
 
 
 def _by_name(where: str, found: Iterator[tuple[str, LazyTensor]]) -> dict[str, LazyTensor]:

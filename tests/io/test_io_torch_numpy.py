@@ -71,6 +71,18 @@ def test_a_dict_in_an_npy_file(tmp_path):
     assert list(arrays) == [f"net.{k}" for k in STATE]
 
 
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_state_dicts_in_a_list(kind, tmp_path):
+    """As checkpoints of several models have them."""
+    other = {name: 2 * array for name, array in STATE.items()}
+    tree = {"models": kind([other, STATE]), "history": [1.5, {"loss": 2}], "epoch": 3}
+    path = as_saved_by(pickle.dumps(tree, 2), tmp_path / "m.pt")
+    close(from_torch(path, "models.1"))
+    close(from_torch(tree, "models.1"))
+    with pytest.raises(ValueError, match=r"pass as prefix one of 'models.\d', 'models.\d'"):
+        from_torch(path)
+
+
 def test_other_npy_files(tmp_path):
     np.save(tmp_path / "one.npy", np.ones(3))
     with pytest.raises(ValueError, match="expected weights with names, got one array of NumPy"):
