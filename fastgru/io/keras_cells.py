@@ -167,15 +167,31 @@ def group_in(root: Any, layer: Any, config: LayerConfig, same: list[LayerConfig]
     def there(groups: Iterable[str]) -> list[str]:
         return [group for group in groups if variables_at(root, group + first) is not None]
 
-    if there([config.group]):
+    if there([config.group]) and not config.wrapper:
         return config.group
-    found = there(one.group for one in same[:_MOST_SHARED])
-    if not found and config.wrapper:
+    found = there([config.group]) or there(one.group for one in same[:_MOST_SHARED])
+    if config.wrapper:
         around = config.group.rstrip("/").rpartition("/")[0]
         wrapper = root.group(around)
         names = wrapper.names if wrapper is not None else []
-        found = there(f"{around}/{name}/" for name in names[:_MOST_SHARED])
+        inside = there(f"{around}/{name}/" for name in names[:_MOST_SHARED])
+        # Keras 3 stores each layer's name, and an attribute's name in a config may be another's.
+        called = [group for group in inside if name_at(root, group) == layer.name]
+        found = called if len(called) == 1 else found or inside
+        if len(found) == 1 and name_at(root, found[0]) not in ("", layer.name):
+            raise ValueError(
+                f"expected weights of {layer.name} at {found[0]} in {root.place}, got those of "
+                f"{name_at(root, found[0])}: the wrapper's config and its file name its layers "
+                "differently"
+            )
     return found[0] if len(found) == 1 else config.group
+
+
+def name_at(root: Any, group: str) -> str:
+    """Return the name that Keras 3 stores with a layer's group; empty in early files."""
+    own = root.group(f"{group}vars")
+    name = own.attribute("name") if own is not None else None
+    return name if isinstance(name, str) else ""
 
 
 def names_in(group: NamedArrays, what: str) -> list[str]:

@@ -23,6 +23,7 @@ from fastgru.io.keras_cells import (
     errors_at,
     fill,
     is_unnamed,
+    name_at,
     names_in,
     snake_of,
     variables_at,
@@ -121,7 +122,7 @@ def _load(layer: Any, path: Path, budget: Budget) -> None:
         else:
             arrays = _from_keras3(layer, root)
             # Keras 3 stores names with groups, and earlier versions did not.
-            version = version or ("3" if _name_at(root, "") else "")
+            version = version or ("3" if name_at(root, "") else "")
         _check_formulas(layer, str(version), root.file.place)
         fill(layer, arrays, budget)
     for note in dict.fromkeys(notes):
@@ -350,7 +351,7 @@ def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
         return arrays_at(root, _group_of(layer, root), layer)
     own = [f"layers/{snake}/" for snake in numbered(snake_of(part) for part in layer.layers)]
     whole = all(_has(root, group, part) for group, part in zip(own, layer.layers, strict=True))
-    names = [_name_at(root, group) for group in own]
+    names = [name_at(root, group) for group in own]
     wanted = [part.name for part in layer.layers]
     if whole and (names == wanted or not any(names)):
         return arrays_at(root, "", layer)
@@ -406,7 +407,7 @@ def _places(layer: Any, root: Any) -> list[_Place]:
         if id(node) in seen or group.count("/") > _MOST_NESTED:
             continue
         seen.add(id(node))
-        own = _name_at(root, group)
+        own = name_at(root, group)
         if _has(root, group, layer):
             names = ((own,) if own else ()) + around
             key = id(variables_at(root, group + next(cells_of(layer)).group))
@@ -437,13 +438,6 @@ def _has(root: Any, group: str, layer: Any) -> bool:
         if not kernel.shape[1] == recurrent.shape[1] == 3 * recurrent.shape[0]:
             return False
     return True
-
-
-def _name_at(root: Any, group: str) -> str:
-    """Return the name that Keras 3 stores with a layer's group; empty in early files."""
-    own = root.group(f"{group}vars")
-    name = own.attribute("name") if own is not None else None
-    return name if isinstance(name, str) else ""
 
 
 def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:

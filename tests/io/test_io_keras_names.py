@@ -288,6 +288,43 @@ class Several(L.Layer):
         return {**super().get_config(), "parts": parts}
 
 
+def decoy(kind):
+    """A wrapper that calls its layer by other attributes than by the key of its config."""
+    before, own = {0: ("decoy", "main"), 1: ("gru", "main"), 2: ("other", "gru")}[kind]
+
+    @keras.saving.register_keras_serializable(f"decoy{kind}")
+    class Wrapper(L.Layer):
+        def __init__(self, gru, **more):
+            super().__init__(**more)
+            for name in sorted((before, own), reverse=kind == 1):
+                setattr(self, name, gru if name == own else L.GRU(H, name="decoy", **SEQUENCES))
+
+        def build(self, shape):
+            getattr(self, before).build(shape)
+            getattr(self, own).build((*shape[:-1], H))
+
+        def call(self, x):
+            return getattr(self, own)(getattr(self, before)(x))
+
+        def compute_output_shape(self, shape):
+            return (*shape[:-1], H)
+
+        def get_config(self):
+            gru = keras.saving.serialize_keras_object(getattr(self, own))
+            return {**super().get_config(), "gru": gru}
+
+    return Wrapper
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_a_key_of_a_config_may_be_the_name_of_another_attribute(kind, tmp_path):
+    theirs = gru("mine")
+    path = saved(through(decoy(kind)(theirs, name="w")), tmp_path / "m.keras")
+    with pytest.warns(UserWarning, match="Wrapper, of which nothing is known"):
+        (ours,) = from_keras(path).values()
+    same(ours, theirs)
+
+
 @pytest.mark.parametrize("form", [".h5", ".keras"])
 def test_layers_in_a_list_of_somebodys_layer(form, tmp_path):
     theirs = [gru("a"), L.Bidirectional(gru("b")), L.Dense(H), gru("c")]
