@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fastgru.io.budget import listed, short
+from fastgru.io.budget import BudgetError, listed, short
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -166,11 +166,11 @@ class Archive:
         counted = _CountedFile(self._file, self.budget)
         try:
             self._zip = zipfile.ZipFile(counted)
+        except BudgetError:
+            raise
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
-            text = str(error)
-            if text.startswith(self.budget.where):
-                raise
-            raise ValueError(f"{self.path}: expected a zip file, got {text}") from None
+            # What Python raises for a damaged directory, or one of another kind of zip file.
+            raise ValueError(f"{self.path}: expected a zip file, got {error}") from None
         counted.budget = None
         members: dict[str, zipfile.ZipInfo] = {}
         for member in self._zip.infolist():

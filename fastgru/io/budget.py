@@ -31,6 +31,10 @@ LONGEST_NAME = 300  # characters of a name in a message
 LONGEST_MESSAGE = 2000
 
 
+class BudgetError(ValueError):
+    """A file would take more memory or time than files of its size do."""
+
+
 class Budget:
     """The memory and the steps that reading one model may still take.
 
@@ -93,7 +97,7 @@ class Budget:
         self._made += nbytes
         most = FREE_BYTES + GROWTH * self.size if self._limit is None else self._limit
         if self._made > most:
-            raise ValueError(
+            raise BudgetError(
                 f"{self._at(what)} would take more than {most} bytes of memory "
                 f"from files of {self.size}, which a file of weights does not; where you trust the "
                 "file, pass a larger max_bytes"
@@ -121,7 +125,7 @@ class Budget:
         """Count work before it is done; ValueError if it is too much for files of this size."""
         self._steps += count
         if self._steps > FREE_STEPS + self.size // BYTES_PER_STEP:
-            raise ValueError(
+            raise BudgetError(
                 f"{self._at(what)} has more parts to visit than files of "
                 f"{self.size} bytes with weights in them have: the same ones over and over, or "
                 "very many empty ones"
@@ -141,7 +145,7 @@ def reading(where: object, max_bytes: int | None = None) -> Iterator[Budget]:
         cut = short_message(text)
         if cut == text:
             raise
-        raise type(error)(cut) from None
+        raise ValueError(cut) from None  # some of its subclasses take other arguments
 
 
 def short(name: object) -> str:

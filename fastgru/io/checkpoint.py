@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from fastgru.io.imported_layer import ImportedLayer
 
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-# Names that Keras gives to layers that have none.
+# The layers of a model of Keras 2, numbered in its order.
 _TOP = re.compile(r"(?:.*?/)?layer_with_weights-(\d{1,6})(?=/|$)")
+# Names that Keras gives to layers that have none.
 _AUTOMATIC = re.compile(r"(gru|rnn|bidirectional|cu_dnngru)(_\d+)?")
 
 

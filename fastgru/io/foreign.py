@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastgru.io.plain_files import open_plain
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -51,7 +53,8 @@ def reader_of(path: str | PathLike[str]) -> str | None:
 
 def is_json(path: Path) -> bool:
     """Say whether a file begins as the JSON of an object does."""
-    with path.open("rb") as file:
+    file, _ = open_plain(path)
+    with file:
         return file.read(64).lstrip()[:1] == b"{"
 
 

@@ -126,7 +126,7 @@ def _load(layer: Any, path: Path, budget: Budget) -> None:
         _check_formulas(layer, str(version), root.file.place)
         fill(layer, arrays, budget)
     for note in dict.fromkeys(notes):
-        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=2)
+        warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
 
 
 @contextmanager
@@ -199,7 +199,7 @@ def _check_formulas(layer: Any, version: str, place: str) -> None:
                 f"{place}: {advice}. The file does not say which Keras wrote it: if it was Keras "
                 "2, make the layer with 'hard_sigmoid_keras2'",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=4,  # the caller of load_keras_weights
             )
             return
         raise ValueError(

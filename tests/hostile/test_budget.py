@@ -1,6 +1,7 @@
 """Small files that would become gigabytes: refused, in little memory and time."""
 
 import io
+import os
 import pickle
 import struct
 import zipfile
@@ -16,6 +17,10 @@ from fastgru.io.budget import FREE_BYTES, LONGEST_MESSAGE, Budget, listed, readi
 from fastgru.io.plain_files import open_plain
 
 DATA = Path(__file__).parents[1] / "data"
+
+
+def load(path):
+    load_keras_weights(GRU(3), path)
 
 
 # ---- the budget itself ---------------------------------------------------------------------------
@@ -59,6 +64,12 @@ def test_messages_are_short():
     assert listed(["a" * 1000] * 1000).count("...") > 20
     with pytest.raises(ValueError, match=r"^x") as caught, reading("it"):
         raise ValueError("x" * 10**7 + " y" * 10**6)
+    assert len(str(caught.value)) <= LONGEST_MESSAGE
+
+
+def test_a_long_error_of_another_class_is_cut_too():
+    with pytest.raises(ValueError, match=r"^'utf-8' codec") as caught, reading("it"):
+        raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "x " * 10**5)
     assert len(str(caught.value)) <= LONGEST_MESSAGE
 
 
@@ -186,6 +197,13 @@ def test_a_link_out_of_the_folder(tmp_path):
     file, status = open_plain(tmp_path / "w.bin", tmp_path)
     with file:
         assert status.st_size == 1
+
+
+@pytest.mark.parametrize("reader", [from_keras, from_torch, read_arrays, load])
+def test_pipes_are_not_waited_for(reader, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="expected"):
+        reader(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("reader", [from_keras, from_torch, read_arrays])
