@@ -196,9 +196,12 @@ class Explanation:
         Of a layer that makes several calls, each under the name of its layer or cell: the halves
         of a Bidirectional, the layers of a Sequential, stacked cells. Then ``backend`` and
         ``backward`` name each backend once, and ``reasons`` what any of the parts says.
+    casts : list of str
+        One line for each argument that the call casts to the layer's dtype, which costs a copy.
     """
 
     reasons: dict[str, str | None]
+    casts: Sequence[str] = ()
 
     def __init__(self, problem: GRUProblem) -> None:
         self.parts: list[tuple[str, Explanation]] = []
@@ -243,8 +246,12 @@ class Explanation:
     def __str__(self) -> str:
         if self.parts:
             blocks = (f"{name}:\n{part}".replace("\n", "\n  ") for name, part in self.parts)
-            return "\n".join(blocks)
-        lines = [*self.details, f"served by: {self.backend}   backward: {self.backward}"]
+            return "\n".join([*self.casts, *blocks])
+        lines = [
+            *self.casts,
+            *self.details,
+            f"served by: {self.backend}   backward: {self.backward}",
+        ]
         for name, reason in self.reasons.items():
             lines.append(f"  {name:<10}{'can serve it' if reason is None else reason}")
         return "\n".join(lines)

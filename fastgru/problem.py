@@ -233,11 +233,11 @@ def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
 
 
 def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
-    """Return ``value`` as an array of ``dtype``, without ever casting down.
+    """Return ``value`` as an array of ``dtype``: floats, integers and bools are cast, as in Keras.
 
-    Integers, bools and Python numbers take the layer's dtype; narrower floats widen to it. An array
-    stays where it is, in host memory (NumPy) or on a device (CuPy). On the host the result is a
-    view that no other thread has (`fastgru.device.held`), or a copy.
+    NumPy warns (RuntimeWarning) of numbers that are too large for ``dtype`` and become infinite.
+    An array stays where it is, in host memory (NumPy) or on a device (CuPy). On the host the result
+    is a view that no other thread has (`fastgru.device.held`), or a copy.
 
     Parameters
     ----------
@@ -247,8 +247,7 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     Raises
     ------
     TypeError
-        Complex or non-numeric values, a wider float than ``dtype``, or an array that is not where
-        ``like`` is.
+        Complex or non-numeric values, or an array that is not where ``like`` is.
     MemoryError
         A view that repeats its memory until no machine could hold a mask or a result of its size.
     """
@@ -276,45 +275,21 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
             raise ValueError(f"{what}: expected a rectangular array, got {error}") from None
         except TypeError as error:  # what it is made of does not become an array
             raise TypeError(f"{what}: expected an array, got {error}") from None
-    array = _cast_up(array, dtype, what, python_data=where is None and _is_numbers(value))
+    array = _cast(array, dtype, what)
     if array.nbytes >= ADDRESSES:
         raise MemoryError(f"{what}: {array.nbytes} bytes, a view of shape {array.shape}")
     return np.asarray(array, like=like) if on_device(like) else array
 
 
-def _cast_up(array: Any, dtype: np.dtype, what: str, python_data: bool) -> Any:
-    """Return an array in ``dtype`` where that loses nothing, or raise."""
+def _cast(array: Any, dtype: np.dtype, what: str) -> Any:
+    """Return an array of real numbers in ``dtype``, or raise."""
     if array.dtype == dtype:
         return array.astype(dtype, copy=False)  # the native byte order, no copy if it is already
-    kind = array.dtype.kind
-    if kind == "c":
+    if array.dtype.kind == "c":
         raise TypeError(f"{what}: expected real numbers, got {array.dtype}; pass .real or .imag")
-    if kind in "biu":
-        return array.astype(dtype)
-    if kind == "f" and python_data:  # Python floats never widen a layer
-        with np.errstate(over="ignore"):
-            narrow = array.astype(dtype)
-        if np.isinf(narrow).any() and not np.isinf(array).any():
-            raise ValueError(
-                f"{what}: expected numbers that {dtype.name} can hold, got larger ones"
-            )
-        return narrow
-    if kind in "OSUMmT" or array.dtype.names:
+    if array.dtype.names or not np.can_cast(array.dtype, dtype, "same_kind"):
         raise TypeError(f"{what}: expected numbers, got dtype {array.dtype}")
-    if np.can_cast(array.dtype, dtype, "safe"):
-        return array.astype(dtype)
-    raise TypeError(
-        f"{what}: expected {dtype.name} or narrower, got {array.dtype}; nothing is cast down "
-        f"silently: pass {what}.astype('{dtype.name}') or build the layer with "
-        f"dtype='{array.dtype.name}'"
-    )
-
-
-def _is_numbers(value: Any) -> bool:
-    """Say whether all leaves of nested lists are Python numbers."""
-    if isinstance(value, (list, tuple)):
-        return all(_is_numbers(part) for part in value)
-    return isinstance(value, (int, float)) and not isinstance(value, np.generic)
+    return array.astype(dtype)
 
 
 def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hint: str) -> None:

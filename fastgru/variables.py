@@ -94,7 +94,7 @@ class Variable(NDArrayOperatorsMixin):
         Parameters
         ----------
         value : array_like
-            Of the same shape.
+            Of the same shape; it is cast to the variable's dtype.
 
         Returns
         -------
@@ -106,7 +106,7 @@ class Variable(NDArrayOperatorsMixin):
         ValueError
             Another shape.
         TypeError
-            A dtype that would be cast down.
+            Complex or non-numeric values.
         """
         return write_together([self], [self.checked(value)])[0]
 

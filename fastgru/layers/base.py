@@ -124,7 +124,7 @@ class Layer:
         Parameters
         ----------
         weights : list of array_like
-            In the order and shapes of ``weights``; not wider than the layer's dtype.
+            In the order and shapes of ``weights``; they are cast to the layer's dtype.
         """
         if not self.built:
             raise ValueError(

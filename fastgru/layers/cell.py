@@ -284,7 +284,14 @@ class GRUCell(Layer):
         spec, weights = self.spec, self._weights
         if not training and spec is not None and weights is not None:
             h = states[0] if nested and len(states) == 1 else states
-            y = dispatch.fast_path().fast_step(weights, spec, inputs, h)
+            path = dispatch.fast_path()
+            y = path.fast_step(weights, spec, inputs, h)
+            arrays = type(inputs) is type(h) is np.ndarray
+            if y is None and arrays and not inputs.dtype == h.dtype == self._dtype:
+                x, h0 = (
+                    as_array(a, self._dtype, w) for a, w in ((inputs, "inputs"), (h, "states"))
+                )
+                y = path.fast_step(weights, spec, x, h0)
             if y is not None:
                 return y, ([y] if nested else y)
         x = as_array(inputs, self._dtype, "inputs")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastgru import locks
 from fastgru.layers.base import Layer
 from fastgru.layers.call import Arguments
+from fastgru.layers.nested import flatten
 from fastgru.layers.stream import Stream, row_count
+from fastgru.problem import as_array
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from fastgru.dispatch import Explanation
     from fastgru.layers.cell import GRUCell
     from fastgru.layers.tape import Tape
@@ -44,7 +46,7 @@ class SequenceLayer(Layer, abstract=True):
         Parameters
         ----------
         sequences : array_like, shape (B, T, I), or (T, B, I) with time_major
-            The layer's dtype, or one that widens to it; integers are cast.
+            Other floats and integers are cast to the layer's dtype, which costs a copy.
         initial_state : array_like (B, H), or a list, optional
             One per cell; for Bidirectional first half forward, second half backward; for
             Sequential one entry per layer. Or one array (layers * directions, B, H), as PyTorch's
@@ -88,6 +90,9 @@ class SequenceLayer(Layer, abstract=True):
             and num_threads is None
         ):
             result = self.fast_call(sequences)
+            if result is None and type(sequences) is np.ndarray and sequences.dtype != self._dtype:
+                sequences = as_array(sequences, self._dtype, "sequences")
+                result = self.fast_call(sequences)
             if result is not None:
                 return result
         call = self.prepare(
@@ -184,7 +189,16 @@ class SequenceLayer(Layer, abstract=True):
         call = self.prepare(
             Arguments(sequences, initial_state, mask, training, lengths, reset_mask)
         )
-        return self.explanation(call)
+        explanation = self.explanation(call)
+        given = {"sequences": sequences, "initial_state": initial_state}
+        own = self._dtype.name
+        explanation.casts = [
+            f"{what}: {name}, cast to {own} in a copy at each call; pass {own} to save it"
+            for what, value in given.items()
+            for name in dict.fromkeys(map(_dtype_name, flatten(value)))
+            if name not in (None, own)
+        ]
+        return explanation
 
     def fast_call(self, sequences: Any) -> Any:
         """Return what a call with nothing but sequences returns; None: make a call of it."""
@@ -225,3 +239,9 @@ class SequenceLayer(Layer, abstract=True):
     @abstractmethod
     def explanation(self, call: Any) -> Explanation:
         """Say which backends a prepared call would be served by."""
+
+
+def _dtype_name(value: Any) -> str | None:
+    """Return the name of an array's dtype, of any library; None for other values."""
+    dtype = getattr(value, "dtype", None)
+    return None if dtype is None else getattr(dtype, "name", str(dtype).rpartition(".")[2])

@@ -56,14 +56,20 @@ def test_assign_puts_a_new_array_in_place_of_the_old():
     assert v.dtype == np.float32
     v.assign(Variable(VALUE))
     np.testing.assert_array_equal(v.value, VALUE)
-    v.assign(np.ones((2, 3), "float16"))
+    for dtype in ("float16", "float64", "longdouble", "int64", "bool"):
+        v.assign(np.ones((2, 3), dtype))
+        assert v.dtype == np.float32
+        assert (v.value == 1).all()
+    v.assign_add(np.full((2, 3), 0.1))
+    assert (v.value == np.float32(1) + np.float32(0.1)).all()
+    v.assign_sub(np.full((2, 3), 0.1, "longdouble"))
     assert v.dtype == np.float32
 
 
 WRONG = {
     "shape": (np.zeros((3, 2), "f4"), ValueError, r"w: expected shape \(2, 3\), got \(3, 2\)"),
     "scalar": (0.0, ValueError, r"w: expected shape \(2, 3\), got \(\)"),
-    "float64": (np.zeros((2, 3)), TypeError, r"w: expected float32 or narrower, got float64"),
+    "dates": (np.zeros((2, 3), "M8[s]"), TypeError, r"w: expected numbers, got dtype datetime64"),
     "complex": (VALUE * 1j, TypeError, r"w: expected real numbers"),
     "text": ("abc", TypeError, r"w: expected numbers"),
     "ragged": ([[1], [1, 2]], ValueError, r"w: expected a rectangular array"),

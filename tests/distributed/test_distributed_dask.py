@@ -341,7 +341,7 @@ WRONG = {
     "features": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X.rechunk({2: 4}), {}),
     "unknown": (ValueError, r"rechunk\({1: -1, 2: -1}\)", X[:, da.ones(T, chunks=T) > 0], {}),
     "I": (ValueError, "expected I = 5 features", X[:, :, :4], {}),
-    "wide": (TypeError, "nothing is cast down", X.astype("float64"), {}),
+    "complex": (TypeError, "expected real numbers", X.astype("complex64"), {}),
     "training": (ValueError, "training: expected False", X, {"training": True}),
     "rows": (ValueError, "lengths: expected B = 23", X, {"lengths": np.ones(B - 1, int)}),
     "one row": (ValueError, "mask: expected B = 23", X, {"mask": da.ones((1, T), dtype=bool)}),

@@ -133,12 +133,85 @@ def test_rule_11_python_floats_never_widen(backend):
     assert layer([[[0.1] * I] * 2] * B).dtype == np.float32
 
 
-def test_rule_11_complex_and_wider_input_is_a_type_error(backend):
+@pytest.mark.parametrize("given", ["float64", "longdouble", ">f4", ">f8", "float16", "int64"])
+def test_rule_11_what_is_passed_is_cast_to_the_layers_dtype(backend, given):
+    layer = gru(dtype="float32", return_sequences=True, return_state=True)
+    x, h0 = (100 * a for a in (sequences(), state()))
+    wide, narrow = (
+        (x.astype(given), h0.astype(given)),
+        [a.astype(given).astype("float32") for a in (x, h0)],
+    )
+    for ours, expected in zip(layer(*wide), layer(*narrow), strict=True):
+        assert ours.dtype == "float32"
+        np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(layer(wide[0])[0], layer(narrow[0])[0])
+    cell = layer.cell
+    for own in (narrow[1], wide[1], [wide[1]]):
+        y, _ = cell(wide[0][:, 0], own)
+        np.testing.assert_array_equal(y, cell(narrow[0][:, 0], narrow[1])[0])
+    stream, other = layer.stream(B), layer.stream(B)
+    stream.state, other.state = wide[1], narrow[1]
+    for t in range(2):
+        np.testing.assert_array_equal(stream.step(wide[0][:, t]), other.step(narrow[0][:, t]))
+    weights = [w.value for w in layer.weights]
+    for ours, expected in zip(fastgru.gru(wide[0], *weights, wide[1]), layer(*narrow), strict=True):
+        np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("given", ["float64", "int32"])
+def test_rule_11_gradients_and_weights_are_cast(backend, given):
+    layer = gru(dtype="float32", return_sequences=True, return_state=True)
+    x = sequences("float32")
+    wide = [(10 * a).astype(given) for a in (sequences(shape=(B, T, H)), state())]
+    results = []
+    for dy, dstate in (wide, [a.astype("float32") for a in wide]):
+        _, tape = layer.forward(x)
+        grads = layer.backward(tape, dy, dstate)
+        results.append([grads.inputs, grads.initial_state, *grads.weights])
+    for ours, expected in zip(*results, strict=True):
+        assert ours.dtype == "float32"
+        np.testing.assert_array_equal(ours, expected)
+    new = [(10 * w).astype(given) for w in layer.get_weights()]
+    layer.set_weights(new)
+    for ours, expected in zip(layer.get_weights(), new, strict=True):
+        np.testing.assert_array_equal(ours, expected.astype("float32"))
+
+
+def test_rule_11_numbers_that_become_infinite_are_told_of(backend):
     layer = gru(dtype="float32")
-    with pytest.raises(TypeError, match=r"sequences: expected real numbers, got complex64"):
-        layer(sequences().astype("complex64"))
-    with pytest.raises(TypeError, match=r"sequences: expected float32 or narrower, got float64"):
-        layer(sequences())
+    x, mask = sequences(), np.arange(T) > 0
+    x[:, 0] = 1e300  # where nobody computes with it
+    for given in (x, x.tolist()):
+        with pytest.warns(RuntimeWarning, match="overflow encountered in cast"):
+            layer(given, mask=np.tile(mask, (B, 1)))
+
+
+@pytest.mark.parametrize("given", ["complex64", "O", "U5", "S5", "M8[s]", "m8[s]"])
+def test_rule_11_what_is_no_real_number_is_a_type_error(backend, given):
+    layer = gru(dtype="float32")
+    with pytest.raises(TypeError, match=r"sequences: expected (real )?numbers"):
+        layer(np.zeros((B, T, I), given))
+
+
+def test_rule_11_out_has_the_exact_dtype(backend):
+    layer = gru(dtype="float32")
+    out = np.full((B, H), 7.0)
+    with pytest.raises(TypeError, match="out: expected dtype float32, got float64"):
+        layer(sequences("float32"), out=out)
+    assert (out == 7).all()
+
+
+def test_rule_11_explain_says_what_is_cast():
+    layer = gru(dtype="float32")
+    says = layer.explain(sequences(), state("float16"))
+    assert says.casts == [
+        "sequences: float64, cast to float32 in a copy at each call; pass float32 to save it",
+        "initial_state: float16, cast to float32 in a copy at each call; pass float32 to save it",
+    ]
+    assert str(says).startswith(says.casts[0])
+    both = fastgru.Sequential([fastgru.Bidirectional(fastgru.GRU(2))])
+    assert str(both.explain(sequences())).startswith("sequences: float64, cast")
+    assert not layer.explain(sequences("float32").tolist()).casts
 
 
 def test_rule_11_a_custom_activation_that_widens_does_not_widen_the_result():

@@ -308,7 +308,7 @@ def test_wrong_streams(call, error, message):
 
 
 WRONG_STEPS = [
-    ({"x": np.ones((2, 3), "float64")}, TypeError, "float32 or narrower, got float64"),
+    ({"x": np.ones((2, 3), "O")}, TypeError, "expected numbers, got dtype object"),
     ({"x": np.ones((3, 3), "float32")}, ValueError, r"\(n, I\) = \(2, 3\), got \(3, 3\)"),
     ({"x": np.ones((2, 4), "float32")}, ValueError, r"got \(2, 4\)"),
     ({"x": np.ones((2, 3), "float32"), "rows": [0]}, ValueError, r"\(len\(rows\), I\) = \(1, 3\)"),
