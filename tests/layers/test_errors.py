@@ -136,7 +136,6 @@ CALLS = {
     "state scalar": (call(x(), 0.0), ValueError, rf"{STATE}\(\)"),
     "two states": (call(x(), [h(), h()]), ValueError, r"expected 1 state\(s\).*got 2"),
     "no states": (call(x(), []), ValueError, r"initial_state: expected 1 state\(s\).*got 0"),
-    "state float64": (call(x(), h("float64")), TypeError, r"initial_state: expected float32.*cast"),
     "state complex": (call(x(), h("complex64")), TypeError, r"initial_state: expected real number"),
     "state text": (call(x(), "zeros"), TypeError, rf"initial_state: {NUMBERS}"),
     "state dict": (call(x(), {"h": h()}), TypeError, rf"initial_state: {NUMBERS}dtype object"),

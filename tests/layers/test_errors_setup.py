@@ -454,8 +454,7 @@ RETURNED = {
     "two states": ((ROW, [ROW, ROW]), ValueError, r"Mine: expected 1 new states"),
     "output shape": ((ROW[:, 1:], [ROW]), ValueError, r"output of Mine: expected shape"),
     "state shape": ((ROW, [ROW[1:]]), ValueError, r"state.* of Mine.*expected shape"),
-    "output float64": ((WIDE, [ROW]), TypeError, r"output of Mine: expected float32"),
-    "state float64": ((ROW, [WIDE]), TypeError, r"state.* of Mine.*expected float32"),
+    "complex": ((WIDE * 1j, [ROW]), TypeError, r"output of Mine: expected real numbers"),
 }
 
 
@@ -470,6 +469,11 @@ def test_what_a_cell_of_the_users_own_returns(name, mask):
         layer(sequences("float32"), mask=mask, out=out)
     assert (out == 7).all()
     assert not any(np.asarray(s).any() for s in flatten(layer.states))
+
+
+def test_what_a_cell_of_the_users_own_returns_is_cast():
+    layer = RNN(returning((WIDE, [WIDE])), return_state=True)
+    assert [a.dtype.name for a in layer(sequences("float32"))] == ["float32"] * 2
 
 
 def test_backends_by_name():
