@@ -29,6 +29,8 @@ class Variable(NDArrayOperatorsMixin):
         The `GRUCell` whose set of weights is made anew with every write.
     roams : bool
         Whether the value stays where it was assigned from, as states do; weights do not.
+    scope : str
+        The path of the layer that a variable without an owner belongs to.
     copy : bool
         False: the first value is a C-contiguous ndarray that nobody writes to any more; it becomes
         read-only and is kept where it lies, in a mapped file for instance.
@@ -54,6 +56,7 @@ class Variable(NDArrayOperatorsMixin):
         owner: Any = None,
         roams: bool = False,
         copy: bool = True,
+        scope: str = "",
     ) -> None:
         self._value: Any = _frozen_copy(value) if copy else frozen(value)
         self.name = name
@@ -62,11 +65,22 @@ class Variable(NDArrayOperatorsMixin):
         self.constraint = constraint
         self.owner = owner
         self.roams = roams
+        self._scope = scope
 
     @property
     def value(self) -> Any:
         """The array, read-only."""
         return self._value.copy() if on_device(self._value) else self._value
+
+    @property
+    def path(self) -> str:
+        """The path of its layer and its name, ``"gru/gru_cell/kernel"``; as in Keras.
+
+        No two weights of a layer have the same, so it is the name for what belongs to a weight: an
+        optimizer's moments, for example.
+        """
+        scope = self._scope if self.owner is None else self.owner.path
+        return f"{scope}/{self.name}" if scope else self.name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -176,7 +190,10 @@ class Variable(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         if any(isinstance(out, Variable) for out in kwargs.get("out", ())):
-            raise TypeError("a Variable cannot be an out= argument; use assign(...)")
+            raise TypeError(
+                f"{self.name}: a weight is not changed in place; use assign(value), or "
+                "assign_add(d) and assign_sub(d) where you would write w += d and w -= d"
+            )
         plain = [i._value if isinstance(i, Variable) else i for i in inputs]
         return getattr(ufunc, method)(*plain, **kwargs)
 
@@ -190,7 +207,7 @@ class Variable(NDArrayOperatorsMixin):
         return float(self._value)
 
     def __repr__(self) -> str:
-        return f"<Variable name={self.name}, shape={self.shape}, dtype={self.dtype.name}>"
+        return f"<Variable path={self.path}, shape={self.shape}, dtype={self.dtype.name}>"
 
     # NDArrayOperatorsMixin defines __eq__ element by element, which takes the hash away.
     __hash__ = object.__hash__

@@ -284,14 +284,5 @@ def _build(layer: Any, cells: list[GRUCell], weights: list[list[np.ndarray]]) ->
             cell.adopt(*(as_array(array, dtype, cell.name) for array in arrays))
         layer.build((None, None, weights[0][0].shape[0]))
     except (TypeError, ValueError):
-        _forget(layer)
-        raise
-
-
-def _forget(layer: Any) -> None:
-    """Make a layer and all cells and layers in it unbuilt again."""
-    layer.built = False
-    if isinstance(layer, GRUCell):
         layer.forget()
-    for _, part in parts_of(layer):
-        _forget(part)
+        raise

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import weakref
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from fastgru import locks, serialization
+from fastgru.layers import options
 from fastgru.problem import float_dtype
 from fastgru.variables import write_together
 
@@ -32,14 +34,42 @@ def unique_name(stem: str) -> str:
     return stem if count == 0 else f"{stem}_{count}"
 
 
+class InputSpec(NamedTuple):
+    """What a layer takes, by the names of `keras.InputSpec`."""
+
+    ndim: int
+    axes: dict[int, int]  # -1: the features, once the layer is built
+    dtype: str | None = None
+    shape: tuple[int | None, ...] | None = None
+    max_ndim: int | None = None
+    min_ndim: int | None = None
+
+
 class Layer:
     """Base of all layers and cells.
 
     Subclasses give ``weights`` and, where they have them, ``activity_losses``.
+
+    What is set on a layer is checked as the constructor's arguments are: ``_checks`` has a function
+    for each option. Other attributes are the user's own.
     """
+
+    _checks: ClassVar[dict[str, options.Check]] = {"trainable": options.flag}
+    _fixed: ClassVar[frozenset[str]] = frozenset()
+    _axes: ClassVar[int] = 3  # of an input; a cell's has 2
+    supports_masking: ClassVar[bool] = True
+
+    trainable: bool
+    built: bool
+    _dtype: np.dtype
 
     def __init_subclass__(cls, abstract: bool = False, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        cls._checks = {
+            name: check
+            for base in reversed(cls.__mro__)
+            for name, check in vars(base).get("_checks", {}).items()
+        }
         # As abc.ABC does, without its metaclass, which would bar a user's own.
         missing = [n for n in dir(cls) if getattr(getattr(cls, n), "__isabstractmethod__", False)]
         if missing and not abstract:
@@ -48,8 +78,16 @@ class Layer:
             LAYERS[cls.__name__] = cls
 
     def __init__(
-        self, *, name: str | None = None, dtype: Any = "float32", trainable: bool = True
+        self,
+        *,
+        name: str | None = None,
+        dtype: Any = "float32",
+        trainable: bool = True,
+        **kwargs: Any,
     ) -> None:
+        self._built_at_once, self._initial_weights = options.keras_keywords(
+            type(self), kwargs, self._axes, getattr(self, "time_major", False)
+        )
         self._dtype = float_dtype(dtype)
         if name is None:
             stem = re.sub(
@@ -57,8 +95,63 @@ class Layer:
             )
             name = self._automatic_name = unique_name(stem.lower())
         self.name = name
-        self.trainable = bool(trainable)
+        self.trainable = trainable
         self.built = False
+        self._parent: Any = (
+            None  # weak: a cell that is copied or sent does not take its layer along
+        )
+
+    def _made(self) -> None:
+        """End a constructor: take the parts in, and build for the input shape, if one was given."""
+        self._take_parts_in()
+        shape, self._built_at_once = self._built_at_once, None
+        if shape is not None:
+            self.build(shape)
+
+    def _take_parts_in(self) -> None:
+        for part in self._layers_inside():
+            if part._parent is None or part._parent() is None:
+                part._parent = weakref.ref(self)
+
+    def _layers_inside(self) -> list[Layer]:
+        """Return the layers and cells that this one is made of."""
+        return []
+
+    @abstractmethod
+    def build(self, input_shape: Any) -> None:
+        """Create the weights for inputs of a shape."""
+
+    def _set_initial_weights(self) -> None:
+        """Set the weights that the constructor got; if they do not fit, be as before build."""
+        if self._initial_weights is not None:
+            try:
+                self._replace_weights(self._initial_weights)
+            except (TypeError, ValueError):
+                self.forget()
+                raise
+            self._initial_weights = None
+
+    def forget(self) -> None:
+        """Go back to before build."""
+        self.built = False
+        for part in self._layers_inside():
+            part.forget()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        check = self._checks.get(name)
+        if name in self._fixed and self._is_fixed():
+            raise AttributeError(
+                f"{self.name}: {name} cannot be changed any more, as other parts depend on it; "
+                "make another layer"
+            )
+        if check is not None:
+            value = check(value, name)
+        elif name not in self.__dict__ and not name.startswith("_"):
+            options.refuse_wrong(self, name)
+        object.__setattr__(self, name, value)
+
+    def _is_fixed(self) -> bool:
+        return False
 
     @property
     def name(self) -> str:
@@ -75,6 +168,26 @@ class Layer:
                 f"{wrong[0]!a} at {wrong.start()}"
             )
         self._name = name
+
+    @property
+    def path(self) -> str:
+        """The names of the layers around this one and its own, with slashes between."""
+        parent = None if self._parent is None else self._parent()
+        if parent is None:
+            return self.name
+        before = []
+        for part in parent._layers_inside():
+            if part is self:
+                break
+            before.append(part.name)
+        count = before.count(self.name)
+        return f"{parent.path}/{self.name}" + (f"_{count}" if count else "")
+
+    @property
+    def input_spec(self) -> InputSpec:
+        """Axes of the inputs, and the number of features once the layer is built."""
+        weights = self.weights
+        return InputSpec(self._axes, {-1: weights[0].shape[0]} if weights else {})
 
     @property
     def dtype(self) -> str:
@@ -111,6 +224,11 @@ class Layer:
     def trainable_variables(self) -> list[Variable]:
         """The same as ``trainable_weights``."""
         return self.trainable_weights
+
+    @property
+    def non_trainable_variables(self) -> list[Variable]:
+        """The same as ``non_trainable_weights``."""
+        return self.non_trainable_weights
 
     def get_weights(self) -> list[np.ndarray]:
         """Return copies of all weights, in the order of ``weights``."""
@@ -193,7 +311,7 @@ class Layer:
         """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
         return cls(**config)
 
-    _transient: ClassVar[tuple[str, ...]] = ()
+    _transient: ClassVar[tuple[str, ...]] = ("_parent",)
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k not in self._transient}
@@ -201,9 +319,32 @@ class Layer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.__dict__.update(dict.fromkeys(self._transient))
+        self._take_parts_in()
+
+    # -- what is symbolic in Keras -----------------------------------------------------------
+
+    @property
+    def input(self) -> Any:
+        """Not there: AttributeError."""
+        raise AttributeError(_NOT_SYMBOLIC.format(self.name, "input", "the arrays that you pass"))
+
+    @property
+    def output(self) -> Any:
+        """Not there: AttributeError."""
+        raise AttributeError(_NOT_SYMBOLIC.format(self.name, "output", "what a call returns"))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} name={self.name}, built={self.built}>"
+        shown = [*self._shown_first(), *options.changed_options(self)]
+        if self.dtype != "float32":
+            shown.append(f"dtype={self.dtype!r}")
+        return f"{type(self).__name__}({', '.join([*shown, f'name={self.name!r}'])})"
+
+    def _shown_first(self) -> list[str]:
+        """Return what the constructor got first and the layer keeps under another name."""
+        return []
+
+
+_NOT_SYMBOLIC = "{}: it has no {}: nothing is symbolic here, and a layer computes at once; use {}"
 
 
 def serialize_layer(layer: Any) -> dict[str, Any]:

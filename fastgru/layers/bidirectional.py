@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from fastgru.layers import options
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.layers.call import Arguments, Call, check_states
 from fastgru.layers.cell import GRUCell
@@ -40,12 +41,20 @@ class Bidirectional(ComposedLayer):
         The pattern's, and no other.
     name : str, optional
     trainable : bool
+    **kwargs
+        As for `RNN`, but for ``weights``.
 
     Notes
     -----
     With return_sequences the outputs of masked steps are zeros, and the backward half is turned
     back in time before merging (docs/semantics.md 9).
     """
+
+    _checks: ClassVar[dict[str, options.Check]] = {"merge_mode": options.one_of(*_MERGE_MODES)}
+
+    forward_layer: RNN
+    backward_layer: RNN
+    merge_mode: str | None
 
     def __init__(
         self,
@@ -57,15 +66,14 @@ class Bidirectional(ComposedLayer):
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,
+        **kwargs: Any,
     ) -> None:
         for what, given in (("layer", layer), ("backward_layer", backward_layer)):
             if not isinstance(given, RNN) and not (what == "backward_layer" and given is None):
                 raise ValueError(f"{what}: expected a fastgru GRU or RNN layer, got {given!r}")
-        if merge_mode not in _MERGE_MODES:
-            raise ValueError(
-                f"merge_mode: expected 'concat', 'sum', 'mul', 'ave' or None, got {merge_mode!r}"
-            )
-        super().__init__(name=name, dtype=layer.dtype if dtype is None else dtype)
+        self.merge_mode = merge_mode
+        dtype = layer.dtype if dtype is None else dtype
+        super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
         self.forward_layer = layer.unbuilt_copy("forward_" + layer.name.removeprefix("forward_"))
         if backward_layer is None:
             name = "backward_" + layer.name.removeprefix("backward_")
@@ -73,8 +81,6 @@ class Bidirectional(ComposedLayer):
             self.backward_layer.go_backwards = not layer.go_backwards
         else:
             self.backward_layer = backward_layer
-        self.merge_mode = merge_mode
-        self.trainable = bool(trainable)
         self._check_halves()
         for half in self.halves:
             half.use_cudnn = layer.use_cudnn
@@ -89,6 +95,7 @@ class Bidirectional(ComposedLayer):
                 )
             self.forward_layer._initial_weights = values[:half_count]
             self.backward_layer._initial_weights = values[half_count:]
+        self._made()
 
     def _check_halves(self) -> None:
         first, second = self.forward_layer, self.backward_layer
@@ -121,13 +128,24 @@ class Bidirectional(ComposedLayer):
 
     @property
     def return_sequences(self) -> bool:
-        """Whether every output is returned."""
+        """Whether every output is returned; setting it sets it on both halves."""
         return self.forward_layer.return_sequences
+
+    @return_sequences.setter
+    def return_sequences(self, value: bool) -> None:
+        for half in self.halves:
+            half.return_sequences = value
+            half.zero_output_for_mask = half.return_sequences
 
     @property
     def return_state(self) -> bool:
-        """Whether the states are returned, the forward layer's first."""
+        """Whether the states are returned, the forward layer's first; can be set likewise."""
         return self.forward_layer.return_state
+
+    @return_state.setter
+    def return_state(self, value: bool) -> None:
+        for half in self.halves:
+            half.return_state = value
 
     @property
     def stateful(self) -> bool:
@@ -147,8 +165,16 @@ class Bidirectional(ComposedLayer):
 
     def build(self, input_shape: Any) -> None:
         """Create the weights of both halves for sequences of shape (B, T, I)."""
-        for half in self.halves:
-            half.build(input_shape)
+        initial = [half._initial_weights for half in self.halves]
+        try:
+            for half in self.halves:
+                half.build(input_shape)
+        except (TypeError, ValueError):
+            if not self.built:
+                self.forget()
+                for half, weights in zip(self.halves, initial, strict=True):
+                    half._initial_weights = weights
+            raise
         self.built = True
 
     def get_initial_state(self, batch_size: int | None) -> list[Any]:
@@ -403,6 +429,15 @@ class Bidirectional(ComposedLayer):
         if self.merge_mode == "ave":
             d = d / d.dtype.type(2)
         return d, d
+
+    def _shown_first(self) -> list[str]:
+        first, second = (half.get_config() for half in self.halves)
+        for config in (first, second):
+            for name in ("name", "go_backwards"):
+                config.pop(name)
+            config.get("cell", {}).get("config", {}).pop("name", None)
+        shown = [repr(self.forward_layer)]
+        return shown if first == second else [*shown, f"backward_layer={self.backward_layer!r}"]
 
     # -- config ----------------------------------------------------------------------------
 

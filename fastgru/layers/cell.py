@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from fastgru import activations, constraints, dispatch, initializers, locks, regularizers
-from fastgru.device import follow, held, on_device
-from fastgru.dropout import INPUT, RECURRENT, DropoutGenerator
-from fastgru.layers.base import Layer
+from fastgru.dropout import DropoutGenerator
+from fastgru.layers import options
 from fastgru.layers.config import keras_config
+from fastgru.layers.dropout_masks import DropoutMasks
 from fastgru.problem import (
     GRUProblem,
     GRUSpec,
@@ -20,10 +20,11 @@ from fastgru.problem import (
 )
 from fastgru.variables import Variable
 
+_ACTIVATIONS = ("activation", "recurrent_activation")
 _NAMES = {"kernel": "kernel", "recurrent": "recurrent_kernel", "bias": "bias"}  # by role
 
 
-class GRUCell(Layer):
+class GRUCell(DropoutMasks):
     """One step of a gated recurrent unit, as `keras.layers.GRUCell`.
 
     Parameters
@@ -48,6 +49,9 @@ class GRUCell(Layer):
     dtype : {"float32", "float64"}
     name : str, optional
     trainable : bool
+    **kwargs
+        Keras' ``input_shape`` (I,), ``batch_input_shape`` or ``batch_shape`` (B, I), or
+        ``input_dim``: the cell is built at once; ``weights``: what they are when it is built.
 
     Notes
     -----
@@ -62,7 +66,36 @@ class GRUCell(Layer):
     Source: Cho et al. 2014, arXiv:1406.1078; conventions of Keras 3.
     """
 
-    _transient: ClassVar[tuple[str, ...]] = ("_weights",)
+    _transient: ClassVar[tuple[str, ...]] = ("_parent", "_weights")
+    _checks = options.cell_checks()
+    _axes = 2
+    # What the kernels and the shapes of the weights come from, once there are some.
+    _fixed = frozenset(("units", "use_bias", "reset_after", "precision", *_ACTIVATIONS))
+
+    units: int
+    activation: Any
+    recurrent_activation: Any
+    use_bias: bool
+    kernel_initializer: Any
+    recurrent_initializer: Any
+    bias_initializer: Any
+    kernel_regularizer: Any
+    recurrent_regularizer: Any
+    bias_regularizer: Any
+    kernel_constraint: Any
+    recurrent_constraint: Any
+    bias_constraint: Any
+    dropout: float
+    recurrent_dropout: float
+    reset_after: bool
+    implementation: int
+    precision: str | None
+    seed: int | None
+    seed_generator: DropoutGenerator
+    state_size: int
+    output_size: int
+    spec: GRUSpec | None
+    masks_for_cell: dict[int, np.ndarray]
 
     def __init__(
         self,
@@ -88,41 +121,41 @@ class GRUCell(Layer):
         dtype: Any = "float32",
         name: str | None = None,
         trainable: bool = True,
+        **kwargs: Any,
     ) -> None:
-        self.units = _positive_integer(units, "units")
-        if implementation not in (1, 2):
-            raise ValueError(f"implementation: expected 1 or 2, got {implementation!r}")
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
-        self.activation = activations.for_gate(activation, "activation")
-        self.recurrent_activation = activations.for_gate(
-            recurrent_activation, "recurrent_activation"
-        )
-        self.use_bias = bool(use_bias)
-        self.kernel_initializer = initializers.get(kernel_initializer)
-        self.recurrent_initializer = initializers.get(recurrent_initializer)
-        self.bias_initializer = initializers.get(bias_initializer)
-        self.kernel_regularizer = regularizers.get(kernel_regularizer)
-        self.recurrent_regularizer = regularizers.get(recurrent_regularizer)
-        self.bias_regularizer = regularizers.get(bias_regularizer)
-        self.kernel_constraint = constraints.get(kernel_constraint)
-        self.recurrent_constraint = constraints.get(recurrent_constraint)
-        self.bias_constraint = constraints.get(bias_constraint)
-        self.dropout = _rate(dropout, "dropout")
-        self.recurrent_dropout = _rate(recurrent_dropout, "recurrent_dropout")
-        self.implementation = 1 if self.recurrent_dropout else int(implementation)
-        self.reset_after = bool(reset_after)
-        self.precision: str | None = None  # GRU sets it; Keras' cells have no such argument
+        self.units = units
+        self.implementation = implementation
+        super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
+        self.activation = activation
+        self.recurrent_activation = recurrent_activation
+        self.use_bias = use_bias
+        self.kernel_initializer = kernel_initializer
+        self.recurrent_initializer = recurrent_initializer
+        self.bias_initializer = bias_initializer
+        self.kernel_regularizer = kernel_regularizer
+        self.recurrent_regularizer = recurrent_regularizer
+        self.bias_regularizer = bias_regularizer
+        self.kernel_constraint = kernel_constraint
+        self.recurrent_constraint = recurrent_constraint
+        self.bias_constraint = bias_constraint
+        self.dropout = dropout
+        self.recurrent_dropout = recurrent_dropout
+        if self.recurrent_dropout:
+            self.implementation = 1
+        self.reset_after = reset_after
+        self.precision = None  # GRU sets it; Keras' cells have no such argument
         self.seed = seed
         self.seed_generator = DropoutGenerator(seed)
         self.state_size = self.output_size = self.units
-        self.kernel: Variable | None = None
-        self.recurrent_kernel: Variable | None = None
-        self.bias: Variable | None = None
-        self.spec: GRUSpec | None = None
+        self._kernel: Variable | None = None
+        self._recurrent_kernel: Variable | None = None
+        self._bias: Variable | None = None
+        self.spec = None
         self._weights: GRUWeights | None = None
         self._dropout_mask: Any = None
         self._recurrent_dropout_mask: Any = None
-        self.masks_for_cell: dict[int, np.ndarray] = {}  # what TF 2.x's members of GRU drew
+        self.masks_for_cell = {}  # what TF 2.x's members of GRU drew
+        self._made()
 
     # -- weights ---------------------------------------------------------------------------
 
@@ -147,6 +180,7 @@ class GRUCell(Layer):
             arrays[role] = as_array(value, self._dtype, what)
             check_shape(arrays[role], shape, what, "asked for")
         self._take_weights(inputs, arrays, copy=True)
+        self._set_initial_weights()
 
     def adopt(self, *weights: np.ndarray) -> None:
         """Build with weights that are there already, from a file for instance, and draw none.
@@ -201,8 +235,8 @@ class GRUCell(Layer):
             )
             for role, array in arrays.items()
         }
-        self.kernel, self.recurrent_kernel = variables["kernel"], variables["recurrent"]
-        self.bias = variables.get("bias")
+        self._kernel, self._recurrent_kernel = variables["kernel"], variables["recurrent"]
+        self._bias = variables.get("bias")
         self.spec = self.spec_for(inputs)
         self._weights = self.weights_with({})
         self.built = True
@@ -220,9 +254,12 @@ class GRUCell(Layer):
             self.precision,
         )
 
+    def _is_fixed(self) -> bool:
+        return self.__dict__.get("spec") is not None
+
     def forget(self) -> None:
         """Go back to before build, with a fresh sequence of dropout masks."""
-        self.kernel = self.recurrent_kernel = self.bias = self.spec = self._weights = None
+        self._kernel = self._recurrent_kernel = self._bias = self.spec = self._weights = None
         self.built = False
         self.seed_generator = DropoutGenerator(self.seed)
         self._dropout_mask = self._recurrent_dropout_mask = None
@@ -255,7 +292,22 @@ class GRUCell(Layer):
     @property
     def weights(self) -> list[Variable]:
         """Kernel (I, 3H), recurrent_kernel (H, 3H) and, with use_bias, bias; [] before build."""
-        return [v for v in (self.kernel, self.recurrent_kernel, self.bias) if v is not None]
+        return [v for v in (self._kernel, self._recurrent_kernel, self._bias) if v is not None]
+
+    @property
+    def kernel(self) -> Variable | None:
+        """The input weights (I, 3H); None before build."""
+        return self._kernel
+
+    @property
+    def recurrent_kernel(self) -> Variable | None:
+        """The recurrent weights (H, 3H); None before build."""
+        return self._recurrent_kernel
+
+    @property
+    def bias(self) -> Variable | None:
+        """The bias, (2, 3H) with reset_after, else (3H,); None before build or without use_bias."""
+        return self._bias
 
     # -- the step --------------------------------------------------------------------------
 
@@ -318,110 +370,7 @@ class GRUCell(Layer):
         y = backend.forward(problem, self.snapshot()).y
         return y, ([y] if nested else y)
 
-    # -- dropout ---------------------------------------------------------------------------
-
-    def placeholders(
-        self, input_shape: tuple[int, ...]
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return what `draw` would, as ones without memory: for asking backends, not computing.
-
-        Raises
-        ------
-        ValueError
-            Masks that were drawn before and not reset do not fit this call.
-        """
-        one = np.ones((), self._dtype)
-        drop, recurrent = None, None
-        if 0.0 < self.dropout < 1.0:
-            self._check_kept(self._dropout_mask, input_shape)
-            drop = np.broadcast_to(
-                one, (3, *input_shape) if self.implementation == 1 else input_shape
-            )
-        if 0.0 < self.recurrent_dropout < 1.0:
-            state_shape = (input_shape[0], self.units)
-            self._check_kept(self._recurrent_dropout_mask, state_shape)
-            recurrent = np.broadcast_to(one, (3, *state_shape))
-        return drop, recurrent
-
-    def _check_kept(self, kept: Any, shape: tuple[int, ...]) -> None:
-        """Raise ValueError when masks drawn before were drawn for another shape."""
-        drawn = shape if kept is None else np.shape(kept)[-2:]
-        if drawn != shape:
-            raise ValueError(
-                f"{self.name}: its dropout mask was drawn for shape {drawn}, and the call needs "
-                f"{shape}; call reset_dropout_mask() and reset_recurrent_dropout_mask() between "
-                "batches"
-            )
-
-    def draw(self, input_shape: tuple[int, ...]) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Return the masks of one training call: dropout (B, I) or (3, B, I), recurrent (3, B, H).
-
-        Masks that were drawn before and not reset are used again.
-        """
-        drop, recurrent = None, None
-        if 0.0 < self.dropout < 1.0:
-            drop = self._take(INPUT, input_shape, self._dropout_mask)
-        if 0.0 < self.recurrent_dropout < 1.0:
-            state_shape = (input_shape[0], self.units)
-            recurrent = self._take(RECURRENT, state_shape, self._recurrent_dropout_mask)
-        return drop, recurrent
-
-    def _take(self, stream: int, shape: tuple[int, ...], kept: Any) -> np.ndarray:
-        """Return the masks that were drawn before, else new ones, which are not kept."""
-        if kept is not None:
-            return held(kept) if isinstance(kept, np.ndarray) else np.stack(kept)
-        masks = self._draw(stream, shape)
-        return masks if len(masks) == 3 else masks[0]
-
-    def _draw(self, stream: int, shape: tuple[int, ...]) -> np.ndarray:
-        rate = self.dropout if stream == INPUT else self.recurrent_dropout
-        count = 3 if stream == RECURRENT or self.implementation == 1 else 1
-        return self.seed_generator.draw(stream, shape, rate, self._dtype, count)
-
-    def get_dropout_mask(self, step_input: Any) -> Any:
-        """Return the input mask of this call, drawn at the first asking.
-
-        Parameters
-        ----------
-        step_input : array_like, shape (B, I)
-            Only its shape counts, and where it is.
-
-        Returns
-        -------
-        None, ndarray or list of ndarray
-            None without dropout, a list of three with implementation 1.
-        """
-        if self._dropout_mask is None and self.dropout:
-            masks = self._draw(INPUT, np.shape(step_input))
-            self._dropout_mask = list(masks) if len(masks) == 3 else masks[0]
-        return _follow_all(self._dropout_mask, step_input)
-
-    def get_recurrent_dropout_mask(self, step_input: Any) -> Any:
-        """Return the masks of the state, drawn at the first asking.
-
-        Parameters
-        ----------
-        step_input : array_like, shape (B, H)
-            The state; only its shape counts, and where it is.
-
-        Returns
-        -------
-        None or list of three ndarray, shape (B, H)
-            None without recurrent_dropout.
-        """
-        if self._recurrent_dropout_mask is None and self.recurrent_dropout:
-            self._recurrent_dropout_mask = list(self._draw(RECURRENT, np.shape(step_input)))
-        return _follow_all(self._recurrent_dropout_mask, step_input)
-
-    def reset_dropout_mask(self) -> None:
-        """Forget the input mask, so that the next call draws another."""
-        self._dropout_mask = None
-        self.masks_for_cell.pop(INPUT, None)
-
-    def reset_recurrent_dropout_mask(self) -> None:
-        """Forget the recurrent masks, so that the next call draws others."""
-        self._recurrent_dropout_mask = None
-        self.masks_for_cell.pop(RECURRENT, None)
+    call = __call__  # Keras' name
 
     # -- config ----------------------------------------------------------------------------
 
@@ -457,13 +406,6 @@ class GRUCell(Layer):
         return cls(**keras_config(config, custom_objects, needs="units"))
 
 
-def _follow_all(masks: Any, like: Any) -> Any:
-    """Return masks, one or a list of them or None, where ``like`` is."""
-    if not on_device(like) or masks is None:
-        return masks
-    return [follow(m, like) for m in masks] if isinstance(masks, list) else follow(masks, like)
-
-
 def input_dim(shape: Any) -> int:
     """Return I of an input shape (..., I)."""
     try:
@@ -475,19 +417,3 @@ def input_dim(shape: Any) -> int:
             f"input_shape: expected a tuple that ends in the number of features, got {shape!r}"
         )
     return size
-
-
-def _positive_integer(value: Any, what: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{what}: expected a positive integer, got {value!r}")
-    if value.__index__() <= 0:
-        raise ValueError(f"{what}: expected a positive integer, got {value}")
-    return int(value.__index__())
-
-
-def _rate(value: Any, what: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-        raise TypeError(f"{what}: expected a number in [0, 1], got {value!r}")
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"{what}: expected a number in [0, 1], got {value}")
-    return float(value)

@@ -34,6 +34,9 @@ class ComposedLayer(SequenceLayer, abstract=True):
     def parts(self) -> Sequence[Any]:
         """The layers that it is made of."""
 
+    def _layers_inside(self) -> list[Any]:
+        return list(self.parts)
+
     @property
     def weights(self) -> list[Variable]:
         """The parts' weights, part after part."""

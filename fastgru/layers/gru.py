@@ -13,6 +13,11 @@ from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
 from fastgru.problem import float_dtype
+from fastgru.variables import Variable
+
+
+def _of_cell(name: str) -> Any:
+    return property(lambda self: getattr(self.cell, name), doc=f"``{name}`` of the cell.")
 
 
 class GRU(RNN):
@@ -48,6 +53,8 @@ class GRU(RNN):
         the CPU, computes in the dtype itself.
     name : str, optional
     trainable : bool
+    **kwargs
+        As for `RNN`.
 
     Notes
     -----
@@ -63,6 +70,28 @@ class GRU(RNN):
     """
 
     cell: GRUCell
+    units: int = _of_cell("units")
+    activation: Any = _of_cell("activation")
+    recurrent_activation: Any = _of_cell("recurrent_activation")
+    use_bias: bool = _of_cell("use_bias")
+    kernel_initializer: Any = _of_cell("kernel_initializer")
+    recurrent_initializer: Any = _of_cell("recurrent_initializer")
+    bias_initializer: Any = _of_cell("bias_initializer")
+    kernel_regularizer: Any = _of_cell("kernel_regularizer")
+    recurrent_regularizer: Any = _of_cell("recurrent_regularizer")
+    bias_regularizer: Any = _of_cell("bias_regularizer")
+    kernel_constraint: Any = _of_cell("kernel_constraint")
+    recurrent_constraint: Any = _of_cell("recurrent_constraint")
+    bias_constraint: Any = _of_cell("bias_constraint")
+    dropout: float = _of_cell("dropout")
+    recurrent_dropout: float = _of_cell("recurrent_dropout")
+    reset_after: bool = _of_cell("reset_after")
+    implementation: int = _of_cell("implementation")
+    precision: str | None = _of_cell("precision")
+    seed: int | None = _of_cell("seed")
+    kernel: Variable | None = _of_cell("kernel")
+    recurrent_kernel: Variable | None = _of_cell("recurrent_kernel")
+    bias: Variable | None = _of_cell("bias")
 
     def __init__(
         self,
@@ -98,8 +127,13 @@ class GRU(RNN):
         precision: str | None = None,
         name: str | None = None,
         trainable: bool = True,
+        **kwargs: Any,
     ) -> None:
-        _check_device_options(use_cudnn, precision, dtype)
+        if precision == "tf32" and float_dtype(dtype) != np.float32:
+            raise ValueError(
+                f"precision: 'tf32' is a precision of float32 products, got dtype {dtype!r}"
+            )
+        self.use_cudnn = use_cudnn
         cell = GRUCell(
             units,
             activation,
@@ -136,8 +170,16 @@ class GRU(RNN):
             dtype=dtype,
             name=name,
             trainable=trainable,
+            **kwargs,
         )
-        self.use_cudnn = use_cudnn
+
+    def reset_dropout_mask(self) -> None:
+        """Forget the cell's input mask; see `GRUCell.reset_dropout_mask`."""
+        self.cell.reset_dropout_mask()
+
+    def reset_recurrent_dropout_mask(self) -> None:
+        """Forget the cell's recurrent masks; see `GRUCell.reset_recurrent_dropout_mask`."""
+        self.cell.reset_recurrent_dropout_mask()
 
     def get_dropout_mask_for_cell(self, inputs: Any, training: Any, count: int = 1) -> Any:
         """Return dropout masks in the shape of ``inputs``, as TF 2.x's layers do.
@@ -201,45 +243,3 @@ class GRU(RNN):
     ) -> Any:
         """Build a layer from a config of this library, of Keras 3 or of Keras 2."""
         return cls(**keras_config(config, custom_objects, needs="units"))
-
-
-def _check_device_options(use_cudnn: Any, precision: Any, dtype: Any) -> None:
-    if not (isinstance(use_cudnn, bool) or use_cudnn == "auto"):
-        raise ValueError(f"use_cudnn: expected 'auto', True or False, got {use_cudnn!r}")
-    if precision not in (None, "tf32"):
-        raise ValueError(f"precision: expected None or 'tf32', got {precision!r}")
-    if precision == "tf32" and float_dtype(dtype) != np.float32:
-        raise ValueError(
-            f"precision: 'tf32' is a precision of float32 products, got dtype {dtype!r}"
-        )
-
-
-def _of_cell(name: str) -> property:
-    return property(lambda self: getattr(self.cell, name), doc=f"``{name}`` of the cell.")
-
-
-for _attribute in (
-    "units",
-    "activation",
-    "recurrent_activation",
-    "use_bias",
-    "kernel_initializer",
-    "recurrent_initializer",
-    "bias_initializer",
-    "kernel_regularizer",
-    "recurrent_regularizer",
-    "bias_regularizer",
-    "kernel_constraint",
-    "recurrent_constraint",
-    "bias_constraint",
-    "dropout",
-    "recurrent_dropout",
-    "reset_after",
-    "implementation",
-    "precision",
-    "seed",
-    "kernel",
-    "recurrent_kernel",
-    "bias",
-):
-    setattr(GRU, _attribute, _of_cell(_attribute))

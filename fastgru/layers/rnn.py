@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from fastgru import dispatch, regularizers
-from fastgru.layers import step_loop
+from fastgru import dispatch, locks, regularizers
+from fastgru.layers import options, step_loop
 from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
-from fastgru.layers.call import Arguments, Call, check_states
+from fastgru.layers.call import Arguments, Call
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
+from fastgru.layers.differentiable import Differentiable
 from fastgru.layers.nested import flatten, map_nested
-from fastgru.layers.sequence import SequenceLayer
 from fastgru.layers.stacked import (
     StackedRNNCells,
     build_cell,
@@ -23,22 +23,21 @@ from fastgru.layers.stacked import (
     gru_cells_of,
     initial_state,
 )
-from fastgru.layers.tape import (
-    Gradients,
-    Record,
-    Tape,
-    backward_through,
-    check_differentiable,
-    check_tape,
-    gradient_array,
-    plus_activity,
-    record_of,
-    trainable_gradients,
-)
+from fastgru.layers.tape import Record, Tape, record_of
 from fastgru.variables import Variable, frozen, write_together
 
+_FLAGS = (
+    "return_sequences",
+    "return_state",
+    "go_backwards",
+    "stateful",
+    "unroll",
+    "zero_output_for_mask",
+    "time_major",
+)
 
-class RNN(SequenceLayer):
+
+class RNN(Differentiable):
     """A cell over a sequence, as `keras.layers.RNN`.
 
     Parameters
@@ -67,7 +66,29 @@ class RNN(SequenceLayer):
         By default the cell's.
     name : str, optional
     trainable : bool
+    **kwargs
+        Keras' ``input_shape`` (T, I), ``batch_input_shape`` or ``batch_shape`` (B, T, I), or
+        ``input_dim`` with ``input_length`` and ``batch_size``: the layer is built at once.
+        ``weights``: a list of arrays that it is built with.
     """
+
+    _checks: ClassVar[dict[str, options.Check]] = {
+        **dict.fromkeys(_FLAGS, options.flag),
+        "activity_regularizer": lambda value, _: regularizers.get(value),
+        "use_cudnn": options.one_of("auto", True, False),
+    }
+
+    return_sequences: bool
+    return_state: bool
+    go_backwards: bool
+    stateful: bool
+    unroll: bool
+    zero_output_for_mask: bool
+    time_major: bool
+    activity_regularizer: Any
+    use_cudnn: bool | str = "auto"  # GRU has the argument
+    states: list[Any] | None
+    cell: Any
 
     def __init__(
         self,
@@ -84,14 +105,16 @@ class RNN(SequenceLayer):
         dtype: Any = None,
         name: str | None = None,
         trainable: bool = True,
+        **kwargs: Any,
     ) -> None:
+        self.time_major = time_major
         if isinstance(cell, (list, tuple)):
             cell = StackedRNNCells(cell, dtype=dtype)
         check_cell(cell)
         gru_cells = gru_cells_of(cell)
         if dtype is None:
             dtype = gru_cells[0].dtype if gru_cells else getattr(cell, "dtype", None)
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
         for inner in gru_cells or ():
             if inner.dtype != self.dtype:
                 raise ValueError(
@@ -99,19 +122,30 @@ class RNN(SequenceLayer):
                     f"{self.name} and {inner.dtype} for {inner.name}"
                 )
         self.cell = cell
-        self.return_sequences = bool(return_sequences)
-        self.return_state = bool(return_state)
-        self.go_backwards = bool(go_backwards)
-        self.stateful = bool(stateful)
-        self.unroll = bool(unroll)
-        self.zero_output_for_mask = bool(zero_output_for_mask)
-        self.time_major = bool(time_major)
-        self.activity_regularizer = regularizers.get(activity_regularizer)
-        self.use_cudnn: Any = "auto"
-        self.states: list[Any] | None = None
+        self.return_sequences = return_sequences
+        self.return_state = return_state
+        self.go_backwards = go_backwards
+        self.stateful = stateful
+        self.unroll = unroll
+        self.zero_output_for_mask = zero_output_for_mask
+        self.activity_regularizer = activity_regularizer
+        self.states = None
         self._gru_cells = gru_cells
         self._activity_losses: list[Any] = []
-        self._initial_weights: list[Any] | None = None
+        self._made()
+
+    _fixed = frozenset(("cell",))
+
+    def _is_fixed(self) -> bool:
+        return "_gru_cells" in self.__dict__
+
+    def forget(self) -> None:
+        """Go back to before build."""
+        super().forget()
+        self.states = None
+
+    def _layers_inside(self) -> list[Layer]:
+        return [self.cell] if isinstance(self.cell, Layer) else []
 
     # -- weights and shapes ----------------------------------------------------------------
 
@@ -142,9 +176,7 @@ class RNN(SequenceLayer):
         batch = shape[1] if self.time_major else shape[0]
         try:
             build_cell(self.cell, (batch, shape[2]))
-            if self._initial_weights is not None:
-                self._replace_weights(self._initial_weights)
-                self._initial_weights = None
+            self._set_initial_weights()
         except (TypeError, ValueError):
             for cell in () if self.built else self._gru_cells or ():
                 cell.forget()
@@ -232,7 +264,9 @@ class RNN(SequenceLayer):
 
     def _create_states(self, batch: int) -> None:
         self.states = map_nested(
-            lambda value: Variable(value, name="rnn_state", trainable=False, roams=True),
+            lambda value: Variable(
+                value, name="rnn_state", trainable=False, roams=True, scope=self.path
+            ),
             self.get_initial_state(batch),
         )
 
@@ -265,6 +299,33 @@ class RNN(SequenceLayer):
             self.return_state,
             self.go_backwards,
         )
+
+    def inner_loop(
+        self, sequences: Any, initial_state: Any, mask: Any, training: bool | None = False
+    ) -> tuple[np.ndarray, np.ndarray, list[Any]]:
+        """Run the cell over time from a state, as Keras 3's layers do inside of a call.
+
+        A stateful layer's states are neither read nor written, and no loss is noted.
+
+        Parameters
+        ----------
+        sequences, initial_state, mask, training : as in the call
+
+        Returns
+        -------
+        last_output : ndarray, shape (B, H)
+        outputs : ndarray, shape (B, T, H), or (T, B, H) with time_major
+            Without return_sequences only the last output, as (B, 1, H) or (1, B, H).
+        states : list of ndarray (B, H)
+        """
+        call = self.prepare(Arguments(sequences, initial_state, mask, training))
+        self.start(call)
+        locks.at_once(lambda: self.take_weights(call))
+        y, states, _ = self.run(call)
+        outputs = y if self.return_sequences else y[:, None]
+        if self.return_sequences:
+            y = y[:, -1].copy() if y.shape[1] else np.zeros_like(y, shape=(len(y), y.shape[2]))
+        return y, outputs.transpose(1, 0, 2) if self.time_major else outputs, states
 
     def complete(self, call: Call) -> Any:
         """Run a prepared call and return what the user gets."""
@@ -382,87 +443,6 @@ class RNN(SequenceLayer):
                 f"{self.name}: it has no weights yet; call build(input_shape) or the layer first"
             )
         return list(self._gru_cells)
-
-    # -- backward --------------------------------------------------------------------------
-
-    def backward(self, tape: Tape, output_gradients: Any, state_gradients: Any = None) -> Gradients:
-        """Return the gradient of <outputs, output_gradients> + <state, state_gradients> + losses.
-
-        Parameters
-        ----------
-        tape : Tape
-            From `forward`.
-        output_gradients : array_like in the outputs' shape, or None for zeros
-        state_gradients : array_like (B, H), or a list as the states, or None for zeros
-
-        Returns
-        -------
-        Gradients
-            ``inputs``, ``initial_state`` and ``weights``; the regularizers' share included.
-
-        Raises
-        ------
-        ValueError
-            A tape that was used, or whose weights have changed since; a custom activation,
-            regularizer or cell without a derivative; a wrong shape.
-        """
-        kept = self.check_tape(tape)
-        dy, dstates = self.output_gradients(kept, output_gradients, state_gradients)
-        tape.spend()
-        return self.gradients(*backward_through(kept["records"], dy, dstates))
-
-    def gradients(self, dx: Any, dh0: list[Any], weights: list[Any]) -> Gradients:
-        """Return what `backward` does, from what the backends gave; dx may be None."""
-        return Gradients(
-            dx.transpose(1, 0, 2) if self.time_major and dx is not None else dx,
-            dh0 if len(dh0) > 1 else dh0[0],
-            trainable_gradients(self.weights, self.trainable_weights, weights),
-        )
-
-    def check_tape(self, tape: Tape) -> dict[str, Any]:
-        """Return what the tape kept; ValueError unless `backward` can run on it."""
-        kept = check_tape(tape, self)
-        if self._gru_cells is None:
-            raise ValueError(
-                f"{self.name}: backward needs the derivative of the cell, and a custom cell has "
-                "none; use GRUCell or StackedRNNCells of GRUCells"
-            )
-        for cell, record in zip(self._gru_cells, kept["records"], strict=True):
-            if cell.snapshot() is not record.weights:
-                raise ValueError(
-                    f"tape: the weights of {cell.name} have changed since forward(...); "
-                    "run it again"
-                )
-            check_differentiable("activation", cell.activation)
-            check_differentiable("recurrent_activation", cell.recurrent_activation)
-            for v in cell.trainable_weights if self.trainable else ():
-                check_differentiable(f"regularizer of {v.name}", v.regularizer)
-        check_differentiable("activity_regularizer", self.activity_regularizer)
-        return kept
-
-    def output_gradients(
-        self, kept: dict[str, Any], output_gradients: Any, state_gradients: Any
-    ) -> tuple[Any, list[Any]]:
-        """Validate what `backward` was given: dy batch-major, and one dstate per cell."""
-        y_shape = kept["y_shape"]
-        swap = self.time_major and self.return_sequences
-        shape = (y_shape[1], y_shape[0], y_shape[2]) if swap else y_shape
-        dy = gradient_array(
-            output_gradients, shape, kept["x"], "output_gradients", "of the outputs"
-        )
-        if swap and dy is not None:
-            dy = dy.transpose(1, 0, 2)
-        assert self._gru_cells is not None
-        dstates: list[np.ndarray | None] = [None] * len(self._gru_cells)
-        if state_gradients is not None:
-            given = check_states(self, state_gradients, y_shape[0], "state_gradients", kept["x"])
-            dstates = list(flatten(given))
-        if kept["regularized"] is not None:
-            y, states = kept["regularized"]
-            dy = plus_activity(dy, self.activity_regularizer, y)
-            for i, state in enumerate(states if self.return_state else ()):
-                dstates[i] = plus_activity(dstates[i], self.activity_regularizer, state)
-        return dy, dstates
 
     # -- config ----------------------------------------------------------------------------
 

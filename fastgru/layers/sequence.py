@@ -108,6 +108,8 @@ class SequenceLayer(Layer, abstract=True):
             locks.assign_all(changes)
         return result
 
+    call = __call__  # Keras' name
+
     def forward(
         self,
         sequences: Any,

@@ -28,13 +28,19 @@ class Sequential(ComposedLayer):
         one ``time_major``.
     name : str, optional
     trainable : bool
+    **kwargs
+        As for `RNN`.
 
     Notes
     -----
     Masks pass on as Keras passes them: unchanged to the next layer, also after go_backwards.
     """
 
-    def __init__(self, layers: Any, *, name: str | None = None, trainable: bool = True) -> None:
+    layers: list[Any]
+
+    def __init__(
+        self, layers: Any, *, name: str | None = None, trainable: bool = True, **kwargs: Any
+    ) -> None:
         layers = list(layers)
         if not layers:
             raise ValueError("layers: expected at least one layer, got an empty list")
@@ -60,9 +66,10 @@ class Sequential(ComposedLayer):
                     )
         if len({id(layer) for layer in layers}) != len(layers):
             raise ValueError("layers: expected different layers, got one of them twice")
-        super().__init__(name=name, dtype=layers[0].dtype, trainable=trainable)
         self.layers = layers
+        super().__init__(name=name, dtype=layers[0].dtype, trainable=trainable, **kwargs)
         self.built = all(layer.built for layer in layers)
+        self._made()
 
     @property
     def parts(self) -> list[Any]:
@@ -80,6 +87,7 @@ class Sequential(ComposedLayer):
         for layer in self.layers:
             layer.build(shape)
             shape = _first(layer, layer.compute_output_shape(shape))
+        self._set_initial_weights()
         self.built = True
 
     def compute_output_shape(self, sequences_shape: Any, initial_state_shape: Any = None) -> Any:

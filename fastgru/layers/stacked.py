@@ -28,7 +28,12 @@ class StackedRNNCells(Layer):
     dtype : str, optional
         By default the cells'.
     trainable : bool
+    **kwargs
+        As for `GRUCell`.
     """
+
+    _axes = 2
+    cells: list[Any]
 
     def __init__(
         self,
@@ -37,6 +42,7 @@ class StackedRNNCells(Layer):
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
+        **kwargs: Any,
     ) -> None:
         cells = list(cells)
         if not cells:
@@ -48,7 +54,7 @@ class StackedRNNCells(Layer):
         ours = [cell for cell in cells if isinstance(cell, Layer)]
         if dtype is None:
             dtype = ours[0].dtype if ours else getattr(cells[0], "dtype", None)
-        super().__init__(name=name, dtype=dtype, trainable=trainable)
+        super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
         for cell in ours:
             if cell.dtype != self.dtype:
                 raise ValueError(
@@ -56,6 +62,10 @@ class StackedRNNCells(Layer):
                     f"{cell.name}"
                 )
         self.cells = cells
+        self._made()
+
+    def _layers_inside(self) -> list[Layer]:
+        return [cell for cell in self.cells if isinstance(cell, Layer)]
 
     @property
     def state_size(self) -> list[Any]:
@@ -73,6 +83,7 @@ class StackedRNNCells(Layer):
         for cell in self.cells:
             build_cell(cell, shape)
             shape = (*shape[:-1], cell_output_size(cell))
+        self._set_initial_weights()
         self.built = True
 
     @property
@@ -120,6 +131,8 @@ class StackedRNNCells(Layer):
         """
         return self.step([caller_of(cell) for cell in self.cells], inputs, states, training)
 
+    call = __call__  # Keras' name
+
     def step(
         self, callers: list[Any], inputs: Any, states: Any, training: bool
     ) -> tuple[np.ndarray, list[Any]]:
@@ -164,6 +177,11 @@ class StackedRNNCells(Layer):
 
 def check_cell(cell: Any) -> None:
     """Raise ValueError unless ``cell`` can be used as a cell."""
+    if isinstance(cell, Layer) and cell._axes == 3:
+        raise ValueError(
+            f"cell: expected a cell, which takes one step, got the layer {cell!r}; call the layer "
+            "itself, or put layers into Sequential"
+        )
     if not callable(cell):
         raise ValueError(
             f"cell: expected an object with __call__(inputs, states, training=False), got {cell!r}"

@@ -68,6 +68,11 @@ class Stream:
         self.__dict__.update(state)
         self._keep(self._states)
 
+    def __repr__(self) -> str:
+        cells = ", ".join(cell.path for cell in self._cells)
+        inputs = self._shape[1]
+        return f"<Stream of {cells}: n={self._rows}, I={inputs}, dtype={self._dtype.name}>"
+
     def step(self, x: Any, rows: Any = None) -> np.ndarray:
         """Advance all rows, or only some, by one time step.
 

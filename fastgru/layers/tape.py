@@ -76,6 +76,9 @@ class Tape:
         self.used = False
         self._uses = [None]  # of threads that take it out at once, one gets it
 
+    def __repr__(self) -> str:
+        return f"<Tape of {self.layer.path}{', used' if self.used else ''}>"
+
     def spend(self) -> None:
         """Mark the tape used and let go of what it kept; ValueError if another thread was first."""
         try:
