@@ -23,6 +23,8 @@ HOST_FLOATS = ("float32", "float64")
 MOST_THREADS = 1 << 20  # an upper bound above this one says nothing more, and C's int holds it
 ADDRESSES = 1 << 47  # bytes that a process can name on the 64-bit machines of today
 
+_PAD = "pad rows of different lengths with zeros, and pass lengths=[...]"
+
 _versions = itertools.count(1)
 
 
@@ -269,16 +271,31 @@ def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:
     elif hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
         array = np.from_dlpack(value)
     else:
-        try:
-            array = held(np.asarray(value))
-        except ValueError as error:  # ragged lists
-            raise ValueError(f"{what}: expected a rectangular array, got {error}") from None
-        except TypeError as error:  # what it is made of does not become an array
-            raise TypeError(f"{what}: expected an array, got {error}") from None
+        array = _host_array(value, what)
     array = _cast(array, dtype, what)
     if array.nbytes >= ADDRESSES:
         raise MemoryError(f"{what}: {array.nbytes} bytes, a view of shape {array.shape}")
     return np.asarray(array, like=like) if on_device(like) else array
+
+
+def _host_array(value: Any, what: str) -> np.ndarray:
+    """Return what NumPy makes of lists, numbers and arrays of other libraries, or raise."""
+    if value is None:
+        raise TypeError(f"{what}: expected numbers, got None")
+    if getattr(value, "requires_grad", False):
+        raise TypeError(
+            f"{what}: expected numbers, got a {type(value).__name__} that records operations for "
+            f"its gradient; pass {what}.detach()"
+        )
+    try:
+        return held(np.asarray(value))
+    except ValueError as error:  # ragged lists
+        how = f"{_PAD}; " if what == "sequences" else ""
+        raise ValueError(f"{what}: expected a rectangular array; {how}NumPy: {error}") from None
+    except (TypeError, RuntimeError) as error:  # what it is made of does not become an array
+        how = f"; pass {what}.float()" if "BFloat16" in str(error) else ""
+        kind = type(value).__name__
+        raise TypeError(f"{what}: expected an array, got {kind}{how}; NumPy: {error}") from None
 
 
 def _cast(array: Any, dtype: np.dtype, what: str) -> Any:
@@ -288,7 +305,8 @@ def _cast(array: Any, dtype: np.dtype, what: str) -> Any:
     if array.dtype.kind == "c":
         raise TypeError(f"{what}: expected real numbers, got {array.dtype}; pass .real or .imag")
     if array.dtype.names or not np.can_cast(array.dtype, dtype, "same_kind"):
-        raise TypeError(f"{what}: expected numbers, got dtype {array.dtype}")
+        how = f"; {_PAD}" if what == "sequences" and array.dtype == object else ""
+        raise TypeError(f"{what}: expected numbers, got dtype {array.dtype}{how}")
     return array.astype(dtype)
 
 

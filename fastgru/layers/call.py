@@ -257,7 +257,8 @@ def batch_major(layer: CalledLayer, sequences: Any) -> Any:
     x = as_array(sequences, layer._dtype, "sequences")
     if x.ndim != 3:
         order = "(T, B, I)" if layer.time_major else "(B, T, I)"
-        hint = "; add the batch axis with sequences[None]" if x.ndim == 2 else ""
+        whole = ".to_numpy()" if hasattr(sequences, "to_numpy") else ""
+        hint = f"; add the batch axis with sequences{whole}[None]" if x.ndim == 2 else ""
         raise ValueError(f"sequences: expected three axes {order}, got shape {x.shape}{hint}")
     cells = layer._gru_cells
     if cells and cells[0].spec is not None and x.shape[2] != cells[0].spec.input_dim:

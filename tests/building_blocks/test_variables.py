@@ -20,7 +20,7 @@ def test_attributes():
     assert (v.shape, v.ndim, v.size, len(v)) == ((2, 3), 2, 6, 2)
     assert v.dtype == "float32"
     assert v.dtype == np.float32
-    assert repr(v) == "<Variable name=kernel, shape=(2, 3), dtype=float32>"
+    assert repr(v) == "<Variable path=kernel, shape=(2, 3), dtype=float32>"
     assert hash(v) == hash(v)
     assert float(Variable(3.5)) == 3.5
 

@@ -87,7 +87,7 @@ CALLS = {
     "text": (call("abc"), TypeError, rf"sequences: {NUMBERS}dtype <U3"),
     "bytes": (call(b"abc"), TypeError, rf"sequences: {NUMBERS}dtype \|S3"),
     "objects": (call(x("O")), TypeError, rf"sequences: {NUMBERS}dtype object"),
-    "None": (call(None), TypeError, rf"sequences: {NUMBERS}dtype object"),
+    "None": (call(None), TypeError, rf"sequences: {NUMBERS}None"),
     "dates": (call(np.zeros((B, T, I), "M8[s]")), TypeError, rf"{NUMBERS}dtype datetime64"),
     "records": (call(np.zeros((B, T), "f4,f4,f4")), TypeError, NUMBERS),
     "ragged": (call([RAGGED]), ValueError, r"sequences: expected a rectangular array"),
@@ -138,8 +138,8 @@ CALLS = {
     "no states": (call(x(), []), ValueError, r"initial_state: expected 1 state\(s\).*got 0"),
     "state complex": (call(x(), h("complex64")), TypeError, r"initial_state: expected real number"),
     "state text": (call(x(), "zeros"), TypeError, rf"initial_state: {NUMBERS}"),
-    "state dict": (call(x(), {"h": h()}), TypeError, rf"initial_state: {NUMBERS}dtype object"),
-    "state None in list": (call(x(), [None]), TypeError, rf"initial_state: {NUMBERS}dtype object"),
+    "state dict": (call(x(), {"h": h()}), TypeError, rf"initial_state: {NUMBERS}"),
+    "state None in list": (call(x(), [None]), TypeError, rf"initial_state: {NUMBERS}"),
     "state masked": (call(x(), masked(h())), TypeError, r"initial_state: .*MaskedArray"),
     # out
     "out list": (call(x(), out=[]), TypeError, r"out: expected a NumPy array, got list"),
@@ -405,3 +405,52 @@ def test_more_steps_than_any_machine_holds_are_not_read(name):
         layer(many, **{name: steps})
     with pytest.raises(MemoryError, match="x"):
         fastgru.gru(many, layer.kernel, layer.recurrent_kernel, layer.bias, **{name: steps})
+
+
+TENSORS = {
+    "records gradients": (
+        lambda torch: torch.ones(B, T, I, requires_grad=True),
+        r"sequences: expected numbers, got a Tensor that records .*; pass sequences.detach\(\)",
+    ),
+    "bfloat16": (
+        lambda torch: torch.ones(B, T, I, dtype=torch.bfloat16),
+        r"sequences: expected an array, got Tensor; pass sequences.float\(\); NumPy: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_tensors_of_pytorch_that_numpy_cannot_read(name):
+    torch = pytest.importorskip("torch", reason="its tensors")
+    make, pattern = TENSORS[name]
+    with pytest.raises(TypeError, match=pattern):
+        fastgru.GRU(H)(make(torch))
+    assert fastgru.GRU(H)(torch.ones(B, T, I, dtype=torch.float64)).dtype == "float32"
+
+
+class Frame:
+    """A pandas.DataFrame, as far as NumPy and the text of an error see it."""
+
+    def __array__(self, dtype=None, copy=None):
+        return np.ones((T, I))
+
+    def to_numpy(self):
+        return np.ones((T, I))
+
+
+def test_what_people_pass_instead_of_three_axes():
+    layer = fastgru.GRU(H)
+    with pytest.raises(
+        ValueError, match=r"add the batch axis with sequences\.to_numpy\(\)\[None\]$"
+    ):
+        layer(Frame())
+    with pytest.raises(ValueError, match=r"add the batch axis with sequences\[None\]$"):
+        layer([[1.0] * I] * T)
+    with pytest.raises(TypeError, match=r"sequences: expected numbers, got None$"):
+        layer(None)
+    ragged = [[[1.0] * I] * 2, [[1.0] * I] * 3]
+    how = r"pad rows of different lengths with zeros, and pass lengths=\[...\]"
+    with pytest.raises(ValueError, match=f"expected a rectangular array; {how}; NumPy: "):
+        layer(ragged)
+    with pytest.raises(TypeError, match=f"expected numbers, got dtype object; {how}"):
+        layer(np.array([np.array(row) for row in ragged], dtype=object))
