@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastgru import activations, constraints, initializers, regularizers
+from fastgru.backends.cpu import warn_if_not_built as _warn_if_not_built
 from fastgru.config import show_config
 from fastgru.dispatch import use_backend
 from fastgru.functional import gru, gru_cell
@@ -56,12 +57,26 @@ __all__ = [
 ]
 
 
+_LATE = {
+    "distributed": "fastgru.distributed",
+    "io": "fastgru.io",
+    "load": "fastgru.io.safetensors",
+    "save": "fastgru.io.safetensors",
+}
+
 if not TYPE_CHECKING:  # with a __getattr__, type checkers would accept every misspelt name
 
     def __getattr__(name: str) -> Any:
         """Import `fastgru.io` and `fastgru.distributed` when they are first used."""
-        if name in ("distributed", "io"):
-            return importlib.import_module(f"fastgru.{name}")
-        if name in ("load", "save"):
-            return getattr(importlib.import_module("fastgru.io.safetensors"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name not in _LATE:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = importlib.import_module(_LATE[name])
+        return module if name in ("distributed", "io") else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    """Return what is public, and nothing else."""
+    return [*__all__, "__doc__", "__file__", "__name__", "__path__"]
+
+
+_warn_if_not_built()

@@ -9,7 +9,9 @@ longer to import than the rest.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 # Read when the extension loads the runtime; one that another package has loaded is not ours to set.
 _SPINNING = {"GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "1"}
 
+_PACKAGE = os.path.dirname(os.path.dirname(__file__))
 ON_DEVICE = "the arrays are on a device"
 _native: Any = None  # the package of the extensions, once they are imported
 _forced_kernel: str | None = None
@@ -62,6 +65,8 @@ def _load() -> Any:
                 from fastgru._native import _blas  # noqa: F401
         except ImportError as error:
             _missing = f"the extensions of fastgru._native could not be imported: {error}"
+            if _is_built():  # else `import fastgru` has said it
+                _warn(f"{_missing}; install fastgru again, for this Python")
             return None
         _kernels.set_isa(os.environ.get("FASTGRU_ISA") or _kernels.supported_isas()[-1])
         _forced_kernel = os.environ.get("FASTGRU_KERNEL") or None
@@ -74,6 +79,30 @@ def _load() -> Any:
         _threads.set_processors(processors())
         _native = native
     return _native
+
+
+def _is_built() -> bool:
+    try:
+        return importlib.util.find_spec("fastgru._native._kernels") is not None
+    except ImportError:  # a finder of somebody's
+        return False
+
+
+def _warn(reason: str) -> None:
+    message = f"fastgru runs in NumPy, 4 to 50 times slower than it would: {reason}"
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def warn_if_not_built() -> None:
+    """Warn if there are no extensions beside the sources: a clone on the path, or a failed build.
+
+    Not where the reference backend is what the process asks for.
+    """
+    if os.environ.get("FASTGRU_BACKEND") != "reference" and not _is_built():
+        _warn(
+            f"{_PACKAGE} has the sources only, not compiled. If fastgru is installed, run Python "
+            "outside of this folder's parent; else build it there: pip install ."
+        )
 
 
 @contextlib.contextmanager

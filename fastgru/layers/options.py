@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 from typing import TYPE_CHECKING, Any
@@ -116,6 +115,8 @@ def _own_names(cls: Any) -> frozenset[str]:
 
 def nearest(name: str, names: Iterable[str], cutoff: float) -> str | None:
     """Return the name that is most like another, if one is."""
+    import difflib  # for errors only
+
     by_lower = {known.lower(): known for known in names}
     found = difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)
     return by_lower[found[0]] if found else None

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import subprocesses
 
+import fastgru
+
 SOURCE = Path(__file__).parents[2] / "fastgru"
 if not SOURCE.is_dir():
     pytest.skip("reads the sources, which are not beside these tests", allow_module_level=True)
@@ -37,8 +39,29 @@ def storey(module):
 
 # The files of layers/, each of which imports only from those before it.
 LAYERS = [
-    *("nested", "tape", "config", "base", "cell", "stacked", "stream", "call", "step_loop"),
-    *("direction_pair", "sequence", "rnn", "gru", "composed", "bidirectional", "sequential"),
+    *(
+        "nested",
+        "tape",
+        "config",
+        "options",
+        "base",
+        "dropout_masks",
+        "cell",
+        "stacked",
+        "stream",
+        "call",
+        "step_loop",
+    ),
+    *(
+        "direction_pair",
+        "sequence",
+        "differentiable",
+        "rnn",
+        "gru",
+        "composed",
+        "bidirectional",
+        "sequential",
+    ),
 ]
 
 
@@ -179,6 +202,41 @@ def test_without_the_extensions():
     assert said.startswith("(2, 3)")
     assert "served by: reference" in said
     assert "is not built" in said
+    config = said[said.index("NOT COMPILED") :]
+    assert config.splitlines()[0].startswith("NOT COMPILED  NumPy computes, 4 to 50 times slower")
+
+
+def test_a_clone_on_the_path_is_told_of(tmp_path):
+    """Sources without extensions warn when they are imported, once, with what to do."""
+    package = Path(fastgru.__file__).parent
+    for source in package.rglob("*.py"):
+        target = tmp_path / "fastgru" / source.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(source.read_bytes())
+    code = """
+        import warnings
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import fastgru
+            fastgru.GRU(3)([[[1.0]]])
+        for warning in caught:
+            print(warning.category.__name__, warning.message)
+    """
+    env = {**subprocesses.environment(), "PYTHONPATH": str(tmp_path)}
+    (line,) = subprocesses.run_python(code, env).splitlines()
+    assert line.startswith(
+        "RuntimeWarning fastgru runs in NumPy, 4 to 50 times slower than it would"
+    )
+    assert f"{tmp_path / 'fastgru'} has the sources only" in line
+    assert "run Python outside of this folder's parent; else build it there: pip install ." in line
+    assert subprocesses.run_python(code, env, FASTGRU_BACKEND="reference") == ""
+
+
+def test_dir_shows_what_is_public():
+    names = [name for name in dir(fastgru) if not name.startswith("__")]
+    assert sorted([*names, "__version__"]) == sorted(fastgru.__all__)
+    for name in names:
+        assert getattr(fastgru, name) is not None
 
 
 def test_an_engine_comes_when_it_is_used():
