@@ -21,6 +21,7 @@ from fastgru.layers import (
     StackedRNNCells,
 )
 from fastgru.problem import BackendError
+from fastgru.seeds import set_random_seed
 from fastgru.threads import get_num_threads, num_threads, set_num_threads
 from fastgru.variables import Variable
 from fastgru.version import __version__
@@ -52,6 +53,7 @@ __all__ = [
     "regularizers",
     "save",
     "set_num_threads",
+    "set_random_seed",
     "show_config",
     "use_backend",
 ]

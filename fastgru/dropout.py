@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgru import locks
+from fastgru.seeds import fresh_seed
 
 INPUT = 0
 RECURRENT = 1
@@ -20,12 +21,12 @@ class DropoutGenerator:
     Parameters
     ----------
     seed : int or None
-        None takes a new seed from the operating system.
+        None takes a new seed, see `fastgru.set_random_seed`.
     """
 
     def __init__(self, seed: int | None = None) -> None:
         if seed is None:
-            self.entropy = int(np.random.SeedSequence().entropy)  # type: ignore[arg-type]
+            self.entropy = fresh_seed()
         elif isinstance(seed, bool) or not hasattr(seed, "__index__"):
             raise TypeError(f"seed: expected an integer or None, got {seed!r}")
         elif seed.__index__() < 0:

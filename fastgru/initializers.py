@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.seeds import fresh_seed
 from fastgru.serialization import Configured, check_number, get_object, named, serialize_object
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ class RandomInitializer(Initializer):
 def _generator(seed: Any) -> "Generator":
     from numpy.random import default_rng  # slow to import, and loaded layers do not need it
 
-    return default_rng(seed)
+    return default_rng(fresh_seed() if seed is None else seed)
 
 
 class RandomNormal(RandomInitializer):
