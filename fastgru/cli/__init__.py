@@ -163,13 +163,11 @@ def _inspect(options: argparse.Namespace) -> None:
 def _convert(options: argparse.Namespace) -> None:
     import fastgru
     from fastgru.cli.models import choose
-    from fastgru.io.replacing import expect_other_file
 
     if options.output.suffix != ".safetensors":
         raise ValueError(f"{options.output}: expected a name that ends in .safetensors")
-    expect_other_file(options.output, [options.model])
-    layer = choose(options.model, options.layer, follow_links=options.follow_links).layer
-    fastgru.save(layer, options.output)
+    found = choose(options.model, options.layer, options.output, follow_links=options.follow_links)
+    fastgru.save(found.layer, options.output)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -177,8 +175,9 @@ def _run(options: argparse.Namespace) -> None:
     from fastgru.cli.run import run_file
     from fastgru.io.replacing import expect_other_file
 
-    expect_other_file(options.output, [options.model])
-    found = choose(options.model, options.layer, follow_links=options.follow_links)
+    inputs = [path for path in (options.input, options.lengths) if path is not None]
+    expect_other_file(options.output, inputs)
+    found = choose(options.model, options.layer, options.output, follow_links=options.follow_links)
     run_file(
         found.layer,
         options.input,
@@ -191,7 +190,10 @@ def _run(options: argparse.Namespace) -> None:
 
 def _bench(options: argparse.Namespace) -> None:
     from fastgru.cli.bench import measure, plot, table
+    from fastgru.io.replacing import expect_replaceable
 
+    if options.plot:
+        expect_replaceable(options.plot)
     results = measure(options.seconds, options.threads)
     say(table(results))
     if options.plot and plot(results, options.plot):

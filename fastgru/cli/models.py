@@ -12,6 +12,7 @@ from fastgru.io.budget import reading
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import expect_unpacked
 from fastgru.io.imported_layer import ImportedLayer
+from fastgru.io.replacing import expect_other_file, expect_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,7 +42,9 @@ READERS = {
 _HDF5 = (".h5", ".hdf5")
 
 
-def find(path: Path, *, follow_links: bool = False) -> list[ImportedLayer]:
+def find(
+    path: Path, *, follow_links: bool = False, output: Path | None = None
+) -> list[ImportedLayer]:
     """Return the GRU layers of a model.
 
     Parameters
@@ -49,11 +52,14 @@ def find(path: Path, *, follow_links: bool = False) -> list[ImportedLayer]:
     path : Path
     follow_links : bool
         Whether the files beside an ONNX model may be links that lead out of its folder.
+    output : Path, optional
+        What will be written afterwards.
 
     Raises
     ------
     ValueError
-        There is no such file, no reader reads files of this kind, or the reader refuses the file.
+        There is no such file, no reader reads files of this kind, the reader refuses the file, or
+        the output would replace a file of the model.
     ImportError
         The package that reads files of this kind is not installed.
     """
@@ -79,6 +85,8 @@ def find(path: Path, *, follow_links: bool = False) -> list[ImportedLayer]:
     options: dict[str, Any] = {"follow_links": follow_links} if reader == "onnx" else {}
     with reading(path) as budget:
         found: list[ImportedLayer] = _module(reader).find(path, **options, budget=budget)
+        if output is not None:
+            expect_other_file(output, budget.members)
         return found
 
 
@@ -96,16 +104,20 @@ def _own(path: Path) -> list[ImportedLayer] | None:
     return [ImportedLayer(layer.name, layer, "fastgru's own", "metadata: fastgru")]
 
 
-def choose(path: Path, name: str | None, *, follow_links: bool = False) -> ImportedLayer:
-    """Return the only GRU of a model, or the one called ``name``.
+def choose(
+    path: Path, name: str | None, output: Path, *, follow_links: bool = False
+) -> ImportedLayer:
+    """Return the only GRU of a model, or the one called ``name``, for a command with an output.
 
     Raises
     ------
     ValueError
         There is no GRU, or none of that name, or several and no name is given. The message lists
-        the names.
+        the names. Or the output cannot be written, or would replace a file of the model.
     """
-    found = find(path, follow_links=follow_links)
+    expect_replaceable(output)
+    expect_other_file(output, [path])
+    found = find(path, follow_links=follow_links, output=output)
     if not found:
         raise ValueError(f"{path}: expected a GRU in it, found none")
     names = ", ".join(one.name for one in found)

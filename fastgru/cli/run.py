@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.io.plain_files import open_plain
-from fastgru.io.replacing import expect_other_file, replacing
+from fastgru.io.replacing import replacing
 from fastgru.layers import Bidirectional, Sequential
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def run_file(
         Built. This makes it stateless, since each row is a sequence of its own, and writes no
         states.
     source, target : path
-        .npy files. The target has another name until it is complete. It may not be one of the
-        inputs.
+        .npy files. The target has another name until it is complete. The caller has made sure that
+        it is none of the inputs.
     lengths : path, optional
         .npy file of (B,) integers, the call's ``lengths``.
     batch_size : int, optional
@@ -65,7 +65,6 @@ def run_file(
         The disk is full, for example. No part of the target is left.
     """
     last = _stateless(layer)
-    expect_other_file(target, [source] if lengths is None else [source, lengths])
     x = _opened(source)
     if x.ndim != 3:
         raise ValueError(f"{source}: expected an array (B, T, I), got shape {x.shape}")

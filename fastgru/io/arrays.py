@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.io import hdf5
-from fastgru.io.bounded import Archive
+from fastgru.io.bounded import Archive, file_beside
 from fastgru.io.budget import reading, short
 from fastgru.io.bundle import Bundle, prefix_of, read_file
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.tfjs import Model
-from fastgru.io.torch_numpy import has_objects
+from fastgru.io.torch_numpy import has_objects, is_npz
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -84,8 +84,17 @@ def arrays_in(path: Path, budget: Budget) -> dict[str, np.ndarray]:
     """Return every array of a model file, as `read_arrays` does."""
     if not path.exists() and not prefix_of(path, budget):
         raise ValueError(f"{path}: expected a model there, found nothing that can be read")
+    return _read_all(_entries(path, budget), path, budget)
+
+
+def arrays_of_npz(archive: Archive) -> dict[str, np.ndarray]:
+    """Return every array of an open ``.npz`` file."""
+    return _read_all(_npz(archive), archive.path, archive.budget)
+
+
+def _read_all(entries: Iterator[Entry], path: Path, budget: Budget) -> dict[str, np.ndarray]:
     arrays: dict[str, np.ndarray] = {}
-    for name, nbytes, read in _entries(path, budget):
+    for name, nbytes, read in entries:
         budget.make_objects(4, nbytes, name)
         if name in arrays:
             raise ValueError(
@@ -99,8 +108,9 @@ def _entries(path: Path, budget: Budget) -> Iterator[Entry]:
     if prefix := prefix_of(path, budget):
         return _checkpoint(prefix.parent, prefix.name, budget)
     if path.is_dir():
+        budget.stay_beside(path)
         if (path / _CONFIG).exists():
-            return _hdf5(path / _WEIGHTS, budget)
+            return _hdf5(file_beside(path / _CONFIG, _WEIGHTS, budget), budget)
         return _checkpoint(path / "variables", "variables", budget)
     with budget.open(path) as file:
         head = file.read(256)
@@ -167,13 +177,17 @@ def _archived(path: Path, budget: Budget) -> Iterator[Entry]:
             place = f"{path}: {_WEIGHTS}"
             root = hdf5.File(archive.read(_WEIGHTS), place, budget).root
             yield from _below(root, "", 0)
-        elif names and all(name.endswith(".npy") for name in names):
-            for name in names:
-                yield _npy(name.removesuffix(".npy"), archive.read(name), f"{path}: {name}")
+        elif is_npz(archive):
+            yield from _npz(archive)
         elif any(name.endswith("data.pkl") for name in names):
             yield from _torch(path, budget)
         else:
             raise ValueError(f"{path}: {packed(names)}")
+
+
+def _npz(archive: Archive) -> Iterator[Entry]:
+    for name in archive.names:
+        yield _npy(name.removesuffix(".npy"), archive.read(name), f"{archive.path}: {name}")
 
 
 def packed(names: list[str]) -> str:

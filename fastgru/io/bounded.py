@@ -112,8 +112,10 @@ class _CountedFile:
         return self.file.read(count)
 
 
-def file_beside(path: Path, name: Any) -> Path:
+def file_beside(path: Path, name: Any, budget: Budget) -> Path:
     """Return a plain file that a model's index names, in the folder of the index.
+
+    From then on the budget opens files of that folder only.
 
     Raises
     ------
@@ -127,6 +129,7 @@ def file_beside(path: Path, name: Any) -> Path:
         or len(os.fsencode(name)) > LONGEST_FILE_NAME
     ):
         raise ValueError(f"{path}: expected names of files in its folder, got {str(name)[:200]!r}")
+    budget.stay_beside(path)
     file = path.parent / name
     if not file.is_file():
         raise ValueError(f"{path}: expected the file {name[:200]} beside it, found none")
@@ -135,6 +138,7 @@ def file_beside(path: Path, name: Any) -> Path:
         raise ValueError(
             f"{path}: expected files in its folder, got a link to {name[:200]} elsewhere"
         )
+    budget.members.append(file)
     return file
 
 

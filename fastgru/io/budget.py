@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from fastgru.io.plain_files import open_plain
@@ -16,7 +17,6 @@ from fastgru.io.plain_files import open_plain
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from os import PathLike
-    from pathlib import Path
 
 GROWTH = 4  # bytes made for each byte of the files
 FREE_BYTES = 64 << 20  # made whatever the files' size
@@ -36,7 +36,7 @@ class BudgetError(ValueError):
 
 
 class Budget:
-    """The memory and the steps that reading one model may still take.
+    """The memory and the steps that reading one model may still take, and the model's files.
 
     Parameters
     ----------
@@ -51,6 +51,13 @@ class Budget:
         ``max_bytes`` is negative.
     TypeError
         It is no integer.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of the files opened so far.
+    members : list of Path
+        The model's files: those opened so far, and others that it names.
     """
 
     def __init__(self, where: str, max_bytes: int | None = None) -> None:
@@ -60,32 +67,53 @@ class Budget:
             if max_bytes < 0:
                 raise ValueError(f"max_bytes: expected bytes, 0 or more, got {max_bytes}")
         self.where = where
-        self.size = 0  # of the files opened so far
+        self.size = 0
+        self.members: list[Path] = []
         self._limit = max_bytes
         self._made = self._steps = 0
         self._files: set[tuple[int, int]] = set()
+        self._folders: tuple[Path, ...] = ()
 
     def add(self, nbytes: int) -> None:
         """Count bytes that the model's files have."""
         self.size += nbytes
 
-    def open(self, path: str | PathLike[str], within: Path | None = None) -> BinaryIO:
-        """Open a plain file for reading and count its size, once however often it is opened.
+    def stay_in(self, *folders: Path) -> None:
+        """Open from now on only files in these folders, also after links are followed.
+
+        The first call counts: what a file says does not open more folders.
+        """
+        self._folders = self._folders or tuple(folder.resolve() for folder in folders)
+
+    def stay_beside(self, path: Path) -> None:
+        """Open from now on only files of a model's folder.
 
         Parameters
         ----------
-        path : path
-        within : Path, optional
-            The folder that the file must be in, also after links are followed.
+        path : Path
+            The folder, or the file by which the user named a model of several files. If that file
+            is a link, the others may lie where it leads: a cache keeps all of them in one folder
+            and has links to them in another.
+        """
+        if self._folders:
+            return
+        if path.is_dir():
+            self.stay_in(path)
+        else:
+            self.stay_in(path.absolute().parent, path.resolve().parent)
+
+    def open(self, path: str | PathLike[str]) -> BinaryIO:
+        """Open a plain file for reading and count its size, once however often it is opened.
 
         Raises
         ------
         ValueError
-            It is no plain file, or a link leads out of the folder.
+            It is no plain file, or a link leads out of the model's folder.
         """
-        file, status = open_plain(path, within)
+        file, status = open_plain(path, self._folders)
         if (key := (status.st_dev, status.st_ino)) not in self._files:
             self._files.add(key)
+            self.members.append(Path(path))
             self.add(status.st_size)
         return file
 

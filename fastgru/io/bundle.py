@@ -52,6 +52,7 @@ MOST_STATE = 1 << 16  # bytes of the file "checkpoint"
 MOST_KEY = 4096
 MOST_ENTRY = 1024  # bytes that say where a whole tensor is; about 80
 MOST_DIMENSIONS = 8
+_MOST_MEMBERS = 1000  # data files that are known as the model's before they are read
 _ENTRY_OBJECTS = 4  # of Python, for an entry of the index
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
 
@@ -85,6 +86,7 @@ class Bundle:
     def __init__(self, folder: Path, name: str, budget: Budget) -> None:
         self.folder, self.name, self.budget = folder, name, budget
         self.path = folder / f"{name}.index"
+        budget.stay_beside(self.path)
         self._index = memoryview(read_file(budget, self.path, MOST_INDEX))
         self._end = 0  # of the blocks read so far
         self.entries: dict[str, memoryview] = {}
@@ -94,6 +96,7 @@ class Bundle:
             raise ValueError(f"{self.path}: expected a header, got {len(self.entries)} tensors")
         header = Message(self.entries.pop(""), f"{self.path}: header")
         self._shards = header.number(1)
+        budget.members += map(self._shard, range(min(self._shards, _MOST_MEMBERS)))
         if header.number(2) != 0:
             raise ValueError(
                 f"{self.path}: expected a little-endian checkpoint, got a big-endian one"
@@ -185,8 +188,11 @@ class Bundle:
                 f"{self.path}: {key}: expected a shard below {self._shards}, got {location.shard}"
             )
         # The index gives two numbers and no name, so that it cannot lead to another file.
-        path = self.folder / f"{self.name}.data-{location.shard:05d}-of-{self._shards:05d}"
+        path = self._shard(location.shard)
         return read_file(self.budget, path, location.size, location.offset, exactly=True)
+
+    def _shard(self, number: int) -> Path:
+        return self.folder / f"{self.name}.data-{number:05d}-of-{self._shards:05d}"
 
     def _check(self, key: str, data: bytes, location: TensorLocation) -> None:
         if masked(crc32c(data)) != location.checksum:
@@ -278,7 +284,9 @@ def prefix_of(path: str | PathLike[str], budget: Budget | None = None) -> Path |
     path = Path(path)
     state = path / "checkpoint"
     if path.is_dir() and state.is_file() and not (path / "saved_model.pb").exists():
-        latest = _LATEST.search(read_file(budget or Budget(str(path)), state, MOST_STATE))
+        budget = budget or Budget(str(path))
+        budget.stay_beside(path)
+        latest = _LATEST.search(read_file(budget, state, MOST_STATE))
         name = re.split(r"[/\\]", _unescaped(latest[1]))[-1] if latest else ""
         file = f"{name}.index"
         fits = len(os.fsencode(file)) <= LONGEST_FILE_NAME
@@ -328,9 +336,10 @@ def read_file(
                 f"{path}: expected {'' if exactly else 'at most '}{most} bytes at byte {offset}, "
                 f"got {max(size, 0)}{'; the file is truncated' if exactly else ''}"
             )
-        budget.make(min(most, max(size, 0)), path.name)
+        wanted = min(most, max(size, 0))  # a file of the system may have more than it says
+        budget.make(wanted, path.name)
         file.seek(offset)
-        data = file.read(most)
+        data = file.read(wanted)
     if exactly and len(data) != most:
         raise ValueError(f"{path}: it changed while it was read")
     return data

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.budget import listed
 from fastgru.io.bundle import Bundle
+from fastgru.io.keras_config import are_automatic
 from fastgru.io.named_arrays import ROLES, is_gru, keras_named, role_of
 from fastgru.io.savedmodel import ObjectGraph, paths_of_cells
 from fastgru.layers import Sequential
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # The layers of a model of Keras 2, numbered in its order.
 _TOP = re.compile(r"(?:.*?/)?layer_with_weights-(\d{1,6})(?=/|$)")
-# Names that Keras gives to layers that have none.
-_AUTOMATIC = re.compile(r"(gru|rnn|bidirectional|cu_dnngru)(_\d+)?")
 
 
 class _Object(NamedTuple):
@@ -107,7 +106,7 @@ def _chosen(checkpoint: _Checkpoint, parts: list[Any]) -> list[_Object]:
     if len(parts) == 1 and not named[0] and len(places[0]) == 1:
         return places[0]
     # In order, as Keras does, if the file's layers have one and the names are not the user's.
-    automatic = all(_AUTOMATIC.fullmatch(part.name) for part in parts)
+    automatic = are_automatic(part.name for part in parts)
     if automatic and (ordered := checkpoint.ordered(parts)):
         return ordered
     got = dict.fromkeys(

@@ -37,7 +37,8 @@ def reader_of(path: str | PathLike[str]) -> str | None:
         return "a folder; fastgru.io.from_keras reads SavedModels"
     if not path.is_file():
         return None
-    with path.open("rb") as file:
+    file, _ = open_plain(path)
+    with file:
         head = file.read(9)
     if head[:2] == b"PK":
         return f"a zip file; {_ZIPPED.get(path.suffix.lower(), 'unpack it, if a model is in it')}"

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from fastgru import activations
 from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
-from fastgru.io.bounded import Archive, parse_json
+from fastgru.io.bounded import Archive, file_beside, parse_json
 from fastgru.io.budget import Budget, listed, reading
 from fastgru.io.bundle import prefix_of, read_file
 from fastgru.io.foreign import is_json, reader_of
@@ -205,10 +205,11 @@ def find(
     if prefix := prefix_of(path, budget):
         return _asked_for(checkpoint.find(prefix, budget), str(path), name)
     if path.is_dir():
+        budget.stay_beside(path)
         if not (path / CONFIG).exists():
             return _asked_for(savedmodel.find(path, budget), str(path), name)
         config = read_file(budget, path / CONFIG, MOST_CONFIG)
-        with budget.open(path / WEIGHTS, path) as file:
+        with budget.open(file_beside(path / CONFIG, WEIGHTS, budget)) as file:
             parts = _keras3_parts(config, file, path, kinds, budget)
             return _loaded(parts, f"{path}: {CONFIG}", name, custom_objects, budget)
     with budget.open(path) as file:

@@ -12,10 +12,13 @@ from fastgru.layers.config import variable_dtype
 from fastgru.serialization import KERAS_PACKAGES, is_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 # The classes of recurrent layers in a model; cells are inside of these.
 LAYERS = ("GRU", "CuDNNGRU", "RNN", "Bidirectional")
+# Their classes in the names that Keras makes, a pattern.
+SNAKES = "gru|rnn|bidirectional|cu_dnngru"
+_AUTOMATIC = re.compile(rf"({SNAKES})(_\d+)?")
 _INSIDE = ("cell", "cells", "layer", "backward_layer")
 MOST_NESTED = 32
 _ALIAS = "stands for"
@@ -291,6 +294,11 @@ def snake_case(class_name: str) -> str:
     """Return a class name as Keras 3 spells it in weights files, such as ``stacked_rnn_cells``."""
     name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", class_name))
     return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def are_automatic(names: Iterable[str]) -> bool:
+    """Say whether names are those that Keras gives to recurrent layers that have none."""
+    return all(_AUTOMATIC.fullmatch(name) for name in names)
 
 
 def numbered(names: Any) -> list[str]:

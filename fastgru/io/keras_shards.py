@@ -107,7 +107,7 @@ def shards(path: Path, budget: Budget) -> Iterator[ShardedGroup]:
     with ExitStack() as stack:
         files = []
         for name in names:
-            shard = file_beside(path, name)
+            shard = file_beside(path, name, budget)
             file = stack.enter_context(budget.open(shard))
             files.append(hdf5.File(file, str(shard), budget))
         whole = ShardedFile(str(path), sum(file.size for file in files))

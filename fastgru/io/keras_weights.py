@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru import activations
 from fastgru.io import checkpoint, hdf5, tfjs
-from fastgru.io.arrays import arrays_in
+from fastgru.io.arrays import arrays_of_npz
 from fastgru.io.bounded import Archive, parse_json
 from fastgru.io.budget import listed, reading
 from fastgru.io.bundle import prefix_of
@@ -28,11 +28,18 @@ from fastgru.io.keras_cells import (
     snake_of,
     variables_at,
 )
-from fastgru.io.keras_config import kind_of, layer_name, numbered, recurrent_layers
+from fastgru.io.keras_config import (
+    SNAKES,
+    are_automatic,
+    kind_of,
+    layer_name,
+    numbered,
+    recurrent_layers,
+)
 from fastgru.io.keras_legacy import LegacyModel, stored_cells, version_of
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.named_arrays import ArrayGroup
-from fastgru.io.replacing import replacing
+from fastgru.io.replacing import expect_replaceable, replacing
 from fastgru.io.torch_numpy import is_npz
 from fastgru.layers import Bidirectional, Sequential
 
@@ -47,7 +54,6 @@ if TYPE_CHECKING:
 
 _MOST_METADATA = 1 << 16
 _MOST_NESTED = 64  # groups
-_KINDS = "gru|rnn|bidirectional|cu_dnngru"
 
 
 def load_keras_weights(
@@ -107,59 +113,58 @@ def _load(layer: Any, path: Path, budget: Budget) -> None:
             _check_formulas(layer, model.version, str(path))
             fill(layer, arrays, budget)
         return
-    if _is_npz(path, budget):
-        with errors_at(str(path)):
-            arrays = _from_arrays(layer, ArrayGroup(str(path), arrays_in(path, budget)))
-            _check_formulas(layer, "", str(path))
-            fill(layer, arrays, budget)
-        return
     notes: list[str] = []
-    with _weights_file(path, budget) as (root, version), errors_at(root.file.place):
-        legacy = root.group("model_weights") or root
-        if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
+    with _weights_file(path, budget) as (root, version, place), errors_at(place):
+        if isinstance(root, ArrayGroup):
+            arrays = _from_arrays(layer, root)
+        elif (legacy := _legacy_in(root)) is not None:
             version = legacy.attribute("keras_version") or "1"
             arrays = _from_legacy(layer, root, legacy, notes)
         else:
             arrays = _from_keras3(layer, root)
             # Keras 3 stores names with groups, and earlier versions did not.
             version = version or ("3" if name_at(root, "") else "")
-        _check_formulas(layer, str(version), root.file.place)
+        _check_formulas(layer, str(version), place)
         fill(layer, arrays, budget)
     for note in dict.fromkeys(notes):
         warnings.warn(f"{path}: {note}", UserWarning, stacklevel=3)
 
 
 @contextmanager
-def _weights_file(path: Path, budget: Budget) -> Iterator[tuple[Any, str]]:
-    """Open the HDF5 file at a path, or in the zip file there; give the version of its Keras too.
+def _weights_file(path: Path, budget: Budget) -> Iterator[tuple[Any, str, str]]:
+    """Open a file of weights; give what is in it, the version of its Keras, and its name in errors.
 
-    The version is empty where the file does not say it.
+    It is HDF5 itself, in a zip file, or in several files, or an ``.npz`` file. The version is empty
+    where the file does not say it.
     """
     with budget.open(path) as file:
         start = file.read(8)
         if start[:2] != b"PK" and not path.name.endswith(SHARDED):
-            yield hdf5.File(file, str(path), budget).root, ""
+            yield hdf5.File(file, str(path), budget).root, "", str(path)
             return
     if start[:2] != b"PK":
         with shards(path, budget) as root:
-            yield root, "3"  # no earlier version writes shards
+            yield root, "3", str(path)  # no earlier version writes shards
         return
     with Archive(path, budget) as archive:
+        if is_npz(archive):
+            yield ArrayGroup(str(path), arrays_of_npz(archive)), "", str(path)
+            return
         member, version = "model.weights.h5", ""
         if "metadata.json" in archive.names:
             metadata = parse_json(archive.read("metadata.json")[:_MOST_METADATA], budget)
             version = str(metadata.get("keras_version", "")) if isinstance(metadata, dict) else ""
         weights = archive.read(member)
-        yield hdf5.File(weights, f"{path}: {member}", budget).root, version
+        place = f"{path}: {member}"
+        yield hdf5.File(weights, place, budget).root, version, place
 
 
-def _is_npz(path: Path, budget: Budget) -> bool:
-    """Say whether a file is of NumPy's arrays."""
-    with budget.open(path) as file:
-        if file.read(2) != b"PK":
-            return False
-    with Archive(path, budget) as archive:
-        return is_npz(archive)
+def _legacy_in(root: Any) -> Any:
+    """Return the group of weights of Keras 1 and 2 in a file; None in one of Keras 3."""
+    legacy = root.group("model_weights") or root
+    if legacy is not root or {"layer_names", "layer_names0"} & legacy.attributes:
+        return legacy
+    return None
 
 
 def _from_arrays(layer: Any, group: ArrayGroup) -> list[list[np.ndarray]]:
@@ -234,9 +239,9 @@ def _from_legacy(
         named = _of_groups(parts, groups, notes)
     if all(arrays is not None for arrays in named):
         return [cell for arrays in named for cell in arrays or []]
-    unnamed = _automatic([part.name for part in parts])
+    unnamed = are_automatic([part.name for part in parts])
     some = any(arrays is not None for arrays in named)
-    ordered = len(parts) == 1 or unnamed or (not some and _automatic(list(groups)))
+    ordered = len(parts) == 1 or unnamed or (not some and are_automatic(list(groups)))
     if not ordered or len(groups) != len(parts):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
@@ -359,9 +364,11 @@ def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
     there = {name for place in places for name in place.names}
     inside = [key for key in root.group("layers").names if _is_recurrent(key)] if whole else []
     if len(inside) == len(own):  # in order, as Keras does, unless the names say otherwise
-        if _automatic(wanted) and (set(wanted) != set(names) or all(map(is_unnamed, layer.layers))):
+        if are_automatic(wanted) and (
+            set(wanted) != set(names) or all(map(is_unnamed, layer.layers))
+        ):
             return arrays_at(root, "", layer)
-        if _automatic(names) and not there & set(wanted):
+        if are_automatic(names) and not there & set(wanted):
             return arrays_at(root, "", layer)
     groups = [_group_of(part, root, only_named=True) for part in layer.layers]
     pairs = zip(layer.layers, groups, strict=True)
@@ -371,13 +378,8 @@ def _from_keras3(layer: Any, root: Any) -> list[list[np.ndarray]]:
 def _is_recurrent(key: str) -> bool:
     """Say whether a group of this name has GRUs, or may have them inside."""
     return (
-        re.fullmatch(rf"({_KINDS}|time_distributed|sequential|functional)(_\d+)?", key) is not None
+        re.fullmatch(rf"({SNAKES}|time_distributed|sequential|functional)(_\d+)?", key) is not None
     )
-
-
-def _automatic(names: list[str]) -> bool:
-    """Say whether names are those that Keras gives to layers that have none."""
-    return all(re.fullmatch(rf"({_KINDS})(_\d+)?", name) for name in names)
 
 
 def _group_of(layer: Any, root: Any, only_named: bool = False) -> str:
@@ -457,12 +459,14 @@ def to_keras_weights(layer: Any, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        The layer is not built, or the path has another ending.
+        The layer is not built, the path has another ending, or there is a link, a folder, a device
+        or a pipe.
     ImportError
         h5py is not installed.
     """
     if not str(path).endswith(".weights.h5"):
         raise ValueError(f"path: expected a name that ends in .weights.h5, got {path}")
+    expect_replaceable(path)
     cells = list(cells_of(layer))
     if not layer.built:
         raise ValueError(f"{layer.name}: it has no weights yet; call build(input_shape) first")

@@ -123,8 +123,14 @@ def find(
     follow_links: bool = False,
     budget: Budget | None = None,
 ) -> list[ImportedLayer]:
-    """Return every node of operator GRU, or the one called ``node``; see `from_onnx`."""
-    return _read_all(*_operators(source, node, follow_links, budget))
+    """Return every node of operator GRU, or the one called ``node``; see `from_onnx`.
+
+    The budget knows afterwards all files of the model, also those that no GRU needs.
+    """
+    model, operators = _operators(source, node, follow_links, budget)
+    found = _read_all(model, operators)
+    model.note_files()
+    return found
 
 
 def _operators(

@@ -21,6 +21,7 @@ from fastgru.io.onnx_tensors import (
     is_numeric,
     read_sparse_tensor,
     read_tensor,
+    tensors_of,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,8 @@ class Model:
         self.where, self.folder, self.proto = _load(source, self.budget)
         self._in_memory = self.proto is source
         self.follow_links = follow_links
+        if self.folder is not None and not follow_links:
+            self.budget.stay_in(self.folder)
         if not self.proto.HasField("graph"):
             raise ValueError(f"{self.where}: expected an ONNX model, got one without a graph")
         self.scopes = list(self._scopes())
@@ -79,6 +82,22 @@ class Model:
         """Count bytes of the model's tensors; those of a file are counted when it is opened."""
         if self._in_memory:
             self.budget.add(nbytes)
+
+    def note_files(self) -> None:
+        """Tell the budget of all files that the model's tensors name, read or not."""
+        if self.folder is None:
+            return
+        names: set[str] = set()
+        for scope in self.scopes:
+            for tensor in tensors_of(scope.graph):
+                for entry in tensor.external_data:
+                    self.budget.step()
+                    name = entry.value
+                    # protobuf gives bytes if it is not UTF-8
+                    if entry.key == "location" and isinstance(name, str) and name not in names:
+                        names.add(name)
+                        self.budget.make_objects(2, 2 * len(name))
+        self.budget.members += [self.folder / name for name in names]
 
     def spend(self, nbytes: int, place: str) -> None:
         """Count bytes before they are made of the tensors; ValueError if too many."""
@@ -313,7 +332,7 @@ def _load(source: Any, budget: Budget) -> tuple[str, Path | None, Any]:
     else:
         path = Path(source)
         with budget.open(path) as file:
-            where, folder, data = str(path), path.parent, file.read()
+            where, folder, data = str(path), path.parent, file.read(budget.size)
     budget.make(2 * len(data), "its graph")
     if data[:2] in (b"PK", b"\x1f\x8b"):
         raise ValueError(f"{where}: expected an ONNX model, got an archive; unpack it")

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from fastgru.io.budget import Budget
@@ -69,6 +71,18 @@ def is_numeric(maker: Any) -> bool:
     """Say whether a tensor, dense or sparse, has numbers of a type that is read; True for nodes."""
     tensor = maker.values if hasattr(maker, "indices") else maker
     return getattr(tensor, "data_type", 1) in _TENSORS
+
+
+def tensors_of(graph: Any) -> Iterator[Any]:
+    """Yield the dense tensors of a graph, and those that sparse ones and attributes consist of."""
+    yield from graph.initializer
+    sparse = list(graph.sparse_initializer)
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t, *attribute.tensors)
+            sparse += [attribute.sparse_tensor, *attribute.sparse_tensors]
+    for one in sparse:
+        yield from (one.values, one.indices)
 
 
 def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
@@ -214,7 +228,8 @@ def _beside(model: Model, location: str, place: str) -> Path:
         raise ValueError(f"{place}: {location[:200]!r} cannot be read: {error}") from None
     if not inside and not model.follow_links:
         raise ValueError(
-            f"{place}: {location!r} is a link that leads out of the model's folder, to {path}; "
+            f"{place}: expected a file in the model's folder, got {location!r}, a link that leads "
+            f"out of the model's folder, to {path}; "
             "where you trust the model and its links, pass follow_links=True to from_onnx, or "
             "--follow-links on the command line; else copy that file beside the model"
         )

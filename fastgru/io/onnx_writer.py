@@ -13,7 +13,7 @@ import numpy as np
 from fastgru import gates
 from fastgru.io.onnx_activations import to_names
 from fastgru.io.onnx_graph import import_onnx, unique
-from fastgru.io.replacing import replacing
+from fastgru.io.replacing import expect_replaceable, replacing
 from fastgru.layers import RNN, Bidirectional, GRUCell, Sequential
 
 if TYPE_CHECKING:
@@ -46,7 +46,8 @@ def to_onnx(
     ------
     ValueError
         The layer is not built, is stateful, has an activation that ONNX's GRU does not have, is of
-        bfloat16, or is larger than protobuf can write. No file is written then.
+        bfloat16, or is larger than protobuf can write; or there is a link, a folder, a device or a
+        pipe at the path. No file is written then.
     TypeError
         The layer is of another class.
     ImportError
@@ -58,6 +59,7 @@ def to_onnx(
     "y" and, with ``return_state``, "state"; if there are several, "y_0", "y_1", "state_0", ...
     """
     onnx = import_onnx()
+    expect_replaceable(path)
     layers = layer.layers if isinstance(layer, Sequential) else [layer]
     for one in layers:
         _check(one)

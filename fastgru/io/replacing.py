@@ -68,24 +68,48 @@ def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
 def expect_other_file(path: str | PathLike[str], sources: Iterable[str | PathLike[str]]) -> None:
     """Raise ValueError if writing ``path`` would replace one of the files that are read.
 
-    Hard links, symbolic links and other spellings of a name are the same file.
+    Hard links, symbolic links and other spellings of a name are the same file. If a source is a
+    folder, all files in it are read.
     """
+    try:
+        status = os.stat(path)
+    except OSError:  # nothing is replaced
+        return
     for source in sources:
-        with suppress(OSError):  # what is not there is another file
-            if os.path.samefile(path, source) and Path(source).is_file():
-                raise ValueError(
-                    f"{path}: expected the name of another file, got that of the input {source}"
-                )
+        try:
+            same = os.path.samestat(status, os.stat(source))
+        except (OSError, ValueError):  # what is not there, or can have no such name
+            continue
+        folder = Path(source).is_dir()
+        if same or (folder and _in_folder(Path(path), status, Path(source))):
+            raise ValueError(
+                f"{path}: expected the name of another file, got that of "
+                f"{'a file in ' if folder else ''}the input {source}"
+            )
 
 
-def expect_replaceable(path: Path) -> os.stat_result | None:
+def _in_folder(path: Path, status: os.stat_result, folder: Path) -> bool:
+    """Say whether a file lies in a folder, under any of its names."""
+    if path.resolve().is_relative_to(folder.resolve()):
+        return True
+    return status.st_nlink > 1 and any(
+        os.path.samestat(status, os.lstat(os.path.join(below, name)))
+        for below, _, names in os.walk(folder)
+        for name in names
+    )
+
+
+def expect_replaceable(path: str | PathLike[str]) -> os.stat_result | None:
     """Return the status of the file that `replacing` would replace, None if there is none.
+
+    What makes a file calls this before it begins, so that no work is lost.
 
     Raises
     ------
     ValueError
         There is something else, or no folder for it.
     """
+    path = Path(path)
     if not path.name or "\0" in str(path):
         raise ValueError(f"{str(path)!r}: expected the name of a file")
     if not path.parent.is_dir():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import mmap as memory_map
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ from fastgru.io.bounded import parse_json
 from fastgru.io.budget import Budget, listed, reading
 from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
-from fastgru.io.replacing import replacing
+from fastgru.io.replacing import expect_replaceable, replacing
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.version import __version__
@@ -63,9 +64,11 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
     ------
     ValueError
         The layer has no weights yet, or a part of it is Python code (a cell, an activation, ... of
-        your own), which a file cannot hold.
+        your own), which a file cannot hold. Or there is a link, a folder, a device or a pipe at the
+        path.
     """
     from_numpy = _package().numpy
+    expect_replaceable(path)
     config = _config(layer)
     cells = list(_cells(layer))
     if not all(cell.built for _, cell in cells):
@@ -287,8 +290,9 @@ def read_everything(
                 data: Any = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
             else:
                 file.seek(0)
-                budget.make(budget.size, "its tensors")
-                data = file.read()
+                whole = os.fstat(file.fileno()).st_size
+                budget.make(whole, "its tensors")
+                data = file.read(whole)
             stored = {
                 name: _view(data, 8 + size, entry)
                 for name, entry in header.items()

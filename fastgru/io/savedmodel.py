@@ -78,6 +78,7 @@ def find(folder: str | PathLike[str], budget: Budget | None = None) -> list[Impo
         the folder describes no layers and has no weights that look like a GRU's.
     """
     folder, budget = Path(folder), budget or Budget(str(folder))
+    budget.stay_beside(folder)
     if not (folder / "saved_model.pb").is_file():
         raise ValueError(
             f"{folder}: expected a SavedModel, a folder with saved_model.pb and variables/ in it"

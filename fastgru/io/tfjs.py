@@ -20,7 +20,7 @@ from fastgru.io.bounded import file_beside, parse_json
 from fastgru.io.budget import listed
 from fastgru.io.bundle import read_file
 from fastgru.io.keras_cells import arrays_at, group_in
-from fastgru.io.keras_config import recurrent_layers
+from fastgru.io.keras_config import are_automatic, recurrent_layers
 from fastgru.io.keras_legacy import by_their_names, stored_cells
 from fastgru.layers import Sequential
 
@@ -34,8 +34,6 @@ MOST_JSON = 64 << 20  # bytes of model.json; a layer takes about 3000
 MOST_FILES = 1000
 MOST_AXES = 8
 MOST_PARTS = 256  # of a weight's name, between slashes
-# Names that Keras gives to layers that have none.
-_AUTOMATIC = re.compile(r"(gru|rnn|bidirectional|cu_dnngru)(_\d+)?")
 _DTYPES = {"float32": "<f4", "int32": "<i4", "bool": "u1", "float16": "<f2"}
 _PLACED = re.compile(r"(.*/)?vars/\d+", re.DOTALL)  # a weight's name in Keras 3
 _QUANTIZED = {"uint8": "u1", "uint16": "<u2", "float16": "<f2"}
@@ -108,7 +106,7 @@ class Model:
             raise ValueError(f"{self.path}: expected lists of paths and weights in its manifest")
         if sum(map(len, self._groups)) + len(paths) > MOST_FILES:
             raise ValueError(f"{self.path}: expected at most {MOST_FILES} files of weights")
-        files = [file_beside(self.path, name) for name in paths]
+        files = [file_beside(self.path, name, self.budget) for name in paths]
         size = sum(file.stat().st_size for file in files)
         self._groups.append(files)
         at = 0
@@ -297,7 +295,7 @@ def arrays_for(layer: Any, model: Model) -> list[list[np.ndarray]]:
         named = [c for c in configs if part.name in (c.name, c.path[-1])]
         chosen += named if len(named) == 1 else []
     if len(chosen) != len(parts):
-        automatic = all(_AUTOMATIC.fullmatch(part.name) for part in parts)
+        automatic = are_automatic(part.name for part in parts)
         if not automatic or len(configs) != len(parts):
             raise ValueError(
                 f"expected one {' and one '.join(part.name for part in parts)}, got "

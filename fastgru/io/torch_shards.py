@@ -45,7 +45,9 @@ def read_index(path: Path, budget: Budget) -> Index:
     for name, file in names.items():
         files.setdefault(file, set()).add(name)
     for file in files:
-        file_beside(path, file)
+        file_beside(path, file, budget)
+        if file.endswith(".json"):  # it could name itself
+            raise ValueError(f"{path}: expected files of weights, got {file[:200]}")
     metadata = index.get("metadata")
     pairs = metadata.items() if isinstance(metadata, dict) else ()
     return Index(path.parent, files, {k: v for k, v in pairs if isinstance(v, str)})
@@ -63,8 +65,10 @@ def refuse_shard(path: Path) -> None:
     if not path.is_file():
         return
     for beside in sorted(path.parent.glob("*.index.json"))[:20]:
+        budget = Budget(str(beside))
+        budget.stay_beside(path)  # the file that the user named
         try:
-            index_of = read_index(beside, Budget(str(beside)))
+            index_of = read_index(beside, budget)
         except (ValueError, OSError):
             continue  # it is not what the caller asked for
         if len(index_of.files) > 1 and path.name in index_of.files:

@@ -8,41 +8,12 @@ Run once, with tensorflow 2.21, tf_keras 2.21, keras 3.15 and tensorflowjs 4.22 
 ``numbers.npz`` has the input, each model's output, and the outputs of single layers.
 """
 
-import os
 import shutil
-import sys
-from pathlib import Path
-from unittest.mock import MagicMock
 
-os.environ |= {
-    "CUDA_VISIBLE_DEVICES": "",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_USE_LEGACY_KERAS": "1",
-}
-
-import keras
 import numpy as np
-import tensorflow as tf
-import tf_keras
+from frameworks import HERE, B, I, T, X, fill, keras, tf, tf_keras, tfjs
 
-# tensorflowjs imports converters of other frameworks, of which nothing is used here.
-for name in ("tensorflow_decision_forests", "tensorflow_hub", "jax", "jax.experimental"):
-    sys.modules[name] = MagicMock()
-sys.modules["jax.experimental.jax2tf"] = MagicMock()
-setattr(np, "object", object)  # noqa: B010 - a name that NumPy has no more
-tf.compat.v1.__dict__["estimator"] = MagicMock()
-import tensorflowjs as tfjs  # noqa: E402
-
-HERE = Path(__file__).parent
-B, T, I = 3, 5, 4
-X = np.random.default_rng(0).normal(size=(B, T, I)).astype("float32")
 numbers = {"x": X}
-
-
-def fill(model, seed):
-    """Give every weight random values, biases too."""
-    rng = np.random.default_rng(seed)
-    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
 
 
 def stack(K, *before, **first):

@@ -9,48 +9,20 @@ of the file and of the layer.
 """
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from unittest.mock import MagicMock
 
-os.environ |= {
-    "CUDA_VISIBLE_DEVICES": "",
-    "KERAS_BACKEND": "tensorflow",
-    "TF_USE_LEGACY_KERAS": "1",
-}
-
-import keras
 import numpy as np
-import tensorflow as tf
-import tf_keras
+from frameworks import HERE, I, T, X, converter, fill, keras, tf, tf_keras
 from tensorflow.core.protobuf import saved_model_pb2
 from tf_keras.src.layers.rnn.cudnn_gru import CuDNNGRU
 from tf_keras.src.saving.legacy.hdf5_format import _convert_rnn_weights
 
-for name in ("tensorflow_decision_forests", "tensorflow_hub", "jax", "jax.experimental"):
-    sys.modules[name] = MagicMock()
-sys.modules["jax.experimental.jax2tf"] = MagicMock()
-setattr(np, "object", object)  # noqa: B010 - a name that NumPy has no more
-tf.compat.v1.__dict__["estimator"] = MagicMock()
-from tensorflowjs.converters import converter  # noqa: E402
-
-HERE = Path(__file__).parent
-B, T, I = 3, 5, 4
-X = np.random.default_rng(0).normal(size=(B, T, I)).astype("float32")
 v1 = tf.compat.v1
 numbers = {}
-
-
-def fill(model, seed):
-    """Give every weight random values, biases too."""
-    rng = np.random.default_rng(seed)
-    model.set_weights([rng.normal(0, 0.5, w.shape) for w in model.get_weights()])
-    return model
 
 
 # ---- checkpoints ---------------------------------------------------------------------------------
