@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from fastgru.cli.terminal import Parser, say
 from fastgru.problem import BackendError
+from fastgru.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
         ".safetensors, .npz or .npy file, a SavedModel folder, a checkpoint's .index, or the .json "
         "of TensorFlow.js or of a model in several files.",
     )
+    parser.add_argument("--version", action="version", version=f"fastgru {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name_of_command")
 
     def command(name: str, function: Any, about: str) -> argparse.ArgumentParser:
@@ -128,6 +130,8 @@ def _add_follow_links(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     _add_follow_links(parser)
+    parser.add_argument("--force", action="store_true", help="replace the output if it exists")
+    parser.add_argument("--quiet", action="store_true", help="do not say what was written")
     # One option with three names: Keras has layer names, PyTorch prefixes, ONNX nodes.
     parser.add_argument(
         "--name",
@@ -162,30 +166,53 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     import fastgru
-    from fastgru.cli.models import choose
 
-    if options.output.suffix != ".safetensors":
-        raise ValueError(f"{options.output}: expected a name that ends in .safetensors")
-    found = choose(options.model, options.layer, options.output, follow_links=options.follow_links)
+    _expect_suffix(options.output, ".safetensors")
+    found = _chosen(options)
     fastgru.save(found.layer, options.output)
+    count = found.layer.count_params()
+    _tell(options, f"wrote {options.output}: {found.layer!r}, {count:,} parameters")
 
 
 def _run(options: argparse.Namespace) -> None:
-    from fastgru.cli.models import choose
     from fastgru.cli.run import run_file
     from fastgru.io.replacing import expect_other_file
 
     inputs = [path for path in (options.input, options.lengths) if path is not None]
     expect_other_file(options.output, inputs)
-    found = choose(options.model, options.layer, options.output, follow_links=options.follow_links)
-    run_file(
-        found.layer,
+    layer = _chosen(options).layer
+    _expect_suffix(options.output, ".npy")
+    said = run_file(
+        layer,
         options.input,
         options.output,
         lengths=options.lengths,
         batch_size=options.batch_size,
         num_threads=options.threads,
     )
+    _tell(options, said)
+
+
+def _expect_suffix(path: Path, suffix: str) -> None:
+    if path.suffix != suffix:
+        raise ValueError(f"{path}: expected a name that ends in {suffix}")
+
+
+def _chosen(options: argparse.Namespace) -> Any:
+    from fastgru.cli.models import choose
+
+    return choose(
+        options.model,
+        options.layer,
+        options.output,
+        follow_links=options.follow_links,
+        force=options.force,
+    )
+
+
+def _tell(options: argparse.Namespace, line: str) -> None:
+    if not options.quiet:
+        say([line])
 
 
 def _bench(options: argparse.Namespace) -> None:

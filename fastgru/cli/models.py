@@ -12,7 +12,7 @@ from fastgru.io.budget import reading
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import expect_unpacked
 from fastgru.io.imported_layer import ImportedLayer
-from fastgru.io.replacing import expect_other_file, expect_replaceable
+from fastgru.io.replacing import expect_nothing_there, expect_other_file, expect_replaceable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -105,7 +105,12 @@ def _own(path: Path) -> list[ImportedLayer] | None:
 
 
 def choose(
-    path: Path, name: str | None, output: Path, *, follow_links: bool = False
+    path: Path,
+    name: str | None,
+    output: Path,
+    *,
+    follow_links: bool = False,
+    force: bool = False,
 ) -> ImportedLayer:
     """Return the only GRU of a model, or the one called ``name``, for a command with an output.
 
@@ -113,11 +118,14 @@ def choose(
     ------
     ValueError
         There is no GRU, or none of that name, or several and no name is given. The message lists
-        the names. Or the output cannot be written, or would replace a file of the model.
+        the names. Or the output cannot be written, would replace a file of the model, or is there
+        already, without ``force``.
     """
     expect_replaceable(output)
     expect_other_file(output, [path])
     found = find(path, follow_links=follow_links, output=output)
+    if not force:
+        expect_nothing_there(output)
     if not found:
         raise ValueError(f"{path}: expected a GRU in it, found none")
     names = ", ".join(one.name for one in found)

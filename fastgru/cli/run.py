@@ -37,8 +37,8 @@ def run_file(
     lengths: Path | None = None,
     batch_size: int | None = None,
     num_threads: int | None = None,
-) -> None:
-    """Write a layer's outputs for the sequences of a file.
+) -> str:
+    """Write a layer's outputs for the sequences of a file, and return a line that says what it did.
 
     Both files are mapped, and pages of finished batches are given back to the system. So memory
     holds one batch, whatever the files' sizes. A row's result does not depend on its batch.
@@ -66,8 +66,18 @@ def run_file(
     """
     last = _stateless(layer)
     x = _opened(source)
+    order = "(T, B, I)" if layer.time_major else "(B, T, I)"
     if x.ndim != 3:
-        raise ValueError(f"{source}: expected an array (B, T, I), got shape {x.shape}")
+        raise ValueError(
+            f"{source}: expected an array {order}, got shape {x.shape}"
+            + ("; of one sequence, save x[None]" if x.ndim == 2 else "")
+        )
+    features = layer.weights[0].shape[0]
+    if x.shape[2] != features:
+        raise ValueError(
+            f"{source}: expected I = {features} features in the last axis, as {layer.name} was "
+            f"built, got {x.shape[2]}: the file's shape is {x.shape}"
+        )
     batch_axis = 1 if layer.time_major else 0
     rows = x.shape[batch_axis]
     ends = None if lengths is None else _opened(lengths)
@@ -106,6 +116,8 @@ def run_file(
                     held = 0
                 done(part.stop - part.start)
         _release(y)
+    cast = "" if x.dtype.newbyteorder("=") == like.dtype else f", the input cast from {x.dtype.name}"
+    return f"wrote {target}: {shape} {like.dtype.name}{cast}"
 
 
 def _stateless(layer: Any) -> Any:

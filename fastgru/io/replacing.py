@@ -88,6 +88,12 @@ def expect_other_file(path: str | PathLike[str], sources: Iterable[str | PathLik
             )
 
 
+def expect_nothing_there(path: str | PathLike[str]) -> None:
+    """Raise ValueError if a file is there, for commands that were not told to replace it."""
+    if os.path.lexists(path):
+        raise ValueError(f"{path}: expected no such file, got one; pass --force to replace it")
+
+
 def _in_folder(path: Path, status: os.stat_result, folder: Path) -> bool:
     """Say whether a file lies in a folder, under any of its names."""
     if path.resolve().is_relative_to(folder.resolve()):

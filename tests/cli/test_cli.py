@@ -132,7 +132,7 @@ def test_one_layer_of_several(tmp_path, fake, x, capsys):
     assert "one of encoder.gru, decoder.gru, got gru" in capsys.readouterr().err
     assert left_in(tmp_path) == []
     for option in ("--name", "--prefix", "--node"):
-        assert run(tmp_path, model, option, "decoder.gru") == 0
+        assert run(tmp_path, model, option, "decoder.gru", "--force") == 0
         np.testing.assert_array_equal(np.load(tmp_path / "OUT.npy"), second(x))
 
 
@@ -142,7 +142,6 @@ WRONG_INPUT = {
         np.zeros((B, T), "float32"),
         r"expected an array \(B, T, I\), got shape \(7, 5\)",
     ),
-    "wider than the layer": (np.zeros((B, T, I)), "float64"),
     "objects": (np.array([{}]), "expected a .npy file of numbers"),
 }
 
@@ -234,9 +233,9 @@ def test_a_failed_run_leaves_the_old_output(tmp_path, fake, x, capsys, error, co
     model = fake(only=layer)
     if code is None:  # a bug, or the end of the process: not dressed up as an exit code
         with pytest.raises(type(error)):
-            run(tmp_path, model, "--batch-size", "2")
+            run(tmp_path, model, "--batch-size", "2", "--force")
     else:
-        assert run(tmp_path, model, "--batch-size", "2") == code
+        assert run(tmp_path, model, "--batch-size", "2", "--force") == code
         said = capsys.readouterr().err
         assert said == f"fastgru run: {str(error) or 'interrupted'}\n"
     assert layer.calls == 3
@@ -374,3 +373,85 @@ def test_the_rate_is_of_the_products():
 
     # x W and h U: two products of (H,) and (H, 3H) for each row and step.
     assert Result(5, 8, 1, 2.0, 3).rate == 5 * STEPS * 2 * (2 * 8 * 24) / 2.0 / 1e9
+
+
+# ---- what people try first -----------------------------------------------------------------------
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"fastgru {fastgru.__version__}\n"
+
+
+def test_commands_say_what_they_wrote(tmp_path, fake, x, capsys):
+    layer = layer_of("gru", return_sequences=True)
+    model = fake(only=layer)
+    assert run(tmp_path, model) == 0
+    out = str(tmp_path / "OUT.npy")
+    assert capsys.readouterr().out == f"wrote {out}: {(B, T, H)} float32\n"
+    assert run(tmp_path, model, "--quiet", "--force") == 0
+    assert capsys.readouterr().out == ""
+    target = str(tmp_path / "m.safetensors")
+    assert main(["convert", model, target]) == 0
+    assert (
+        capsys.readouterr().out
+        == f"wrote {target}: {layer!r}, {layer.count_params():,} parameters\n"
+    )
+    assert main(["convert", model, target, "--force", "--quiet"]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int16", ">f4"])
+def test_other_numbers_are_cast(tmp_path, fake, x, capsys, dtype):
+    layer = layer_of("gru")
+    given = (10 * x).astype(dtype)
+    np.save(tmp_path / "IN.npy", given)
+    assert run(tmp_path, fake(only=layer)) == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "OUT.npy"), layer(given))
+    said = capsys.readouterr().out
+    assert ("the input cast from" in said) == (dtype != ">f4")
+
+
+def test_an_output_that_exists_is_replaced_only_with_force(tmp_path, fake, x, capsys):
+    model = fake(only=layer_of("gru"))
+    for command, name in (("run", "OUT.npy"), ("convert", "m.safetensors")):
+        (tmp_path / name).write_bytes(b"old")
+        line = [command, model, *([] if command == "convert" else [str(tmp_path / "IN.npy"), "-o"])]
+        line.append(str(tmp_path / name))
+        assert main(line) == 2
+        said = capsys.readouterr().err
+        assert f"{name}: expected no such file, got one; pass --force to replace it" in said
+        assert (tmp_path / name).read_bytes() == b"old"
+        assert main([*line, "--force"]) == 0
+        assert (tmp_path / name).stat().st_size > 10
+
+
+def test_outputs_have_names_of_their_kind(tmp_path, fake, x, capsys, monkeypatch):
+    monkeypatch.setattr("fastgru.cli.run.run_file", None)  # nothing is computed
+    model = fake(only=layer_of("gru"))
+    line = ["run", model, str(tmp_path / "IN.npy"), "-o", str(tmp_path / "y.csv")]
+    assert main(line) == 2
+    assert "y.csv: expected a name that ends in .npy" in capsys.readouterr().err
+    assert main(["convert", model, str(tmp_path / "y.h5")]) == 2
+    assert "y.h5: expected a name that ends in .safetensors" in capsys.readouterr().err
+
+
+def test_an_error_names_the_shape_of_the_file(tmp_path, fake, x, capsys):
+    model = fake(only=layer_of("gru"))
+    np.save(tmp_path / "IN.npy", np.zeros((6, T, I + 1), "float32"))
+    assert run(tmp_path, model) == 2
+    said = capsys.readouterr().err
+    assert f"IN.npy: expected I = {I} features in the last axis" in said
+    assert f"got {I + 1}: the file's shape is {(6, T, I + 1)}" in said
+    np.save(tmp_path / "IN.npy", np.zeros((T, I), "float32"))
+    assert run(tmp_path, model) == 2
+    assert f"got shape {(T, I)}; of one sequence, save x[None]" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_missing(tmp_path, fake, x, capsys):
+    model = fake(only=layer_of("gru"))
+    line = ["run", model, str(tmp_path / "IN.npy"), "-o", str(tmp_path / "no" / "y.npy")]
+    assert main(line) == 2
+    assert "y.npy: expected its folder to exist" in capsys.readouterr().err

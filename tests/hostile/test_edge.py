@@ -256,7 +256,7 @@ def test_batches_of_rows_without_steps_are_counted_by_their_outputs(tmp_path, ca
     layer.build((None, None, 4))
     fastgru.save(layer, tmp_path / "m.safetensors")
     x = header(tmp_path / "x.npy", (50_000, 0, 4))
-    arguments = ["run", tmp_path / "m.safetensors", x, "-o", tmp_path / "y.npy"]
+    arguments = ["run", tmp_path / "m.safetensors", x, "-o", tmp_path / "y.npy", "--force"]
     assert main([*map(str, arguments)]) == 0
     y = np.load(tmp_path / "y.npy")
     assert y.shape == (50_000, 64)
@@ -305,5 +305,6 @@ def test_fortrans_order_and_the_second_version_are_read(tmp_path, model):
     for version in ((1, 0), (2, 0)):
         with open(tmp_path / "x.npy", "wb") as file:
             np.lib.format.write_array(file, x, version)
-        assert main(["run", *map(str, (path, tmp_path / "x.npy", "-o", tmp_path / "y.npy"))]) == 0
+        files = (path, tmp_path / "x.npy", "-o", tmp_path / "y.npy", "--force")
+        assert main(["run", *map(str, files)]) == 0
         np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), layer(x))

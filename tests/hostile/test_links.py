@@ -459,12 +459,14 @@ def contents(folder):
 @pytest.mark.parametrize("kind", FORMATS)
 def test_an_output_beside_the_model_is_written_and_replaced(tmp_path, kind):
     path = FORMATS[kind][0](tmp_path / "model")
-    (tmp_path / "y.safetensors").write_bytes(b"old")
     before = contents(tmp_path / "model")
-    for command in ("convert", "run"):
-        (tmp_path / "y.safetensors").write_bytes(b"old")
-        assert main([command, *arguments(command, path, tmp_path, kind=kind)]) == 0
-        assert len((tmp_path / "y.safetensors").read_bytes()) > 100
+    for command, name in (("convert", "y.safetensors"), ("run", "y.npy")):
+        (tmp_path / name).write_bytes(b"old")
+        line = [command, *arguments(command, path, tmp_path, tmp_path / name, kind)]
+        assert main(line) == 2  # it was not told to
+        assert (tmp_path / name).read_bytes() == b"old"
+        assert main([*line, "--force"]) == 0
+        assert len((tmp_path / name).read_bytes()) > 100
     assert contents(tmp_path / "model") == before
 
 

@@ -63,7 +63,7 @@ def command(path, *arguments, output=("-o",)):
     program = f"""
         import sys
         from fastgru.cli import main
-        sys.exit(main({[*map(str, (*arguments, *output, path))]!r}) * 10)
+        sys.exit(main({[*map(str, (*arguments, *output, path, "--force"))]!r}) * 10)
     """
     try:
         subprocesses.run_python(program)
