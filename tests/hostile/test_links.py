@@ -423,6 +423,15 @@ def test_functions_open_plain_files_only(tmp_path, how):
             reader(path)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc")
+def test_files_without_a_size_are_refused():
+    """A file of the system says 0 bytes, and has as many as it likes."""
+    path = Path("/proc/self/maps")
+    for reader in (fastgru.load, from_keras, from_torch, from_onnx, read_arrays, load_first):
+        with pytest.raises(ValueError, match="expected a plain file, got one of the system"):
+            reader(path)
+
+
 # ---- outputs over inputs -------------------------------------------------------------------------
 
 
