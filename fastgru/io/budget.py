@@ -45,19 +45,19 @@ class Budget:
     max_bytes : int, optional
         Bytes that may be made; by default `FREE_BYTES` and `GROWTH` times those of the files.
 
-    Raises
-    ------
-    ValueError
-        ``max_bytes`` is negative.
-    TypeError
-        It is no integer.
-
     Attributes
     ----------
     size : int
         Bytes of the files opened so far.
     members : list of Path
         The model's files: those opened so far, and others that it names.
+
+    Raises
+    ------
+    ValueError
+        ``max_bytes`` is negative.
+    TypeError
+        It is no integer.
     """
 
     def __init__(self, where: str, max_bytes: int | None = None) -> None:

@@ -44,7 +44,7 @@ def open_plain(
     Raises
     ------
     ValueError
-        It is a pipe, device, socket or folder, or lies outside the folders.
+        It is a pipe, device, socket or folder, has no size, or lies outside the folders.
     OSError
         It is not there, or may not be read.
     """
@@ -59,6 +59,13 @@ def open_plain(
     try:
         status = os.fstat(handle)
         _expect_plain(path, status)
+        try:
+            os.lseek(handle, 0, os.SEEK_END)
+            os.lseek(handle, 0, os.SEEK_SET)
+        except OSError:  # as in Linux' /proc, where files say 0 bytes and have more
+            raise ValueError(
+                f"{path}: expected a plain file, got one of the system, whose size is not known"
+            ) from None
         if within and not _inside(Path(path), within, status):
             raise ValueError(
                 f"{path}: expected a file in the model's folder, got a link that leads out of it; "

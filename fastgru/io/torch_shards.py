@@ -45,9 +45,10 @@ def read_index(path: Path, budget: Budget) -> Index:
     for name, file in names.items():
         files.setdefault(file, set()).add(name)
     for file in files:
-        file_beside(path, file, budget)
-        if file.endswith(".json"):  # it could name itself
-            raise ValueError(f"{path}: expected files of weights, got {file[:200]}")
+        if file_beside(path, file, budget).name.endswith(".json"):  # it could name itself
+            raise ValueError(
+                f"{path}: expected names of files with weights, got another index, {file}"
+            )
     metadata = index.get("metadata")
     pairs = metadata.items() if isinstance(metadata, dict) else ()
     return Index(path.parent, files, {k: v for k, v in pairs if isinstance(v, str)})

@@ -184,6 +184,29 @@ def test_names_in_hdf5_that_are_ends_of_each_other():
         hdf5.File(data, "m.h5", budget)
 
 
+def test_strings_in_hdf5_that_are_one_object(tmp_path):
+    """Each of 600 names is a reference to the same half megabyte."""
+    h5py = pytest.importorskip("h5py", reason="it writes the file")
+    path, count, size = tmp_path / "m.h5", 600, 500_000
+    with h5py.File(path, "w") as file:
+        names = np.array([f"{number:07d}" for number in range(count)], object)
+        file.attrs.create("layer_names", names, dtype=h5py.string_dtype("ascii"))
+    raw = bytearray(path.read_bytes())
+    end = len(raw)
+    raw += b"GCOL\1\0\0\0" + struct.pack("<QHHIQ", 32 + size, 1, 1, 0, size) + b"a" * size
+    changed = 0
+    for place in range(end - 16):  # references: length, address of the heap, number in it
+        length, heap, number = struct.unpack_from("<IQI", raw, place)
+        if length == 7 and raw[heap : heap + 4] == b"GCOL" and 0 < number < 1 << 16:
+            struct.pack_into("<IQI", raw, place, size - 1, end, 1)
+            changed += 1
+    assert changed == count
+    raw[40:48] = struct.pack("<Q", len(raw))  # the superblock's end of file
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match="attribute layer_names would take more than"):
+        load(path)
+
+
 # ---- files ---------------------------------------------------------------------------------------
 
 
