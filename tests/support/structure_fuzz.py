@@ -1,4 +1,4 @@
-"""Valid files whose structure is drawn large, read or refused at a cost in proportion to their size.
+"""Valid files whose structure is drawn large: read or refused at a cost as their size is.
 
     python structure_fuzz.py KIND FIRST COUNT
 
@@ -34,6 +34,7 @@ FORBIDDEN = {
     *("socket.connect", "socket.bind", "urllib.Request", "ctypes.dlopen", "ctypes.dlsym"),
 }
 MODULES = ("structure_hdf5", "structure_tensorflow", "structure_torch", "structure_onnx")
+MISSING = {}  # module of kinds -> the package that it lacks here
 LONGEST_MESSAGE = 2000
 
 
@@ -61,7 +62,10 @@ def kinds():
     """Return the kinds of all modules that can be imported here: name -> function(folder, rng)."""
     found = {}
     for name in MODULES:
-        found |= importlib.import_module(name).KINDS
+        try:
+            found |= importlib.import_module(name).KINDS
+        except ModuleNotFoundError as error:
+            MISSING[name] = error.name
     return found
 
 
