@@ -22,6 +22,8 @@ GROWTH = 4  # bytes made for each byte of the files
 FREE_BYTES = 64 << 20  # made whatever the files' size
 # An object of Python with its place in a list or dict, without what it contains.
 OBJECT_BYTES = 100
+# A layer with one cell that is made from a config, as steps.
+LAYER_STEPS = 200
 # Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
 # compared, an instruction of a pickle.
 FREE_STEPS = 1 << 19
@@ -146,6 +148,11 @@ def reading(where: object, max_bytes: int | None = None) -> Iterator[Budget]:
         if cut == text:
             raise
         raise ValueError(cut) from None  # some of its subclasses take other arguments
+
+
+def text_bytes(text: str) -> int:
+    """Return at most how many bytes the characters of a text take."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def short(name: object) -> str:

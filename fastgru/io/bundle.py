@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgru.io.bounded import LONGEST_FILE_NAME
-from fastgru.io.budget import Budget
+from fastgru.io.bounded import LONGEST_FILE_NAME, check_shape
+from fastgru.io.budget import Budget, short
 from fastgru.io.protobuf import Message, varint
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ MOST_KEY = 4096
 MOST_ENTRY = 1024  # bytes that say where a whole tensor is; about 80
 MOST_DIMENSIONS = 8
 _ENTRY_OBJECTS = 4  # of Python, for an entry of the index
+# What takes longer than a step: to decode an entry, to check a block, to read and check a tensor.
+_LOCATE_STEPS, _BLOCK_STEPS, _TENSOR_STEPS = 20, 50, 100
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
 
 
@@ -88,6 +90,7 @@ class Bundle:
         self._index = memoryview(read_file(budget, self.path, MOST_INDEX))
         self._end = 0  # of the blocks read so far
         self.entries: dict[str, memoryview] = {}
+        self._located: dict[str, TensorLocation] = {}
         for key, value in self._table():
             self.entries[key.decode("utf-8", "backslashreplace")] = value
         if "" not in self.entries:
@@ -103,15 +106,22 @@ class Bundle:
 
     def locate(self, key: str) -> TensorLocation:
         """Return where a tensor is; ValueError if the index has none of this name."""
+        if key not in self._located:
+            self._located[key] = self._locate(key)
+        return self._located[key]
+
+    def _locate(self, key: str) -> TensorLocation:
         if key not in self.entries:
-            raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
-        # Each number costs a walk over the entry.
+            raise ValueError(f"{self.path}: expected a tensor {short(key)!r} in it, found none")
         if (size := len(self.entries[key])) > MOST_ENTRY:
             raise ValueError(
                 f"{self.path}: {key}: expected a whole tensor, described in at most {MOST_ENTRY} "
                 f"bytes, got {size}; one kept in many slices has more"
             )
-        message = Message(self.entries[key], f"{self.path}: {key}")
+        # A walk over the entry for each of its numbers.
+        self.budget.step(_LOCATE_STEPS + size // 2, "its index")
+        self.budget.make_objects(_ENTRY_OBJECTS, what="its index")
+        message = Message(self.entries[key], f"{self.path}: {short(key)}")
         if any(True for _ in message.bytes(7)):
             raise ValueError(f"{message.place}: expected a whole tensor, got one kept in slices")
         shape = tuple(
@@ -123,6 +133,7 @@ class Bundle:
             raise ValueError(
                 f"{message.place}: expected at most {MOST_DIMENSIONS} dimensions, got {len(shape)}"
             )
+        check_shape(shape, message.place)
         checksums = [int.from_bytes(value, "little") for value in message.bytes(6)]
         checksum = checksums[-1] if checksums else 0
         shard, offset, size = (message.number(field) for field in (3, 4, 5))
@@ -184,6 +195,7 @@ class Bundle:
             raise ValueError(
                 f"{self.path}: {key}: expected a shard below {self._shards}, got {location.shard}"
             )
+        self.budget.step(_TENSOR_STEPS, "its tensors")
         # The index gives two numbers and no name, so that it cannot lead to another file.
         path = self.folder / f"{self.name}.data-{location.shard:05d}-of-{self._shards:05d}"
         return read_file(self.budget, path, location.size, location.offset, exactly=True)
@@ -222,6 +234,7 @@ class Bundle:
         offset, at = varint(handle, 0, place)
         size, _ = varint(handle, at, place)
         end = offset + size + _TRAILER
+        self.budget.step(_BLOCK_STEPS, "its index")
         if offset < self._end or size < 4 or end > len(self._index) - _FOOTER:
             raise ValueError(
                 f"{place}: expected a block between bytes {self._end} and "
@@ -257,7 +270,9 @@ class Bundle:
                 )
             key = key[:shared] + bytes(pairs[at : at + rest])
             if last is not None and key <= last:
-                raise ValueError(f"{self.path}: expected sorted names, got {key!r} after {last!r}")
+                raise ValueError(
+                    f"{self.path}: expected sorted names, got {short(key)} after {short(last)}"
+                )
             at += rest + size
             yield key, pairs[at - size : at]
             last = key

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.bounded import parse_json
-from fastgru.io.budget import Budget, listed, short
+from fastgru.io.budget import LAYER_STEPS, Budget, listed, short, text_bytes
 from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
@@ -109,6 +109,7 @@ class ObjectGraph:
         graph = Message(bundle.text(key), f"{bundle.path}: {key}")
         self.nodes = _objects(graph, 1, bundle.budget)
         self._children: dict[int, dict[str, int]] = {}
+        self._variables: dict[int, tuple[str, str] | None] = {}
 
     def at(self, path: ObjectPath, start: int = 0) -> int | None:
         """Return the number of the object at the end of a path of names, or None."""
@@ -139,12 +140,18 @@ class ObjectGraph:
                 for name, child in self.children(number).items():
                     if child not in seen and name not in _OPTIMIZERS:
                         seen.add(child)
-                        self.bundle.budget.make(len(path) + len(name), path)
+                        copied = 2 * (text_bytes(path) + text_bytes(name))
+                        self.bundle.budget.make(copied, "its objects")
                         below.append((f"{path}/{name}".lstrip("/"), child))
             level = below
 
     def variable(self, number: int) -> tuple[str, str] | None:
         """Return a variable's full name and the key of its value; None for other objects."""
+        if number not in self._variables:
+            self._variables[number] = self._variable(number)
+        return self._variables[number]
+
+    def _variable(self, number: int) -> tuple[str, str] | None:
         for attribute in self.nodes[number].messages(2, "attribute"):
             if attribute.text(1) == "VARIABLE_VALUE":
                 return attribute.text(2), attribute.text(3)
@@ -178,7 +185,7 @@ def _described(folder: Path, budget: Budget) -> Iterator[Description]:
     path = folder / "keras_metadata.pb"
     if path.exists():
         for node in Message(read_file(budget, path, MOST_METADATA), str(path)).messages(1, "node"):
-            names = tuple(node.text(3).split("."))[1:]  # the first is "root"
+            names = tuple(node.text(3).split(".", MOST_DEPTH + 2))[1:]  # the first is "root"
             yield from _parsed(path, names, node.text(4), node.text(5), budget)
         return
     path = folder / "saved_model.pb"
@@ -204,6 +211,7 @@ def _user_objects(nodes: list[Message], budget: Budget) -> Iterator[tuple[Object
             for name, child in _children(nodes[number], len(nodes), budget):
                 if child not in seen:
                     seen.add(child)
+                    budget.make_objects(1, 8 * len(names), "its objects")
                     below.append(((*names, name), child))
         level = below
 
@@ -245,10 +253,10 @@ def _by_configs(
                     halves |= {objects.at((name,), number) for name in _HALVES}
     kept = [pair for number, pair in found.items() if number not in halves]
     names = {layer.path: layer.name for layer in described}
-    full = [_full_name(layer, names) for layer, _ in kept]
+    full = [_full_name(layer, names, objects.bundle.budget) for layer, _ in kept]
     counts = Counter(full)
     model = next((layer.form for layer in described if not layer.path), None)
-    masks = mask_notes(model)
+    masks = mask_notes(model, objects.bundle.budget)
     return [
         one._replace(
             name=name if counts[name] == 1 else ".".join(layer.path), mask=masks.get(name, "")
@@ -257,13 +265,14 @@ def _by_configs(
     ]
 
 
-def _full_name(layer: Description, names: dict[ObjectPath, str]) -> str:
+def _full_name(layer: Description, names: dict[ObjectPath, str], budget: Budget) -> str:
     """Return the names of the models around a layer and its own, as ``"encoder/gru"``."""
     parts = [
         names[path] for n in range(1, len(layer.path) + 1) if (path := layer.path[:n]) in names
     ]
     if layer.path[-1:] == ("layer",) and len(parts) > 1:
         parts.pop()  # of a wrapper, such as TimeDistributed, and its layer only one name counts
+    budget.make_objects(1, 2 * sum(map(text_bytes, parts)), "the names of its layers")
     return "/".join(parts) or layer.name
 
 
@@ -272,6 +281,7 @@ def _read(
 ) -> ImportedLayer | None:
     """Return a described layer with its weights; None if the file has no weights of it."""
     with errors_at(f"{folder}: {layer.where}"):
+        objects.bundle.budget.step(count_cells(layer.form) * LAYER_STEPS, layer.where)
         made = deserialize_layer(modern_form(layer.form))
         keys = [_variables(objects, number, path) for path in paths_of_cells(made)]
         if not any(keys):

@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import signal
 import sys
 import tempfile
@@ -159,6 +160,8 @@ def run(kind, first, count, folder):
     for late in ("difflib", "ml_dtypes", "encodings.utf_8_sig", "encodings.cp437", *codecs):
         importlib.import_module(late)
     watch = Watch(Path(os.path.realpath(folder)))
+    # Not a bound of the readers: that a fault takes this process, and not the machine.
+    resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + (3 << 30),) * 2)
     ends = {"read": 0, "refused": 0}
     worst = {"s": (0.0, 0, 0.0), "MB": (0.0, 0, 0.0)}
     for seed in range(min(first, 0) - 20, first + count):
