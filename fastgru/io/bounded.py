@@ -29,6 +29,7 @@ _MOST_AXES = 32
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
 _LONG_JSON = 1 << 20
+_TEXT_STEPS, _PARSED_IN_A_STEP = 20, 256  # for any text, and bytes
 _PIECE = 1 << 18  # bytes of a zip file's member that are unpacked at once
 # Possessive, so that each byte is looked at once.
 _VOCABULARY = re.compile(
@@ -75,6 +76,7 @@ def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
         The text is not JSON, has more objects than the budget, or is nested deeper than the config
         of any layer.
     """
+    budget.step(_TEXT_STEPS + len(text) // _PARSED_IN_A_STEP, what)
     if len(text) > _LONG_JSON:
         text = _without_vocabularies(text)
     budget.make(_json_bytes(text), what)

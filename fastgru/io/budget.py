@@ -23,7 +23,7 @@ FREE_BYTES = 64 << 20  # made whatever the files' size
 # An object of Python with its place in a list or dict, without what it contains.
 OBJECT_BYTES = 100
 # A layer with one cell that is made from a config, as steps.
-LAYER_STEPS = 200
+LAYER_STEPS = 300
 # Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
 # compared, an instruction of a pickle.
 FREE_STEPS = 1 << 19

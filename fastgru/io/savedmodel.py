@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
 _NODE_OBJECTS = 3  # of Python, for an object of a graph
+_NODE_STEPS = 4  # to read one, beside those for what is made of it
 MOST_DEPTH = 50  # of nested objects
 _HALVES = ("forward_layer", "backward_layer")
 _OPTIMIZERS = ("optimizer", "_optimizer")
@@ -152,6 +153,7 @@ class ObjectGraph:
         return self._variables[number]
 
     def _variable(self, number: int) -> tuple[str, str] | None:
+        self.bundle.budget.step(len(self.nodes[number].data) // 8, "its objects")
         for attribute in self.nodes[number].messages(2, "attribute"):
             if attribute.text(1) == "VARIABLE_VALUE":
                 return attribute.text(2), attribute.text(3)
@@ -160,21 +162,34 @@ class ObjectGraph:
 
 def _objects(graph: Message, field: int, budget: Budget) -> list[Message]:
     nodes = []
-    for node in graph.messages(field, "object"):
-        budget.make_objects(_NODE_OBJECTS, what=graph.place)
-        nodes.append(node)
+    place = f"{graph.place}: object"
+    for data in graph.bytes(field):
+        budget.make_objects(_NODE_OBJECTS, what=place)
+        nodes.append(Message(data, place))
     if not nodes:
         raise ValueError(f"{graph.place}: expected a graph of objects, got an empty one")
     return nodes
 
 
 def _children(node: Message, count: int, budget: Budget) -> Iterator[tuple[str, int]]:
-    for child in node.messages(1, "child"):
-        budget.make_objects(3, 2 * len(child.data), node.place)
-        number = child.number(1)
+    for data in node.bytes(1):
+        budget.make_objects(_NODE_OBJECTS, 2 * len(data), node.place)
+        budget.step(_NODE_STEPS, node.place)
+        child = Message(data, node.place)
+        number, name = 0, b""
+        for key, value in child.fields():  # one walk for both, since there are many children
+            if key == 1 and isinstance(value, int):
+                number = value
+            elif key == 2 and not isinstance(value, int):
+                name = bytes(value)
+            elif key in (1, 2):
+                raise ValueError(f"{node.place}: expected a number and a name of a child")
         if number >= count:
             raise ValueError(f"{node.place}: expected one of {count} objects, got {number}")
-        yield child.text(2), number
+        try:
+            yield name.decode(), number
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{node.place}: the name of a child is not UTF-8: {error}") from None
 
 
 # ---- Keras 2's description -----------------------------------------------------------------------
@@ -220,6 +235,7 @@ def _parsed(
     path: Path, names: ObjectPath, identifier: str, metadata: str, budget: Budget
 ) -> Iterator[Description]:
     """Yield the layer that a node's metadata describes; nothing for nodes of other kinds."""
+    budget.step(_NODE_STEPS, "its layers")
     if not identifier.startswith("_tf_keras_") or not metadata:
         return
     where = f"{path.name}: {short('.'.join(('root', *names)))}"

@@ -23,14 +23,23 @@ def inspect(path):
 
 def loaders(rng, name):
     """Readers that load the weights into layers, some of the name that the file has."""
-    one = fastgru.GRU(H, name=name)
-    both = fastgru.Bidirectional(
-        fastgru.GRU(H, return_sequences=True), name=rng.choice((name, "b"))
-    )
-    stack = fastgru.RNN([fastgru.GRUCell(H) for _ in range(large(rng, 5, 1))])
-    parts = [fastgru.GRU(H, return_sequences=True) for _ in range(large(rng, 4, 1))]
-    layers = [one, one, fastgru.GRU(H), both, stack, fastgru.Sequential(parts)]
-    return [lambda path, layer=layer: load_keras_weights(layer, path) for layer in layers]
+    both, cells, parts = rng.choice((name, "b")), large(rng, 5, 1), large(rng, 4, 1)
+
+    def gru(name=None, **more):
+        return fastgru.GRU(H, name=name, **more)
+
+    def inner():
+        return gru(return_sequences=True)
+
+    layers = [
+        lambda: gru(name),
+        lambda: gru(name),
+        gru,
+        lambda: fastgru.Bidirectional(inner(), name=both),
+        lambda: fastgru.RNN([fastgru.GRUCell(H) for _ in range(cells)]),
+        lambda: fastgru.Sequential([inner() for _ in range(parts)]),
+    ]
+    return [lambda path, layer=layer: load_keras_weights(layer(), path) for layer in layers]
 
 
 def simple(name):
