@@ -1,4 +1,4 @@
-"""Configs of models of Keras whose structure is drawn large, for the fuzzers by structure.
+"""Configs of models of Keras whose structure is drawn large, and the readers of such models.
 
 All GRUs of a model have the same sizes, so that they may share their arrays in a file.
 """
@@ -7,6 +7,11 @@ import json
 
 import numpy as np
 import structure_fuzz
+
+import fastgru
+from fastgru.cli.models import describe
+from fastgru.cli.models import find as find_models
+from fastgru.io import load_keras_weights
 
 I, H = 3, 2  # features and units
 ROLES = ("kernel", "recurrent_kernel", "bias")
@@ -215,3 +220,37 @@ def draw(rng, most=600):
             below = f"gru_{count}" if count else "gru"
             places.append(((*names, layer["config"]["name"]), f"{group}layers/{below}/"))
     return Model(config, places)
+
+
+# ---- readers -------------------------------------------------------------------------------------
+
+
+def inspect(path):
+    """Read a model as ``fastgru inspect`` does."""
+    return "\n".join(describe(find_models(path)))
+
+
+def loaders(rng, name):
+    """Readers that load the weights into layers, some of the name that the file has."""
+    both, cells, parts = rng.choice((name, "b")), large(rng, 5, 1), large(rng, 4, 1)
+
+    def gru(name=None, **more):
+        return fastgru.GRU(H, name=name, **more)
+
+    def inner():
+        return gru(return_sequences=True)
+
+    layers = [
+        lambda: gru(name),
+        lambda: gru(name),
+        gru,
+        lambda: fastgru.Bidirectional(inner(), name=both),
+        lambda: fastgru.RNN([fastgru.GRUCell(H) for _ in range(cells)]),
+        lambda: fastgru.Sequential([inner() for _ in range(parts)]),
+    ]
+    return [lambda path, layer=layer: load_keras_weights(layer(), path) for layer in layers]
+
+
+def simple(name):
+    """Return a name that a layer of fastgru may have."""
+    return name if name.isprintable() and len(name) < 1000 else "gru"

@@ -7,45 +7,10 @@ import h5py
 import numpy as np
 import structure_configs as configs
 from hdf5_writer import Group, Strings, hdf5
-from structure_configs import ROLES, SHARED, H, large, long_name, often
+from structure_configs import ROLES, SHARED, inspect, large, loaders, long_name, often, simple
 from structure_fuzz import Case
 
-import fastgru
-from fastgru.cli.models import describe
-from fastgru.cli.models import find as find_models
-from fastgru.io import from_keras, load_keras_weights, read_arrays
-
-
-def inspect(path):
-    """Read a model as ``fastgru inspect`` does."""
-    return "\n".join(describe(find_models(path)))
-
-
-def loaders(rng, name):
-    """Readers that load the weights into layers, some of the name that the file has."""
-    both, cells, parts = rng.choice((name, "b")), large(rng, 5, 1), large(rng, 4, 1)
-
-    def gru(name=None, **more):
-        return fastgru.GRU(H, name=name, **more)
-
-    def inner():
-        return gru(return_sequences=True)
-
-    layers = [
-        lambda: gru(name),
-        lambda: gru(name),
-        gru,
-        lambda: fastgru.Bidirectional(inner(), name=both),
-        lambda: fastgru.RNN([fastgru.GRUCell(H) for _ in range(cells)]),
-        lambda: fastgru.Sequential([inner() for _ in range(parts)]),
-    ]
-    return [lambda path, layer=layer: load_keras_weights(layer(), path) for layer in layers]
-
-
-def simple(name):
-    """Return a name that a layer of fastgru may have."""
-    return name if name.isprintable() and len(name) < 1000 else "gru"
-
+from fastgru.io import from_keras, read_arrays
 
 # ---- groups --------------------------------------------------------------------------------------
 

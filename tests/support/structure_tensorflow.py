@@ -1,5 +1,6 @@
 """TensorFlow's files, whose structure is drawn large: checkpoints, SavedModels, TensorFlow.js."""
 
+import functools
 import json
 import os
 
@@ -7,9 +8,8 @@ import numpy as np
 import structure_configs as configs
 from savedmodel_support import GRAPH, STRING, block, entry, field, stored_text
 from savedmodel_support import masked as slow_masked
-from structure_configs import ROLES, SHARED, large, long_name, often
+from structure_configs import ROLES, SHARED, inspect, large, loaders, long_name, often, simple
 from structure_fuzz import Case
-from structure_hdf5 import inspect, loaders, simple
 
 from fastgru.io import from_keras, read_arrays
 from fastgru.io.bundle import crc32c, masked
@@ -17,8 +17,9 @@ from fastgru.io.bundle import crc32c, masked
 NUMBERS = {"f": 1, "d": 2, "i": 3, "B": 4, "l": 9, "?": 10, "e": 19}
 
 
+@functools.lru_cache(100)
 def checksum(data):
-    return slow_masked(data) if len(data) < 100 else masked(crc32c(data))
+    return slow_masked(data) if len(data) < 40 else masked(crc32c(data))
 
 
 # ---- tensor bundles ------------------------------------------------------------------------------
