@@ -45,7 +45,8 @@ class Budget:
     where : str
         The model's name in messages.
     max_bytes : int, optional
-        Bytes that may be made; by default `FREE_BYTES` and `GROWTH` times those of the files.
+        Bytes that may be made; by default `FREE_BYTES` and `GROWTH` times those of the files. More
+        of them allow more steps too, as larger files do.
 
     Raises
     ------
@@ -126,11 +127,14 @@ class Budget:
     def step(self, count: int = 1, what: str = "") -> None:
         """Count work before it is done; ValueError if it is too much for files of this size."""
         self._steps += count
-        if self._steps > FREE_STEPS + self.size // BYTES_PER_STEP:
+        if self._steps <= FREE_STEPS:  # as in nearly all files
+            return
+        trusted = 0 if self._limit is None else (self._limit - FREE_BYTES) // GROWTH
+        if self._steps > FREE_STEPS + max(self.size, trusted) // BYTES_PER_STEP:
             raise BudgetError(
                 f"{self._at(what)} has more parts to visit than files of "
                 f"{self.size} bytes with weights in them have: the same ones over and over, or "
-                "very many empty ones"
+                "very many empty ones; where you trust the file, pass a larger max_bytes"
             )
 
 

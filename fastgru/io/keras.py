@@ -203,7 +203,6 @@ def find(
     if not isinstance(source, (str, os.PathLike)):
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
         budget = Budget(place, sys.maxsize)  # its numbers are in memory already
-        budget.add(sys.maxsize)
         return _loaded(_live_parts(source, budget), place, name, custom_objects, budget)
     path, kinds = Path(source), _kinds(custom_objects)
     budget = budget or Budget(str(path))
