@@ -116,8 +116,9 @@ def run_file(
                     held = 0
                 done(part.stop - part.start)
         _release(y)
-    cast = "" if x.dtype.newbyteorder("=") == like.dtype else f", the input cast from {x.dtype.name}"
-    return f"wrote {target}: {shape} {like.dtype.name}{cast}"
+    said = f"wrote {target}: {shape} {like.dtype.name}"
+    same = x.dtype.newbyteorder("=") == like.dtype
+    return said if same else f"{said}, the input cast from {x.dtype.name}"
 
 
 def _stateless(layer: Any) -> Any:

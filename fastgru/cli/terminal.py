@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 
+_WIDEST = 200  # characters of a column
+
+
 def printable(text: object) -> str:
     """Return a text with escapes, as in Python's strings, for all characters that are no signs.
 
@@ -34,9 +37,15 @@ def say(lines: Iterable[object], file: TextIO | None = None) -> None:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows of text as lines with aligned columns; the first row is the heading."""
+    """Return rows of text as lines with aligned columns; the first row is the heading.
+
+    Texts that are longer than a line do not widen their column.
+    """
     shown = [[printable(text) for text in row] for row in rows]  # before their widths are taken
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    widths = [
+        max((n for n in map(len, column) if n <= _WIDEST), default=0)
+        for column in zip(*shown, strict=True)
+    ]
     return [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in shown

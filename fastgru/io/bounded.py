@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
 import re
 import zipfile
@@ -13,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from fastgru.io.budget import BudgetError, listed, short
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
     from fastgru.io.budget import Budget
@@ -22,15 +25,34 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOCAL_HEADER_BYTES = 30  # without the name
 _ENTRY_BYTES = 46  # of an entry in the directory, without the name
 _ENTRY_OBJECTS, _ENTRY_STEPS = 6, 4  # that Python makes of an entry, and the time it takes
+_MOST_AXES = 32
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
 _LONG_JSON = 1 << 20
+_TEXT_STEPS, _PARSED_IN_A_STEP = 20, 256  # for any text, and bytes
+_PIECE = 1 << 18  # bytes of a zip file's member that are unpacked at once
 # Possessive, so that each byte is looked at once.
 _VOCABULARY = re.compile(
     r'\[(?:\s*+(?:"(?:[^"\\]++|\\.)*+"|[-\d][-+.\deE]*+)\s*+,?+){4096,}+\s*+\]', re.DOTALL
 )
 _VOCABULARY_BYTES = re.compile(_VOCABULARY.pattern.encode(), re.DOTALL)
 LONGEST_FILE_NAME = 255  # bytes, in most file systems
+
+
+def check_shape(shape: Sequence[int], place: str) -> None:
+    """Raise ValueError for a shape that no array can have, even if it has no elements.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    place : str
+        Where it stands, for the message.
+    """
+    if len(shape) > _MOST_AXES or math.prod(n for n in shape if n) >= 1 << 57:
+        raise ValueError(
+            f"{place}: expected at most {_MOST_AXES} axes, together below 2**57, got shape "
+            f"{short(tuple(shape))}"
+        )
 
 
 def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
@@ -54,6 +76,7 @@ def parse_json(text: str | bytes, budget: Budget, what: str = "JSON") -> Any:
         The text is not JSON, has more objects than the budget, or is nested deeper than the config
         of any layer.
     """
+    budget.step(_TEXT_STEPS + len(text) // _PARSED_IN_A_STEP, what)
     if len(text) > _LONG_JSON:
         text = _without_vocabularies(text)
     budget.make(_json_bytes(text), what)
@@ -219,12 +242,17 @@ class Archive:
                 "of zip; unpack the file and pack it so"
             )
         self.budget.make(member.file_size, name)
+        # In pieces, and without a copy at the end: unpacked at once it would take twice as much.
+        whole = io.BytesIO()
         try:
             with self._zip.open(member) as file:
-                data = file.read(member.file_size)
-                if len(data) != member.file_size or file.read(1):
-                    raise ValueError(f"{place} is not the {member.file_size} bytes it should be")
-                return data
+                while piece := file.read(_PIECE):
+                    whole.write(piece)
+                    if whole.tell() > member.file_size:
+                        break
+            if whole.tell() != member.file_size:
+                raise ValueError(f"{place} is not the {member.file_size} bytes it should be")
+            return whole.getvalue()
         except (
             zipfile.BadZipFile,
             zlib.error,

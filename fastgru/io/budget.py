@@ -22,6 +22,8 @@ GROWTH = 4  # bytes made for each byte of the files
 FREE_BYTES = 64 << 20  # made whatever the files' size
 # An object of Python with its place in a list or dict, without what it contains.
 OBJECT_BYTES = 100
+# A layer with one cell that is made from a config, as steps.
+LAYER_STEPS = 300
 # Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
 # compared, an instruction of a pickle.
 FREE_STEPS = 1 << 19
@@ -43,7 +45,8 @@ class Budget:
     where : str
         The model's name in messages.
     max_bytes : int, optional
-        Bytes that may be made; by default `FREE_BYTES` and `GROWTH` times those of the files.
+        Bytes that may be made; by default `FREE_BYTES` and `GROWTH` times those of the files. More
+        of them allow more steps too, as larger files do.
 
     Attributes
     ----------
@@ -152,11 +155,14 @@ class Budget:
     def step(self, count: int = 1, what: str = "") -> None:
         """Count work before it is done; ValueError if it is too much for files of this size."""
         self._steps += count
-        if self._steps > FREE_STEPS + self.size // BYTES_PER_STEP:
+        if self._steps <= FREE_STEPS:  # as in nearly all files
+            return
+        trusted = 0 if self._limit is None else (self._limit - FREE_BYTES) // GROWTH
+        if self._steps > FREE_STEPS + max(self.size, trusted) // BYTES_PER_STEP:
             raise BudgetError(
                 f"{self._at(what)} has more parts to visit than files of "
                 f"{self.size} bytes with weights in them have: the same ones over and over, or "
-                "very many empty ones"
+                "very many empty ones; where you trust the file, pass a larger max_bytes"
             )
 
 
@@ -174,6 +180,11 @@ def reading(where: object, max_bytes: int | None = None) -> Iterator[Budget]:
         if cut == text:
             raise
         raise ValueError(cut) from None  # some of its subclasses take other arguments
+
+
+def text_bytes(text: str) -> int:
+    """Return at most how many bytes the characters of a text take."""
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def short(name: object) -> str:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgru.io.bounded import LONGEST_FILE_NAME
-from fastgru.io.budget import Budget
+from fastgru.io.bounded import LONGEST_FILE_NAME, check_shape
+from fastgru.io.budget import Budget, short
 from fastgru.io.protobuf import Message, varint
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ MOST_ENTRY = 1024  # bytes that say where a whole tensor is; about 80
 MOST_DIMENSIONS = 8
 _MOST_MEMBERS = 1000  # data files that are known as the model's before they are read
 _ENTRY_OBJECTS = 4  # of Python, for an entry of the index
+# What takes longer than a step: to decode an entry, to check a block, to read and check a tensor.
+_LOCATE_STEPS, _BLOCK_STEPS, _TENSOR_STEPS = 20, 10, 30
+_CHECKED_IN_A_STEP = 128  # bytes
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
 
 
@@ -90,6 +93,7 @@ class Bundle:
         self._index = memoryview(read_file(budget, self.path, MOST_INDEX))
         self._end = 0  # of the blocks read so far
         self.entries: dict[str, memoryview] = {}
+        self._located: dict[str, TensorLocation] = {}
         for key, value in self._table():
             self.entries[key.decode("utf-8", "backslashreplace")] = value
         if "" not in self.entries:
@@ -106,15 +110,22 @@ class Bundle:
 
     def locate(self, key: str) -> TensorLocation:
         """Return where a tensor is; ValueError if the index has none of this name."""
+        if key not in self._located:
+            self._located[key] = self._locate(key)
+        return self._located[key]
+
+    def _locate(self, key: str) -> TensorLocation:
         if key not in self.entries:
-            raise ValueError(f"{self.path}: expected a tensor {key!r} in it, found none")
-        # Each number costs a walk over the entry.
+            raise ValueError(f"{self.path}: expected a tensor {short(key)!r} in it, found none")
         if (size := len(self.entries[key])) > MOST_ENTRY:
             raise ValueError(
                 f"{self.path}: {key}: expected a whole tensor, described in at most {MOST_ENTRY} "
                 f"bytes, got {size}; one kept in many slices has more"
             )
-        message = Message(self.entries[key], f"{self.path}: {key}")
+        # A walk over the entry for each of its numbers.
+        self.budget.step(_LOCATE_STEPS + size // 2, "its index")
+        self.budget.make_objects(_ENTRY_OBJECTS, what="its index")
+        message = Message(self.entries[key], f"{self.path}: {short(key)}")
         if any(True for _ in message.bytes(7)):
             raise ValueError(f"{message.place}: expected a whole tensor, got one kept in slices")
         shape = tuple(
@@ -126,6 +137,7 @@ class Bundle:
             raise ValueError(
                 f"{message.place}: expected at most {MOST_DIMENSIONS} dimensions, got {len(shape)}"
             )
+        check_shape(shape, message.place)
         checksums = [int.from_bytes(value, "little") for value in message.bytes(6)]
         checksum = checksums[-1] if checksums else 0
         shard, offset, size = (message.number(field) for field in (3, 4, 5))
@@ -187,6 +199,7 @@ class Bundle:
             raise ValueError(
                 f"{self.path}: {key}: expected a shard below {self._shards}, got {location.shard}"
             )
+        self.budget.step(_TENSOR_STEPS + location.size // _CHECKED_IN_A_STEP, "its tensors")
         # The index gives two numbers and no name, so that it cannot lead to another file.
         path = self._shard(location.shard)
         return read_file(self.budget, path, location.size, location.offset, exactly=True)
@@ -228,6 +241,7 @@ class Bundle:
         offset, at = varint(handle, 0, place)
         size, _ = varint(handle, at, place)
         end = offset + size + _TRAILER
+        self.budget.step(_BLOCK_STEPS + size // _CHECKED_IN_A_STEP, "its index")
         if offset < self._end or size < 4 or end > len(self._index) - _FOOTER:
             raise ValueError(
                 f"{place}: expected a block between bytes {self._end} and "
@@ -263,7 +277,9 @@ class Bundle:
                 )
             key = key[:shared] + bytes(pairs[at : at + rest])
             if last is not None and key <= last:
-                raise ValueError(f"{self.path}: expected sorted names, got {key!r} after {last!r}")
+                raise ValueError(
+                    f"{self.path}: expected sorted names, got {short(key)} after {short(last)}"
+                )
             at += rest + size
             yield key, pairs[at - size : at]
             last = key
@@ -349,14 +365,21 @@ def read_file(
 
 
 @functools.cache
-def _crc_table() -> np.ndarray:
-    """CRC-32C of each byte: the Castagnoli polynomial, reflected."""
+def _crc_tables() -> tuple[list[int], np.ndarray, np.ndarray]:
+    """CRC-32C (the Castagnoli polynomial, reflected) of each byte, and of words of two bytes.
+
+    The last table is of words that two further bytes follow.
+    """
     table = np.arange(256, dtype=np.uint32)
     for _ in range(8):
         table = (table >> np.uint32(1)) ^ (table & np.uint32(1)) * np.uint32(0x82F63B78)
-    return table
+    words = [np.arange(1 << 16, dtype=np.uint32)]
+    for _ in range(4):
+        words.append((words[-1] >> np.uint32(8)) ^ table[words[-1] & np.uint32(0xFF)])
+    return table.tolist(), words[4], words[2]
 
 
+_SHORT = 2048  # bytes of which a loop takes less time than arrays
 # A checksum starts from a register of ones; these four bytes turn one of zeros into that.
 _ONES = bytes.fromhex("54641f64")
 
@@ -364,24 +387,28 @@ _ONES = bytes.fromhex("54641f64")
 def crc32c(data: bytes | memoryview) -> int:
     """Return the CRC-32C of bytes.
 
-    A loop over bytes in Python takes a second for 10 MB. So this arranges the bytes as a square
-    matrix and advances the registers of all rows together, each from zeros. The effect of a row on
-    the register before it is linear in the register's bits. 32 further registers, each of one bit
-    and without data, show that effect for every bit, and the last loop joins the rows with it.
+    A loop over bytes in Python takes a second for 10 MB. So this arranges longer data as a matrix
+    that is nearly square, and advances the registers of all rows together, each from zeros and four
+    bytes at a time. The effect of a row on the register before it is linear in the register's bits.
+    32 further registers, each of one bit and without data, show that effect for every bit, and the
+    last loop joins the rows with it.
     """
+    table, far, near = _crc_tables()
+    if len(data) <= _SHORT:
+        register = 0xFFFFFFFF
+        for byte in bytes(data):
+            register = table[(register ^ byte) & 0xFF] ^ register >> 8
+        return register ^ 0xFFFFFFFF
     size = len(_ONES) + len(data)
-    width = math.isqrt(size)
+    width = math.isqrt(size) & ~3
     count = -(-size // width)
     rows = np.zeros(count * width, np.uint8)  # zeros in front do not change a register of zeros
     rows[-size:] = np.frombuffer(b"".join([_ONES, data]), np.uint8)
     registers = np.zeros(count + 32, np.uint32)
     registers[count:] = np.uint32(1) << np.arange(32, dtype=np.uint32)
-    table = _crc_table()
-    for column in np.ascontiguousarray(rows.reshape(count, width).T):
-        low = registers.astype(np.uint8)
-        low[:count] ^= column
-        registers >>= np.uint32(8)
-        registers ^= table[low]
+    for column in np.ascontiguousarray(rows.view("<u4").reshape(count, width // 4).T):
+        registers[:count] ^= column
+        registers = far[registers & np.uint32(0xFFFF)] ^ near[registers >> np.uint32(16)]
     values = registers.tolist()
     register = 0
     for value in values[:count]:

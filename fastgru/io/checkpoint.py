@@ -8,9 +8,10 @@ it keeps tensors of the weights' shapes and names; its objects are left out.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastgru.io.budget import listed
+from fastgru.io.budget import listed, short, text_bytes
 from fastgru.io.bundle import Bundle
 from fastgru.io.keras_config import are_automatic
 from fastgru.io.named_arrays import ROLES, is_gru, keras_named, role_of
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 # The layers of a model of Keras 2, numbered in its order.
 _TOP = re.compile(r"(?:.*?/)?layer_with_weights-(\d{1,6})(?=/|$)")
+_MOST_LISTED = 20  # objects in a message
 
 
 class _Object(NamedTuple):
@@ -59,16 +61,18 @@ def find(prefix: Path, budget: Budget) -> list[ImportedLayer]:
     checkpoint = _Checkpoint(prefix, budget)
     cells = list(checkpoint.cells())
     full = [checkpoint.full_name(cell) for cell in cells]
+    counts = Counter(full)
     arrays: dict[str, np.ndarray] = {}
     places: set[str] = set()
     for cell, name in zip(cells, full, strict=True):
-        place = name if name and full.count(name) == 1 else cell.path
+        place = name if name and counts[name] == 1 else cell.path
         if place in places:
             raise ValueError(
                 f"{checkpoint.bundle.path}: expected a name of its own for each layer, got two "
-                f"called {place}: make the layers and use load_keras_weights(layer, path)"
+                f"called {short(place)}: make the layers and use load_keras_weights(layer, path)"
             )
         places.add(place)
+        budget.make(4 * text_bytes(place), "the names of its layers")
         for key, role in zip(cell.keys[0], ROLES, strict=False):
             arrays[f"{place}/{role}"] = checkpoint.bundle.floats(key)
     found = keras_named(arrays, str(checkpoint.bundle.path), budget)
@@ -110,9 +114,9 @@ def _chosen(checkpoint: _Checkpoint, parts: list[Any]) -> list[_Object]:
     if automatic and (ordered := checkpoint.ordered(parts)):
         return ordered
     got = dict.fromkeys(
-        f"{o.path or '.'} ({', '.join(sorted(o.names - {o.path})) or 'no other name'})"
+        f"{short(o.path or '.')} ({listed(sorted(o.names - {o.path}), 5) or 'no other name'})"
         for found in places
-        for o in found
+        for o in found[:_MOST_LISTED]
     )
     raise ValueError(
         f"expected weights of one {' and one '.join(part.name for part in parts)}, got "
@@ -127,6 +131,7 @@ class _Checkpoint:
         self.bundle = Bundle(prefix.parent, prefix.name, budget)
         self._paths: dict[int, str] = {}
         self._names: dict[str, str] = {}  # key of a variable -> its own name
+        self._keys: dict[int, dict[str, str]] = {}  # object -> its variables by role
         self._graph: ObjectGraph | None = None
         if GRAPH in self.bundle.entries:
             self._graph = ObjectGraph(self.bundle)
@@ -184,6 +189,10 @@ class _Checkpoint:
 
     def _names_of(self, place: str, keys: list[str]) -> set[str]:
         """Return the names that an object goes by: parts of paths to it, and the whole paths."""
+        copied = sum(text_bytes(self._names.get(key, key)) for key in keys)
+        copied = 2 * copied + 4 * text_bytes(place)
+        self.bundle.budget.make_objects(8, copied, "the names of its layers")
+        self.bundle.budget.step(copied // 8, "the names of its layers")
         own = [self._names.get(key, key).split("/")[:-1] for key in keys]
         layers = [[part for part in parts if part != "gru_cell"] for parts in own]
         names = {part for parts in layers for part in parts} | {"/".join(p) for p in layers}
@@ -195,12 +204,16 @@ class _Checkpoint:
         A cell that has more variables than a GRU's computes something else with them.
         """
         cell = graph.at(path, number)
-        keys = {}
-        for name, child in graph.children(cell).items() if cell is not None else ():
-            variable = graph.variable(child)
-            if variable is not None:
-                keys[role_of(name)] = variable[1]
-        return keys
+        if cell is None:
+            return {}
+        if cell not in self._keys:  # many layers may have one cell
+            keys = {}
+            for name, child in graph.children(cell).items():
+                variable = graph.variable(child)
+                if variable is not None:
+                    keys[role_of(name)] = variable[1]
+            self._keys[cell] = keys
+        return self._keys[cell]
 
     def _by_name(self) -> dict[str, dict[str, str]]:
         """Return the keys by role of each place in a checkpoint that has no graph."""

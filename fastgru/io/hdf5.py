@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgru.io.budget import short
+from fastgru.io.bounded import check_shape
+from fastgru.io.budget import short, text_bytes
 from fastgru.io.hdf5_links import dense_links
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class File:
         """
         if address not in self._opened:
             path = f"{parent}/{name}".lstrip("/") if name else parent
-            self.budget.make_objects(_NODE_OBJECTS, len(path), path)
+            self.budget.make_objects(_NODE_OBJECTS, 2 * text_bytes(path), path)
             messages = list(self._messages(address))
             cls = Group if any(m.kind in _GROUP for m in messages) else Array
             self._opened[address] = cls(self, messages, path)
@@ -203,8 +204,9 @@ class File:
         if held is None:
             raise ValueError(f"{what}: expected object {index} in a heap that does not have it")
         held.at = 0
-        self.budget.make_objects(1, 2 * length, what)  # the bytes, and the text
-        return held.take(length)
+        data = held.take(length)
+        self.budget.make_objects(1, _text_and_bytes(data), what)
+        return data
 
     def _heap(self, address: int) -> Iterator[tuple[int, Cursor]]:
         """Yield the objects of a global heap with their numbers."""
@@ -246,7 +248,7 @@ class Node:
             cursor.wrong("its type and shape in its header", "one shared with other objects")
         return cursor
 
-    def _split_attribute(self, body: bytes) -> tuple[str, list[Cursor]]:
+    def _split_attribute(self, body: bytes) -> tuple[str, list[bytes]]:
         """Return an attribute's name, and its type, shape and value."""
         cursor = Cursor(body, f"{self.place}: attribute")
         version, flags = cursor.number(1), cursor.number(1)
@@ -258,8 +260,7 @@ class Node:
         parts = [cursor.take(s + (-s % 8 if version == 1 else 0)) for s in sizes]
         name = parts[0].partition(b"\0")[0].decode("utf-8", "replace")
         parts.append(cursor.take(len(body) - cursor.at))
-        place = f"{self.place}: attribute {short(name)}"
-        return name, [Cursor(part, place) for part in parts[1:]]
+        return name, parts[1:]
 
     @property
     def attributes(self) -> set[str]:
@@ -274,8 +275,13 @@ class Node:
         if name not in self._attributes:
             return None
         if name not in self._decoded:
-            self._decoded[name] = self._decode(*self._attributes[name])
-        return self._decoded[name]
+            place = f"{self.place}: attribute {short(name)}"
+            parts = [Cursor(part, place) for part in self._attributes[name]]
+            self._decoded[name] = self._decode(*parts)
+        value = self._decoded[name]
+        if isinstance(value, list):  # who asks for names looks at each of them
+            self.file.budget.step(len(value), self.place)
+        return value
 
     def _decode(self, form: Cursor, space: Cursor, data: Cursor) -> Any:
         """Return the value of an attribute, whose parts are each at their start."""
@@ -290,7 +296,8 @@ class Node:
             array = _values(_dtype(form), shape, data)
             if array.dtype.kind != "S":
                 return array
-            self.file.budget.make_objects(array.size, 3 * array.nbytes, data.place)
+            nbytes = _text_and_bytes(data.data) + array.nbytes
+            self.file.budget.make_objects(array.size, nbytes, data.place)
             values = array.ravel().tolist()
         text = [value.decode("utf-8", "replace") for value in values]
         return text if shape else text[0]
@@ -341,7 +348,13 @@ class Array(Node):
 
 
 class Group(Node):
-    """A group: its groups and arrays by name."""
+    """A group: its groups and arrays by name.
+
+    Attributes
+    ----------
+    names : list of str
+        Of the group's members, in alphabetical order.
+    """
 
     def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         super().__init__(file, messages, path)
@@ -350,6 +363,7 @@ class Group(Node):
             self._read_symbol_table(self.cursor(_SYMBOL_TABLE))
         else:
             self._read_links(self.cursor(_LINK_INFO), [m for m in messages if m.kind == _LINK])
+        self.names = list(self._links)
 
     def _add(self, name: bytes, address: int, direct: bool, at: Cursor) -> None:
         self.file.budget.make_objects(2, 4 * len(name), self.path)
@@ -414,18 +428,13 @@ class Group(Node):
             name = names[name_at:end] if end > name_at else b""
             self._add(name, target, cache != _SOFT_LINK, entries)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the group's members, in alphabetical order."""
-        return list(self._links)
-
     def get(self, path: str) -> Group | Array | None:
         """Return the group or array at a path below this group; None if there is none."""
         node: Group | Array = self
         for name in path.split("/"):
+            self.file.budget.step()
             if not isinstance(node, Group) or name not in node._links:
                 return None
-            self.file.budget.step()
             node = self.file.open(node._links[name], node.path, name)
         return node
 
@@ -446,6 +455,11 @@ class Group(Node):
 
 
 # ---- types, shapes, values -----------------------------------------------------------------------
+
+
+def _text_and_bytes(data: bytes) -> int:
+    """Return how many bytes a text takes with the bytes that it is decoded from."""
+    return 2 * len(data) if data.isascii() else 5 * len(data)
 
 
 def _shape(space: Cursor) -> tuple[int, ...]:
@@ -485,6 +499,7 @@ def _whole(shape: tuple[int, ...], itemsize: int, data: Cursor) -> int:
     count = math.prod(shape) * itemsize
     if count > len(data.data) or any(n >= 2**31 for n in shape):
         data.wrong(f"the {count} bytes of shape {shape}", str(len(data.data)))
+    check_shape(shape, data.place)
     return count
 
 

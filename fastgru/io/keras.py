@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 from fastgru import activations
 from fastgru.io import checkpoint, hdf5, savedmodel, tfjs
 from fastgru.io.bounded import Archive, file_beside, parse_json
-from fastgru.io.budget import Budget, listed, reading
+from fastgru.io.budget import LAYER_STEPS, Budget, listed, reading, short_message
 from fastgru.io.bundle import prefix_of, read_file
 from fastgru.io.foreign import is_json, reader_of
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
@@ -40,6 +40,7 @@ from fastgru.io.keras_config import (
     LAYERS,
     LayerConfig,
     count_cells,
+    grouped,
     mark,
     modern_form,
     recurrent_layers,
@@ -57,6 +58,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import numpy as np
+
+    from fastgru.io.keras_legacy import StoredCell
 
 CONFIG, WEIGHTS = "config.json", "model.weights.h5"
 MOST_CONFIG = 1 << 30  # bytes of JSON; the budget counts what it takes to read it
@@ -141,7 +144,8 @@ def from_keras(
     with reading(what, max_bytes) as budget:
         found = find(source, name, custom_objects, budget)
         result = by_name(found, name, what)
-    for text in dict.fromkeys(text for one in found for text in _warnings(one, what)):
+    told = (short_message(text) for one in found for text in _warnings(one, what))
+    for text in dict.fromkeys(told):
         warnings.warn(text, UserWarning, stacklevel=2)
     if verify is not None:
         layers = found if name is None else [one for one in found if one.name == name]
@@ -199,7 +203,7 @@ def find(
     if not isinstance(source, (str, os.PathLike)):
         place = f"live {type(source).__module__.partition('.')[0]} {type(source).__name__}"
         budget = Budget(place, sys.maxsize)  # its numbers are in memory already
-        return _loaded(_live_parts(source), place, name, custom_objects, budget)
+        return _loaded(_live_parts(source, budget), place, name, custom_objects, budget)
     path, kinds = Path(source), _kinds(custom_objects)
     budget = budget or Budget(str(path))
     if prefix := prefix_of(path, budget):
@@ -257,10 +261,12 @@ def _loaded(
     names = [part.config.name for part in parts]
     twice = [one for one, count in Counter(names).items() if count > 1]
     if twice:
-        raise ValueError(f"{place}: expected a name of its own for each layer, got twice: {twice}")
+        raise ValueError(
+            f"{place}: expected a name of its own for each layer, got twice: {listed(twice)}"
+        )
     if name is not None:
         if name not in names:
-            got = f"expected one of {', '.join(names)}" if names else "it has no GRU"
+            got = f"expected one of {listed(names)}" if names else "it has no GRU"
             raise ValueError(f"{place}: {got}, got name={name!r}")
         parts = [parts[names.index(name)]]
     found = []
@@ -272,6 +278,7 @@ def _loaded(
                     f"{config.wrapper}, which makes others of them: load the model there, take the "
                     "wrapper off, and save the layer with the weights that it computes with"
                 )
+            budget.step(config.cells * LAYER_STEPS, config.name)
             layer = deserialize_layer(config.form, custom_objects)
             with budget.temporary():
                 convention = fill(layer, arrays(layer), budget)
@@ -305,14 +312,12 @@ def _configs(
     with errors_at(place):
         model = parse_json(text, budget, place)
         mark(model, kinds)
-        masks = mask_notes(model)
-        for config in recurrent_layers(model):
+        for config in recurrent_layers(model, budget):
             configs.append(config)
-            budget.make_objects(config.cells * 20, what=config.name)
             left -= config.cells
             if left < 0:
                 raise ValueError(f"expected fewer GRUs than {size} bytes hold, got more")
-    return configs, masks
+        return configs, mask_notes(model, budget)
 
 
 def _kinds(custom_objects: dict[str, Any] | None) -> dict[str, str]:
@@ -338,14 +343,13 @@ def _placed_parts(
     root: Any, configs: list[LayerConfig], masks: dict[str, str]
 ) -> list[UnbuiltLayer]:
     """Return the layers whose weights are in groups that Keras 3 names by their places."""
-    same: dict[tuple[str, str], list[LayerConfig]] = {}
-    for config in configs:
-        same.setdefault(_identity(config), []).append(config)
     parts = []
-    for config in configs:
+    for config, same in zip(configs, grouped(configs), strict=True):
 
-        def arrays(layer: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
-            return arrays_at(root, group_in(root, layer, config, same[_identity(config)]), layer)
+        def arrays(
+            layer: Any, config: LayerConfig = config, same: list[LayerConfig] = same
+        ) -> list[list[np.ndarray]]:
+            return arrays_at(root, group_in(root, layer, config, same), layer)
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
@@ -355,11 +359,6 @@ def _note(masks: dict[str, str], config: LayerConfig) -> str:
     """Return the note for a layer, or for the wrapper that it is in."""
     names = ("/".join(config.path[:end]) for end in range(len(config.path), 0, -1))
     return next((masks[name] for name in names if name in masks), "")
-
-
-def _identity(config: LayerConfig) -> tuple[str, str]:
-    """Return what two configs of one shared layer have in common."""
-    return config.path[-1], repr(config.form)
 
 
 def _legacy_parts(
@@ -397,26 +396,26 @@ def _tfjs_parts(path: Path, kinds: dict[str, str], budget: Budget) -> list[Unbui
     model = tfjs.Model(path, budget)
     with errors_at(str(path)):
         mark(model.config, kinds)
-        configs, masks = tfjs.configs_of(model), mask_notes(model.config)
+        configs, masks = tfjs.configs_of(model), mask_notes(model.config, budget)
         if model.by_places:
             return _placed_parts(model.root, configs, masks)
-        tfjs.arrays_of(model, configs)  # raises where two layers would get the same weights
+        stored = tfjs.cells_of_configs(model, configs)
     parts = []
-    for config in configs:
+    for config, cells in zip(configs, stored, strict=True):
 
-        def arrays(_: Any, config: LayerConfig = config) -> list[list[np.ndarray]]:
-            return tfjs.arrays_of(model, [config])[0]
+        def arrays(_: Any, cells: list[StoredCell] = cells) -> list[list[np.ndarray]]:
+            return [cell.read(model) for cell in cells]
 
         parts.append(UnbuiltLayer(config, arrays, _note(masks, config)))
     return parts
 
 
-def _live_parts(source: Any) -> list[UnbuiltLayer]:
+def _live_parts(source: Any, budget: Budget) -> list[UnbuiltLayer]:
     if not callable(getattr(source, "get_config", None)) or not hasattr(source, "get_weights"):
         raise TypeError(
             f"source: expected a path, or a live Keras model or layer, got {type(source).__name__}"
         )
-    parts, masks = [], _live_masks(source)
+    parts, masks = [], _live_masks(source, budget)
     for path, layer, form, wrapper in _live_layers(source, ()):
 
         def arrays(_: Any, layer: Any = layer) -> list[list[np.ndarray]]:
@@ -430,7 +429,7 @@ def _live_parts(source: Any) -> list[UnbuiltLayer]:
     return parts
 
 
-def _live_masks(source: Any) -> dict[str, str]:
+def _live_masks(source: Any, budget: Budget) -> dict[str, str]:
     if not hasattr(source, "layers"):
         return {}
     try:
@@ -445,7 +444,7 @@ def _live_masks(source: Any) -> dict[str, str]:
                 stacklevel=5,
             )
         return {}
-    return mask_notes({"class_name": type(source).__name__, "config": config})
+    return mask_notes({"class_name": type(source).__name__, "config": config}, budget)
 
 
 def _mask_makers(layer: Any) -> Iterator[str]:

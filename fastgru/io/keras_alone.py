@@ -11,6 +11,7 @@ import re
 from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Any
 
+from fastgru.io.budget import listed
 from fastgru.io.keras_cells import cells_of, is_unnamed
 from fastgru.io.keras_legacy import (
     WantedCell,
@@ -74,7 +75,7 @@ def alone(
         arrays = dict(zip(order, in_order(group, plain), strict=True))
         return [arrays[i] for i in range(len(wanted))]
     if len(stored) != len(wanted):
-        got = ", ".join(cell.prefix for cell in stored)
+        got = listed(cell.prefix for cell in stored)
         raise ValueError(f"{layer.name}: expected {len(wanted)} cells, got {len(stored)}: {got}")
     by_name = None if _has_unnamed_cells(layer) else by_names(wanted, stored)
     if by_name is not None and fit(wanted, by_name):
@@ -146,7 +147,7 @@ def _in_stack(
     wanted: Sequence[WantedCell], cells: Sequence[StoredCell], name: str, notes: list[str]
 ) -> list[StoredCell]:
     """Return the cells of a stack in the order of the stack, where sizes or numbers say it."""
-    got = ", ".join(cell.prefix for cell in cells) or "none"
+    got = listed(cell.prefix for cell in cells) or "none"
     if len(wanted) == len(cells):
         if len(cells) == 1:
             return list(cells)
@@ -162,7 +163,7 @@ def _in_stack(
             if len({(c.inputs, c.units, len(c.names)) for c in cells}) < len(cells):
                 notes.append(
                     f"{name}: the cells are taken in the order of the file, as Keras does: "
-                    f"{', '.join(cell.prefix for cell in chosen)}. Cells that were not trainable "
+                    f"{listed(cell.prefix for cell in chosen)}. Cells that were not trainable "
                     "come last there. If there were some, give those of this layer "
                     "trainable=False, as Keras needs it too; or give all cells the names that "
                     "they have there, GRUCell(units, name=...)"

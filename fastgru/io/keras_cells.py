@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from fastgru import gates
+from fastgru.io.budget import short, text_bytes
 from fastgru.io.imported_layer import parts_of
 from fastgru.io.keras_config import numbered
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
@@ -25,6 +26,7 @@ CONVENTIONS = {
     "cudnn_gru": "CuDNNGRU: gates z r h, each block transposed, bias (6H,), reset after",
 }
 _CELL_OBJECTS = 40  # of Python, for a layer with its cell, its config and its variables
+_NAME_COPIES = 4  # of a cell's name, in those of its variables
 _SNAKES = (
     (GRU, "gru"),
     (RNN, "rnn"),
@@ -206,7 +208,9 @@ def names_in(group: NamedArrays, what: str) -> list[str]:
         if isinstance(part, list):
             names += part
         elif np.size(part) or isinstance(part, str):  # an empty list is an array of floats
-            raise ValueError(f"{group.place}: expected a list of names as {what}, got {part!r}")
+            raise ValueError(
+                f"{group.place}: expected a list of names as {what}, got {short(repr(part))}"
+            )
     return names
 
 
@@ -231,10 +235,13 @@ def fill(layer: Any, arrays: Sequence[Sequence[np.ndarray]], budget: Budget | No
         The arrays have other shapes, another number or other dtypes than the layer's.
     """
     cells = [part.cell for part in cells_of(layer)]
+    if len(arrays) != len(cells):
+        raise ValueError(f"expected weights of {len(cells)} cells, got those of {len(arrays)}")
     if budget is not None:
         for cell, parts in zip(cells, arrays, strict=True):
             size = float_dtype(cell.dtype).itemsize
-            budget.make_objects(_CELL_OBJECTS, sum(a.size * size for a in parts), cell.name)
+            nbytes = sum(a.size * size for a in parts) + _NAME_COPIES * text_bytes(cell.name)
+            budget.make_objects(_CELL_OBJECTS, nbytes, cell.name)
     found = [_read_cell(cell, list(a)) for cell, a in zip(cells, arrays, strict=True)]
     weights = [weights for weights, _ in found]
     if layer.built:

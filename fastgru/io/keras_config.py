@@ -5,14 +5,18 @@ A config is data. This module skips layers of other kinds, whatever their config
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.io.budget import text_bytes
 from fastgru.layers.config import variable_dtype
 from fastgru.serialization import KERAS_PACKAGES, is_foreign
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from fastgru.io.budget import Budget
 
 # The classes of recurrent layers in a model; cells are inside of these.
 LAYERS = ("GRU", "CuDNNGRU", "RNN", "Bidirectional")
@@ -21,6 +25,12 @@ SNAKES = "gru|rnn|bidirectional|cu_dnngru"
 _AUTOMATIC = re.compile(rf"({SNAKES})(_\d+)?")
 _INSIDE = ("cell", "cells", "layer", "backward_layer")
 MOST_NESTED = 32
+_MOST_STACKED = (
+    8  # layers and cells in each other that are one layer: a Bidirectional of an RNN ...
+)
+# Of Python, for the config of a layer with one cell; and how often its names are copied on the way.
+_CONFIG_OBJECTS, _COPIES = 20, 4
+_COPIED_IN_A_STEP = 1 << 10  # characters
 _ALIAS = "stands for"
 _WIDTHS = ["float32", "float64"]
 
@@ -85,6 +95,7 @@ class LayerConfig(NamedTuple):
 
 def recurrent_layers(
     model: Any,
+    budget: Budget,
     path: tuple[str, ...] = (),
     group: str = "",
     frozen: bool = False,
@@ -96,21 +107,26 @@ def recurrent_layers(
     ----------
     model : dict
         ``{"class_name", "config"}`` of a model, or of one layer.
+    budget : Budget
+        Counts the configs and the names in them: a long name may be around many layers.
     path, group, frozen, owner_frozen
         Of ``model`` itself; see `LayerConfig`.
 
     Raises
     ------
     ValueError
-        Models are nested more than `MOST_NESTED` deep.
+        Models are nested more than `MOST_NESTED` deep, or the configs take more than the budget.
     """
     if not is_object(model):
         return
     if len(path) > MOST_NESTED:
         raise ValueError(f"expected models nested at most {MOST_NESTED} deep, got more")
+    budget.step(1 + len(group) // _COPIED_IN_A_STEP, "its config")
     inner = model["config"]
     if cells := count_cells(model):
         owner_frozen = owner_frozen or (len(path) < 2 and _is_frozen(inner))
+        named = sum(map(text_bytes, path)) + text_bytes(group)
+        budget.make_objects(_CONFIG_OBJECTS * cells, _COPIES * named, "its config")
         yield LayerConfig(
             path or (layer_name(model),),
             *(group, model["class_name"], modern_form(model), frozen, cells, owner_frozen),
@@ -126,11 +142,14 @@ def recurrent_layers(
         for layer, below in zip(layers, groups, strict=True):
             yield from recurrent_layers(
                 layer,
+                budget,
                 *((*path, layer_name(layer)), f"{group}layers/{below}/", frozen, owner_frozen),
             )
     elif isinstance(inner, dict):  # a wrapper, of Keras or of others
         found = {
-            key: list(recurrent_layers(part, path, f"{group}{place}/", frozen, owner_frozen))
+            key: list(
+                recurrent_layers(part, budget, path, f"{group}{place}/", frozen, owner_frozen)
+            )
             for key, place, part in _inside_of(inner)
         }
         several = sum(map(bool, found.values())) > 1
@@ -139,7 +158,25 @@ def recurrent_layers(
                 # The wrapper's name is enough where there is one GRU in it.
                 names = (*path, key, *config.path[len(path) :]) if several else config.path
                 around = (model["class_name"], *filter(None, [config.wrapper]))
+                copied = text_bytes(model["class_name"]) + text_bytes(config.wrapper)
+                budget.make_objects(2, copied, "its config")
+                budget.step(copied // _COPIED_IN_A_STEP, "its config")
                 yield config._replace(path=names, wrapper=" of ".join(around))
+
+
+def identity(config: LayerConfig) -> tuple[str, bytes]:
+    """Return what two configs of one shared layer have in common: its name and a hash of it."""
+    form = repr(config.form).encode("utf-8", "surrogatepass")
+    return config.path[-1], hashlib.sha256(form).digest()
+
+
+def grouped(configs: Sequence[LayerConfig]) -> list[list[LayerConfig]]:
+    """Return, for each config, all that are of the same layer, which several models may share."""
+    own = [identity(config) for config in configs]
+    same: dict[tuple[str, bytes], list[LayerConfig]] = {}
+    for config, key in zip(configs, own, strict=True):
+        same.setdefault(key, []).append(config)
+    return [same[key] for key in own]
 
 
 def _inside_of(config: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -176,7 +213,7 @@ def layer_name(layer: dict[str, Any]) -> str:
 
 def count_cells(layer: dict[str, Any]) -> int:
     """Count the GRU cells of one of Keras' own `LAYERS`; 0 for others and with other cells."""
-    return _count(layer) if kind_of(layer) in LAYERS else 0
+    return _count(layer, 0) if kind_of(layer) in LAYERS else 0
 
 
 def kind_of(layer: dict[str, Any]) -> str:
@@ -208,11 +245,11 @@ def mark(model: Any, kinds: dict[str, str]) -> None:
             todo += part.values() if isinstance(part, dict) else part
 
 
-def _count(layer: Any) -> int:
+def _count(layer: Any, depth: int) -> int:
     if isinstance(layer, list):
-        counts = [_count(part) for part in layer]
+        counts = [_count(part, depth) for part in layer]
         return sum(counts) if all(counts) else 0
-    if not is_object(layer) or not isinstance(layer["config"], dict):
+    if not is_object(layer) or not isinstance(layer["config"], dict) or depth > _MOST_STACKED:
         return 0
     if is_foreign(layer, KERAS_PACKAGES) and _ALIAS not in layer:
         return 0  # another package's class of the same name
@@ -223,7 +260,7 @@ def _count(layer: Any) -> int:
         return 0
     config = layer["config"]
     inside = ("cell",) if kind == "RNN" else _INSIDE
-    count = _count([config[key] for key in inside if config.get(key) is not None])
+    count = _count([config[key] for key in inside if config.get(key) is not None], depth + 1)
     twin = kind == "Bidirectional" and config.get("backward_layer") is None
     return 2 * count if twin else count
 

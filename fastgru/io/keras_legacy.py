@@ -14,14 +14,16 @@ import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.io.budget import listed, short
 from fastgru.io.keras_cells import names_in
-from fastgru.io.keras_config import kind_of, layer_name
+from fastgru.io.keras_config import identity, kind_of, layer_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import numpy as np
 
+    from fastgru.io.budget import Budget
     from fastgru.io.hdf5 import Group
     from fastgru.io.keras_cells import NamedArrays
     from fastgru.io.keras_config import LayerConfig
@@ -33,6 +35,7 @@ _NAME = re.compile(
     r"(?:(.*?)[/_])??(recurrent_kernel|kernel|bias|[WUb]_[zrh])((?:_\d+)?)(?::\d+)?", re.DOTALL
 )
 BY_PLACE = "the arrays are taken in its order, as Keras does"
+_MOST_PARTS = 256  # of an array's name, between slashes
 _MOST_PAIRS = 1 << 16  # of names that are compared; a file of many equal names goes by position
 
 
@@ -143,10 +146,17 @@ def stored_cells(group: NamedArrays) -> list[StoredCell]:
     found: dict[str, dict[str, str]] = {}
     for name in names_in(group, "weight_names"):
         match = _NAME.fullmatch(name)
+        if name.count("/") > _MOST_PARTS:
+            raise ValueError(
+                f"{group.place}: expected at most {_MOST_PARTS} names in each other, got "
+                f"{short(name)}"
+            )
         if match is not None:
             roles = found.setdefault(f"{match[1] or ''}{match[3]}", {})
             if match[2] in roles:
-                raise ValueError(f"{group.place}: expected each name once, got twice: {name}")
+                raise ValueError(
+                    f"{group.place}: expected each name once, got twice: {short(name)}"
+                )
             roles[match[2]] = name
     cells = []
     for prefix, roles in found.items():
@@ -193,6 +203,7 @@ class LegacyModel:
         for config in configs:
             self._configs.setdefault(config.path[0], []).append(config)
         self._found: dict[str, dict[str, list[StoredCell]]] = {}
+        self._stored: dict[str, list[StoredCell]] = {}
 
     def arrays(self, config: LayerConfig) -> list[list[np.ndarray]]:
         """Return the arrays of each cell of a layer.
@@ -205,9 +216,11 @@ class LegacyModel:
         top = config.path[0]
         group = self._root.group(top)
         if group is None:
-            got = ", ".join(self._root.names)
-            raise ValueError(f"{self._root.place}: expected layer {top}, got {got}")
-        stored = stored_cells(group)
+            got = listed(self._root.names)
+            raise ValueError(f"{self._root.place}: expected layer {short(top)}, got {got}")
+        if top not in self._stored:
+            self._stored[top] = stored_cells(group)
+        stored = self._stored[top]
         if not stored and len(self._configs[top]) == 1:
             return in_order(group, wanted_of_config(config), config.owner_frozen)
         if top not in self._found:
@@ -221,7 +234,7 @@ class LegacyModel:
         keys: list[Any] = list(range(len(wanted)))
         if len(wanted) > len(stored):
             # What models share, or a stack has twice, is in the list of arrays once.
-            forms = {config.name: repr((config.path[-1], config.form)) for config in configs}
+            forms = {config.name: identity(config) for config in configs}
             keys = [
                 (forms[name], cell.names, cell.half)
                 for name, cells in by_layer.items()
@@ -278,8 +291,8 @@ def choose(
         return by_name, ""
     if len(by_position) == 1:
         return by_position[0], _note(wanted, by_position[0], by_name)
-    need = ", ".join(dict.fromkeys("/".join((*c.models, *c.names)) for c in wanted))
-    got = ", ".join(cell.prefix for cell in stored) or "none"
+    need = listed(dict.fromkeys(short("/".join((*c.models, *c.names))) for c in wanted))
+    got = listed(cell.prefix for cell in stored) or "none"
     if by_position:
         why = "the order is not certain, since some were not trainable, nor do their names tell"
     else:
@@ -300,10 +313,11 @@ def _note(
     if by_name is None and max(sizes.values()) == 1:
         return ""
     what = "does not have the names" if by_name is None else "has the names in another order"
-    pairs = [f"{'/'.join(w.names)} from {c.prefix}" for w, c in zip(wanted, chosen, strict=True)]
+    both = zip(wanted, chosen, strict=True)
+    pairs = (f"{short('/'.join(w.names))} from {short(c.prefix)}" for w, c in both)
     return (
         f"the file {what}, so {BY_PLACE}: "
-        f"{', '.join(pairs)[:500]}. That is right where layers were renamed after they were built. "
+        f"{listed(pairs)[:500]}. That is right where layers were renamed after they were built. "
         "Where the cell alone of a GRU was not trainable (gru.cell.trainable = False), the order "
         "is another, and Keras mixes the layers up too: then save the model as .keras"
     )
@@ -330,13 +344,7 @@ def fit(wanted: Sequence[WantedCell], cells: Sequence[StoredCell]) -> bool:
 
 def by_names(wanted: Sequence[WantedCell], stored: Sequence[StoredCell]) -> list[StoredCell] | None:
     """Return the stored cell of each wanted one by their names; None unless all are found."""
-    if len(wanted) * len(stored) > _MOST_PAIRS:
-        matches: dict[str, list[StoredCell]] = {}
-        for cell in stored:
-            for part in set(cell.parts):
-                matches.setdefault(part, []).append(cell)
-    else:
-        matches = {}
+    matches = by_parts(stored) if len(wanted) * len(stored) > _MOST_PAIRS else {}
     for strict in (True, False):
         result = []
         for want in wanted:
@@ -353,8 +361,17 @@ def by_names(wanted: Sequence[WantedCell], stored: Sequence[StoredCell]) -> list
     return None
 
 
+def by_parts(stored: Sequence[StoredCell]) -> dict[str, list[StoredCell]]:
+    """Return the stored cells that have a part in their names, by that part."""
+    matches: dict[str, list[StoredCell]] = {}
+    for cell in stored:
+        for part in set(cell.parts):
+            matches.setdefault(part, []).append(cell)
+    return matches
+
+
 def by_their_names(
-    configs: Sequence[LayerConfig], stored: Sequence[StoredCell], place: str
+    configs: Sequence[LayerConfig], stored: Sequence[StoredCell], place: str, budget: Budget
 ) -> list[list[StoredCell]]:
     """Return the stored cells of each config, where a file's order says nothing.
 
@@ -364,19 +381,24 @@ def by_their_names(
         Names and sizes do not say which are a layer's, or different layers have one name.
     """
     found: list[list[StoredCell]] = []
-    owners: dict[str, tuple[str, str]] = {}
+    owners: dict[str, tuple[str, bytes]] = {}
+    matches = by_parts(stored)
     for config in configs:
         wanted = wanted_of_config(config)
-        cells = by_names(wanted, stored)
+        pool = matches.get(wanted[0].names[0], []) if wanted else []
+        budget.step(len(pool) * len(wanted), place)
+        cells = by_names(wanted, pool)
         if cells is None or not fit(wanted, cells):
-            got = ", ".join(cell.prefix for cell in stored)[:1000] or "none"
-            raise ValueError(f"{place}: expected weights of {config.name}, got those of {got}")
-        form = config.path[-1], repr(config.form)
+            got = listed(cell.prefix for cell in stored) or "none"
+            raise ValueError(
+                f"{place}: expected weights of {short(config.name)}, got those of {got}"
+            )
+        form = identity(config)
         for cell in cells:
             if owners.setdefault(cell.prefix, form) != form:
                 raise ValueError(
-                    f"{place}: expected weights of its own for {config.name}, got those of another "
-                    f"layer, {cell.prefix}"
+                    f"{place}: expected weights of its own for {short(config.name)}, got those of "
+                    f"another layer, {short(cell.prefix)}"
                 )
         found.append(cells)
     return found
@@ -415,11 +437,11 @@ def in_order(
     if len(names) == 9 * len(wanted):
         counts = [9] * len(wanted)
     if len(names) != sum(counts):
-        raise ValueError(f"expected {sum(counts)} arrays, got {len(names)}: {', '.join(names)}")
+        raise ValueError(f"expected {sum(counts)} arrays, got {len(names)}: {listed(names)}")
     if not owner_frozen and len({cell.inside_frozen for cell in wanted}) > 1:
         raise ValueError(
             f"expected names that tell the cells apart, since some are not trainable, got "
-            f"{', '.join(names)}"
+            f"{listed(names)}"
         )
     taken = iter(names)
     return [[group.array(next(taken)) for _ in range(count)] for count in counts]

@@ -6,12 +6,15 @@ that was taken out of its model has to be told.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.io.budget import short, text_bytes
 from fastgru.io.keras_config import count_cells, is_object, layer_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from fastgru.io.budget import Budget
 
 # Layers whose output has no mask. A layer of an unknown class may pass it on, so it counts as if.
 _ENDS = (
@@ -26,17 +29,20 @@ _ELEMENTWISE = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum")
 _LAYER_MODULES = ("keras.layers", "keras.models", "keras.src.layers", "keras.src.models")
 _RECURRENT = ("GRU", "LSTM", "SimpleRNN", "RNN", "CuDNNGRU", "CuDNNLSTM", "Bidirectional")
 _MOST_NESTED = 32
+_LONGEST = 1500  # characters of masks that are joined
 
 _Mask = str | None  # what to tell of a tensor's mask
 
 
-def mask_notes(model: Any) -> dict[str, str]:
+def mask_notes(model: Any, budget: Budget) -> dict[str, str]:
     """Return what to tell the user of each GRU that the model gives a mask.
 
     Parameters
     ----------
     model : dict
         ``{"class_name", "config"}`` of a model.
+    budget : Budget
+        Counts the names of the GRUs.
 
     Returns
     -------
@@ -45,12 +51,24 @@ def mask_notes(model: Any) -> dict[str, str]:
     """
     notes: dict[str, str] = {}
     if is_object(model):
-        _pass_on(model, (), [], notes)
+        _pass_on(model, (), [], _Notes(budget, notes))
     return notes
 
 
+class _Notes(NamedTuple):
+    """Texts by the name of the layer; `texts` is None where a layer computes without its mask."""
+
+    budget: Budget
+    texts: dict[str, str] | None
+
+    def add(self, path: tuple[str, ...], text: str) -> None:
+        if self.texts is not None:
+            self.budget.make_objects(1, sum(map(text_bytes, path)), "its config")
+            self.texts["/".join(path)] = text
+
+
 def _pass_on(
-    layer: dict[str, Any], path: tuple[str, ...], given: list[_Mask], notes: dict[str, str]
+    layer: dict[str, Any], path: tuple[str, ...], given: list[_Mask], notes: _Notes
 ) -> list[_Mask]:
     """Note the masks in a layer or model that gets these masks; return those of its outputs."""
     config, name = layer["config"], layer["class_name"]
@@ -58,10 +76,12 @@ def _pass_on(
     if name == "Masking":
         value = config.get("mask_value", 0.0) if isinstance(config, dict) else 0.0
         return [
-            f"Masking layer {layer_name(layer)!r}: pass mask = (x != {value!r}).any(-1), of its x"
+            f"Masking layer {short(layer_name(layer))!r}: pass mask = (x != {short(repr(value))})"
+            ".any(-1), of its x"
         ]
     if name == "Embedding" and isinstance(config, dict) and config.get("mask_zero"):
-        return [f"Embedding layer {layer_name(layer)!r}: pass mask = ids != 0, of its ids"]
+        own = short(layer_name(layer))
+        return [f"Embedding layer {own!r}: pass mask = ids != 0, of its ids"]
     layers = config if isinstance(config, list) else config.get("layers")
     if isinstance(layers, (list, tuple)):
         inside = [part for part in layers if is_object(part)]
@@ -70,7 +90,7 @@ def _pass_on(
             return _through_model(inside, ends, path, given, notes)
         return [mask]
     if mask is not None and _has_gru(layer):
-        notes["/".join(path or (layer_name(layer),))] = mask
+        notes.add(path or (layer_name(layer),), mask)
     if name in _RECURRENT or count_cells(layer) > 0:
         inner = config.get("layer")
         of = inner["config"] if is_object(inner) else config
@@ -113,8 +133,12 @@ def _joined(layer: dict[str, Any], given: list[_Mask]) -> _Mask:
             "Keras 2 leaves out the steps that these masks leave out; Keras 3.15 counts an "
             "input without a mask as one that has all steps, and leaves none out"
         )
+    # Layer after layer may join what those before it have joined.
+    joined = "; and from the ".join(masks)
+    if len(joined) > _LONGEST:
+        joined = f"{joined[:_LONGEST]} ..."
     return (
-        f"{'; and from the '.join(masks)}. {name} layer {layer_name(layer)!r} joins the masks of "
+        f"{joined}. {name} layer {short(layer_name(layer))!r} joins the masks of "
         f"its inputs{', one of which has none' if free else ''}: {how}"
     )
 
@@ -137,14 +161,16 @@ def _through_model(
     ends: dict[str, Any],
     path: tuple[str, ...],
     given: list[_Mask],
-    notes: dict[str, str],
+    notes: _Notes,
 ) -> list[_Mask]:
     """Pass masks through a model's layers, along its graph or, in a Sequential, in order.
 
     ``ends`` has the graph's ``input_layers`` and ``output_layers``.
     """
     graph = any("inbound_nodes" in layer for layer in layers)
-    starts = [name for name, _ in _tensors(ends.get("input_layers"))]
+    starts: dict[str, int] = {}
+    for place, (name, _) in enumerate(_tensors(ends.get("input_layers"))):
+        starts.setdefault(name, place)
     first = next(filter(None, given), None)
     outputs: dict[str, list[_Mask]] = {}
     for layer in layers:
@@ -152,14 +178,15 @@ def _through_model(
         if graph:
             masks = _given(layer, outputs)
             if masks is None:  # one of the model's inputs
-                place = starts.index(own) if own in starts else -1
+                place = starts.get(own, -1)
                 masks = [given[place] if 0 <= place < len(given) > 1 else first]
             if not any(masks) and _takes_mask(layer.get("inbound_nodes")):
                 masks = ["mask argument in the model: pass it as mask="]
         else:
             masks = given
         # Such a call computes without the mask, but its output carries the mask to later layers.
-        kept = {} if _loses_mask(layer.get("inbound_nodes")) else notes
+        loses = _loses_mask(layer.get("inbound_nodes"))
+        kept = notes._replace(texts=None) if loses else notes
         outputs[own] = _pass_on(layer, (*path, own), masks, kept)
         if not graph:
             given = outputs[own]

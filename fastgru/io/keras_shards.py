@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io import hdf5
@@ -27,6 +28,7 @@ class ShardedFile(NamedTuple):
 
     place: str
     size: int
+    budget: Budget
 
 
 class ShardedGroup:
@@ -43,7 +45,7 @@ class ShardedGroup:
         self.place = f"{file.place}: {path}"
         self._below: dict[str, ShardedGroup | None] = {}
 
-    @property
+    @cached_property
     def names(self) -> list[str]:
         """Names of the members, of all files."""
         return sorted({name for group in self.groups for name in group.names})
@@ -110,5 +112,5 @@ def shards(path: Path, budget: Budget) -> Iterator[ShardedGroup]:
             shard = file_beside(path, name, budget)
             file = stack.enter_context(budget.open(shard))
             files.append(hdf5.File(file, str(shard), budget))
-        whole = ShardedFile(str(path), sum(file.size for file in files))
+        whole = ShardedFile(str(path), sum(file.size for file in files), budget)
         yield ShardedGroup(whole, [file.root for file in files], "/")

@@ -13,7 +13,7 @@ from fastgru import activations
 from fastgru.io import checkpoint, hdf5, tfjs
 from fastgru.io.arrays import arrays_of_npz
 from fastgru.io.bounded import Archive, parse_json
-from fastgru.io.budget import listed, reading
+from fastgru.io.budget import listed, reading, text_bytes
 from fastgru.io.bundle import prefix_of
 from fastgru.io.foreign import is_json
 from fastgru.io.keras_alone import all_of_group, alone, others_like
@@ -227,7 +227,7 @@ def _from_legacy(
 ) -> list[list[np.ndarray]]:
     """Return the arrays of a layer's cells, of the layers of the same names or of all there are."""
     groups: dict[str, tuple[NamedArrays, list[StoredCell]]] = {}
-    for name in names_in(weights, "layer_names"):
+    for name in dict.fromkeys(names_in(weights, "layer_names")):
         group = weights.group(name)
         if group is not None and names_in(group, "weight_names"):
             groups[name] = (group, stored_cells(group))
@@ -245,7 +245,7 @@ def _from_legacy(
     if not ordered or len(groups) != len(parts):
         raise ValueError(
             f"expected weights of {', '.join(part.name for part in parts)}, got those of "
-            f"{', '.join(groups) or 'none'}; give the layer the name that it has there"
+            f"{listed(groups) or 'none'}; give the layer the name that it has there"
         )
     return _in_place(parts, groups, notes)
 
@@ -265,7 +265,8 @@ def _of_config(
     text, weights = root.attribute("model_config"), root.group("model_weights")
     if not isinstance(text, str) or weights is None:
         return None
-    configs = list(recurrent_layers(parse_json(text, root.file.budget, "model_config")))
+    budget = root.file.budget
+    configs = list(recurrent_layers(parse_json(text, budget, "model_config"), budget))
     model = LegacyModel(weights, configs, version_of(root))
     result: list[list[list[np.ndarray]] | None] = []
     for part in parts:
@@ -327,7 +328,7 @@ def _of_group(
                     break
         found += [(group, cells) for cells in inside.values()]
     if len(found) > 1:
-        got = ", ".join(f"{group.place}: {cells[0].prefix}" for group, cells in found)
+        got = listed(f"{group.place}: {cells[0].prefix}" for group, cells in found)
         raise ValueError(f"expected one layer called {part.name}, got several: {got}")
     if not found:
         return None
@@ -336,7 +337,7 @@ def _of_group(
         notes.append(
             f"{part.name}: it is in a nested model or a wrapper, and there the file has the names "
             "that layers were built with. If they were renamed later, this name may be that of "
-            f"{', '.join(cell.prefix for cell in others)[:500]}; a file of the whole model tells"
+            f"{listed(cell.prefix for cell in others)[:500]}; a file of the whole model tells"
         )
     return alone(part, *found[0], notes)
 
@@ -391,7 +392,7 @@ def _group_of(layer: Any, root: Any, only_named: bool = False) -> str:
     if not chosen and not only_named:
         chosen = places
     if len(chosen) != 1:
-        got = ", ".join(f"{p.group} ({', '.join(p.names) or 'no name'})" for p in places) or "none"
+        got = listed(f"{p.group} ({listed(p.names) or 'no name'})" for p in places) or "none"
         raise ValueError(
             f"expected weights of one {snake_of(layer)} called {layer.name}, got {got}; give the "
             "layer the name that it has there"
@@ -403,6 +404,7 @@ def _places(layer: Any, root: Any) -> list[_Place]:
     """Return all groups that have a layer's cells: of models, of wrappers, of users' classes."""
     found: dict[int, _Place] = {}
     seen: set[int] = set()
+    budget = root.file.budget
     todo: list[tuple[str, Any, tuple[str, ...]]] = [("", root, ())]
     while todo:
         group, node, around = todo.pop()
@@ -422,7 +424,9 @@ def _places(layer: Any, root: Any) -> list[_Place]:
             if name != "vars" and below is not None:
                 # What is in a wrapper is known by the wrapper's name too.
                 outer = (own, *around) if own and group and name != "layers" else ()
-                todo.append((f"{group}{name}/", below, outer))
+                place = f"{group}{name}/"
+                budget.make_objects(2, 3 * text_bytes(place), below.path)
+                todo.append((place, below, outer))
     return list(found.values())
 
 

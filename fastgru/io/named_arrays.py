@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgru.io import hdf5
 from fastgru.io.arrays import arrays_in
-from fastgru.io.budget import Budget, listed
+from fastgru.io.budget import Budget, listed, text_bytes
 from fastgru.io.imported_layer import ImportedLayer
 from fastgru.io.keras_cells import errors_at, fill
 from fastgru.layers import GRU
@@ -162,6 +162,7 @@ def is_gru(shapes: dict[str, tuple[int, ...]]) -> bool:
 def _with_defaults(
     place: str, name: str, group: dict[str, np.ndarray], where: str, budget: Budget
 ) -> ImportedLayer:
+    budget.make_objects(4, 4 * (text_bytes(place) + text_bytes(name)), place)
     weights = [group[role] for role in ROLES if role in group]
     bias = group.get("bias")
     backwards = name.rpartition("/")[2].startswith("backward_")

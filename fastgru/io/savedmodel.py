@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.io.bounded import parse_json
-from fastgru.io.budget import Budget, listed, short
+from fastgru.io.budget import LAYER_STEPS, Budget, listed, short, text_bytes
 from fastgru.io.bundle import Bundle, read_file
 from fastgru.io.imported_layer import ImportedLayer, parts_of
 from fastgru.io.keras_cells import errors_at, fill
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 MOST_METADATA = 64 << 20  # bytes of keras_metadata.pb; a layer takes about 3000
 _NODE_OBJECTS = 3  # of Python, for an object of a graph
+_NODE_STEPS = 4  # to read one, beside those for what is made of it
 MOST_DEPTH = 50  # of nested objects
 _HALVES = ("forward_layer", "backward_layer")
 _OPTIMIZERS = ("optimizer", "_optimizer")
@@ -110,6 +111,7 @@ class ObjectGraph:
         graph = Message(bundle.text(key), f"{bundle.path}: {key}")
         self.nodes = _objects(graph, 1, bundle.budget)
         self._children: dict[int, dict[str, int]] = {}
+        self._variables: dict[int, tuple[str, str] | None] = {}
 
     def at(self, path: ObjectPath, start: int = 0) -> int | None:
         """Return the number of the object at the end of a path of names, or None."""
@@ -140,12 +142,19 @@ class ObjectGraph:
                 for name, child in self.children(number).items():
                     if child not in seen and name not in _OPTIMIZERS:
                         seen.add(child)
-                        self.bundle.budget.make(len(path) + len(name), path)
+                        copied = 2 * (text_bytes(path) + text_bytes(name))
+                        self.bundle.budget.make(copied, "its objects")
                         below.append((f"{path}/{name}".lstrip("/"), child))
             level = below
 
     def variable(self, number: int) -> tuple[str, str] | None:
         """Return a variable's full name and the key of its value; None for other objects."""
+        if number not in self._variables:
+            self._variables[number] = self._variable(number)
+        return self._variables[number]
+
+    def _variable(self, number: int) -> tuple[str, str] | None:
+        self.bundle.budget.step(len(self.nodes[number].data) // 8, "its objects")
         for attribute in self.nodes[number].messages(2, "attribute"):
             if attribute.text(1) == "VARIABLE_VALUE":
                 return attribute.text(2), attribute.text(3)
@@ -154,21 +163,34 @@ class ObjectGraph:
 
 def _objects(graph: Message, field: int, budget: Budget) -> list[Message]:
     nodes = []
-    for node in graph.messages(field, "object"):
-        budget.make_objects(_NODE_OBJECTS, what=graph.place)
-        nodes.append(node)
+    place = f"{graph.place}: object"
+    for data in graph.bytes(field):
+        budget.make_objects(_NODE_OBJECTS, what=place)
+        nodes.append(Message(data, place))
     if not nodes:
         raise ValueError(f"{graph.place}: expected a graph of objects, got an empty one")
     return nodes
 
 
 def _children(node: Message, count: int, budget: Budget) -> Iterator[tuple[str, int]]:
-    for child in node.messages(1, "child"):
-        budget.make_objects(3, 2 * len(child.data), node.place)
-        number = child.number(1)
+    for data in node.bytes(1):
+        budget.make_objects(_NODE_OBJECTS, 2 * len(data), node.place)
+        budget.step(_NODE_STEPS, node.place)
+        child = Message(data, node.place)
+        number, name = 0, b""
+        for key, value in child.fields():  # one walk for both, since there are many children
+            if key == 1 and isinstance(value, int):
+                number = value
+            elif key == 2 and not isinstance(value, int):
+                name = bytes(value)
+            elif key in (1, 2):
+                raise ValueError(f"{node.place}: expected a number and a name of a child")
         if number >= count:
             raise ValueError(f"{node.place}: expected one of {count} objects, got {number}")
-        yield child.text(2), number
+        try:
+            yield name.decode(), number
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{node.place}: the name of a child is not UTF-8: {error}") from None
 
 
 # ---- Keras 2's description -----------------------------------------------------------------------
@@ -179,7 +201,7 @@ def _described(folder: Path, budget: Budget) -> Iterator[Description]:
     path = folder / "keras_metadata.pb"
     if path.exists():
         for node in Message(read_file(budget, path, MOST_METADATA), str(path)).messages(1, "node"):
-            names = tuple(node.text(3).split("."))[1:]  # the first is "root"
+            names = tuple(node.text(3).split(".", MOST_DEPTH + 2))[1:]  # the first is "root"
             yield from _parsed(path, names, node.text(4), node.text(5), budget)
         return
     path = folder / "saved_model.pb"
@@ -205,6 +227,7 @@ def _user_objects(nodes: list[Message], budget: Budget) -> Iterator[tuple[Object
             for name, child in _children(nodes[number], len(nodes), budget):
                 if child not in seen:
                     seen.add(child)
+                    budget.make_objects(1, 8 * len(names), "its objects")
                     below.append(((*names, name), child))
         level = below
 
@@ -213,6 +236,7 @@ def _parsed(
     path: Path, names: ObjectPath, identifier: str, metadata: str, budget: Budget
 ) -> Iterator[Description]:
     """Yield the layer that a node's metadata describes; nothing for nodes of other kinds."""
+    budget.step(_NODE_STEPS, "its layers")
     if not identifier.startswith("_tf_keras_") or not metadata:
         return
     where = f"{path.name}: {short('.'.join(('root', *names)))}"
@@ -246,10 +270,10 @@ def _by_configs(
                     halves |= {objects.at((name,), number) for name in _HALVES}
     kept = [pair for number, pair in found.items() if number not in halves]
     names = {layer.path: layer.name for layer in described}
-    full = [_full_name(layer, names) for layer, _ in kept]
+    full = [_full_name(layer, names, objects.bundle.budget) for layer, _ in kept]
     counts = Counter(full)
     model = next((layer.form for layer in described if not layer.path), None)
-    masks = mask_notes(model)
+    masks = mask_notes(model, objects.bundle.budget)
     return [
         one._replace(
             name=name if counts[name] == 1 else ".".join(layer.path), mask=masks.get(name, "")
@@ -258,13 +282,14 @@ def _by_configs(
     ]
 
 
-def _full_name(layer: Description, names: dict[ObjectPath, str]) -> str:
+def _full_name(layer: Description, names: dict[ObjectPath, str], budget: Budget) -> str:
     """Return the names of the models around a layer and its own, as ``"encoder/gru"``."""
     parts = [
         names[path] for n in range(1, len(layer.path) + 1) if (path := layer.path[:n]) in names
     ]
     if layer.path[-1:] == ("layer",) and len(parts) > 1:
         parts.pop()  # of a wrapper, such as TimeDistributed, and its layer only one name counts
+    budget.make_objects(1, 2 * sum(map(text_bytes, parts)), "the names of its layers")
     return "/".join(parts) or layer.name
 
 
@@ -273,6 +298,7 @@ def _read(
 ) -> ImportedLayer | None:
     """Return a described layer with its weights; None if the file has no weights of it."""
     with errors_at(f"{folder}: {layer.where}"):
+        objects.bundle.budget.step(count_cells(layer.form) * LAYER_STEPS, layer.where)
         made = deserialize_layer(modern_form(layer.form))
         keys = [_variables(objects, number, path) for path in paths_of_cells(made)]
         if not any(keys):

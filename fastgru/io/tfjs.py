@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fastgru.io.bounded import file_beside, parse_json
-from fastgru.io.budget import listed
+from fastgru.io.bounded import check_shape, file_beside, parse_json
+from fastgru.io.budget import listed, short, text_bytes
 from fastgru.io.bundle import read_file
 from fastgru.io.keras_cells import arrays_at, group_in
-from fastgru.io.keras_config import are_automatic, recurrent_layers
+from fastgru.io.keras_config import are_automatic, grouped, recurrent_layers
 from fastgru.io.keras_legacy import by_their_names, stored_cells
 from fastgru.layers import Sequential
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from fastgru.io.budget import Budget
     from fastgru.io.keras_config import LayerConfig
+    from fastgru.io.keras_legacy import StoredCell
 
 MOST_JSON = 64 << 20  # bytes of model.json; a layer takes about 3000
 MOST_FILES = 1000
@@ -161,18 +162,26 @@ class Model:
         weight = self.weights[path]
         if weight.group not in self._data:
             files = self._groups[weight.group]
+            sizes = [file.stat().st_size for file in files]
+            if len(files) > 1:
+                self.budget.make(sum(sizes), "its files, joined")
             self._data[weight.group] = b"".join(
-                read_file(self.budget, file, file.stat().st_size, exactly=True) for file in files
+                read_file(self.budget, file, size, exactly=True)
+                for file, size in zip(files, sizes, strict=True)
             )
         data, count = self._data[weight.group], math.prod(weight.shape)
         if weight.start + count * weight.stored.itemsize > len(data):
             raise ValueError(f"{self.path}: {path[:200]}: the files changed while they were read")
+        check_shape(weight.shape, f"{self.path}: {short(path)}")
         array = np.frombuffer(data, weight.stored, count, weight.start).reshape(weight.shape)
         self.budget.make(count * 8 if weight.scale is not None else 0, path)
         if weight.scale is None:
             return array.astype(weight.dtype, copy=False)
         # TensorFlow.js computes in double precision and stores the result in single.
-        return (array * np.float64(weight.scale) + weight.least).astype(np.float32)
+        values = array.astype(np.float64)
+        values *= weight.scale
+        values += weight.least
+        return values.astype(np.float32)
 
     @property
     def by_places(self) -> bool:
@@ -184,11 +193,16 @@ class Model:
         """The weights as groups of Keras 3's places."""
         tree: dict[str, Any] = {}
         for name in self.weights:
-            node, parts = tree, name.split("/")[:MOST_PARTS]
+            node, parts = tree, name.split("/", MOST_PARTS)[:MOST_PARTS]
+            self.budget.make_objects(1, 2 * text_bytes(name), "the names of its weights")
             for part in parts[:-1]:
+                if part not in node:
+                    self.budget.make_objects(4, 0, "the names of its weights")
                 node = node.setdefault(part, {})
                 if not isinstance(node, dict):
-                    raise ValueError(f"{self.path}: expected a group or a weight, got both: {part}")
+                    raise ValueError(
+                        f"{self.path}: expected a group or a weight, got both: {short(part)}"
+                    )
             if node.setdefault(parts[-1], name) != name:
                 raise ValueError(f"{self.path}: expected one weight {name[:200]}, got several")
         return PlacedWeights(self, tree)
@@ -202,7 +216,10 @@ class Model:
 
     def attribute(self, name: str) -> list[str] | None:
         """Return the names of all weights as ``weight_names``."""
-        return list(self.weights) if name == "weight_names" else None
+        if name != "weight_names":
+            return None
+        self.budget.step(len(self.weights), "the names of its weights")
+        return list(self.weights)
 
     def get(self, path: str) -> _Weight | None:
         """Return what is known of a weight, its shape too."""
@@ -224,6 +241,7 @@ class PlacedWeights:
         """Return the group at a path below this one; None if there is none."""
         tree: Any = self._tree
         for part in filter(None, path.split("/")):
+            self.model.budget.step()
             tree = tree.get(part) if isinstance(tree, dict) else None
         return PlacedWeights(self.model, tree) if isinstance(tree, dict) else None
 
@@ -231,7 +249,7 @@ class PlacedWeights:
         """Return the weight of a name in this group; ValueError if there is none."""
         full = self._tree.get(name)
         if not isinstance(full, str):
-            raise ValueError(f"{self.place}: expected a weight {name}, got {', '.join(self.names)}")
+            raise ValueError(f"{self.place}: expected a weight {name}, got {listed(self.names)}")
         return self.model.array(full)
 
 
@@ -249,15 +267,20 @@ def configs_of(model: Model) -> list[LayerConfig]:
             "operations and no layers; convert the Keras model with --output_format "
             "tfjs_layers_model, or take its arrays from read_arrays"
         )
-    return list(recurrent_layers(model.config))
+    return list(recurrent_layers(model.config, model.budget))
 
 
-def arrays_of(model: Model, configs: list[LayerConfig]) -> list[list[list[np.ndarray]]]:
-    """Return, for each config, the arrays of each cell."""
+def cells_of_configs(model: Model, configs: list[LayerConfig]) -> list[list[StoredCell]]:
+    """Return, for each config, the names of the arrays of each cell.
+
+    Raises
+    ------
+    ValueError
+        The names do not tell, or two layers would get the same arrays.
+    """
     if model.version.startswith("tfjs"):
         configs = [_named_in_javascript(config) for config in configs]
-    found = by_their_names(configs, stored_cells(model), model.place)
-    return [[cell.read(model) for cell in cells] for cells in found]
+    return by_their_names(configs, stored_cells(model), model.place, model.budget)
 
 
 def _named_in_javascript(config: LayerConfig) -> LayerConfig:
@@ -306,15 +329,11 @@ def arrays_for(layer: Any, model: Model) -> list[list[np.ndarray]]:
     if model.by_places:
         root = model.root
         pairs = zip(parts, chosen, strict=True)
+        same = dict(zip(map(id, configs), grouped(configs), strict=True))
         placed = [
-            arrays_at(root, group_in(root, part, config, _equal(config, configs)), part)
+            arrays_at(root, group_in(root, part, config, same[id(config)]), part)
             for part, config in pairs
         ]
         return [cell for cells in placed for cell in cells]
-    return [cell for cells in arrays_of(model, chosen) for cell in cells]
-
-
-def _equal(config: LayerConfig, configs: list[LayerConfig]) -> list[LayerConfig]:
-    """Return the configs of the same layer, which several models may share."""
-    own = config.path[-1], config.form
-    return [one for one in configs if (one.path[-1], one.form) == own]
+    stored = cells_of_configs(model, chosen)
+    return [cell.read(model) for cells in stored for cell in cells]

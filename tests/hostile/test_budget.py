@@ -40,6 +40,14 @@ def test_bytes_and_steps_are_in_proportion_to_the_files():
         Budget("it").step(1 << 20)
 
 
+def test_more_bytes_allow_more_steps():
+    Budget("it", FREE_BYTES + (1 << 30)).step(1 << 22)
+    with pytest.raises(ValueError, match=r"more parts to visit.*pass a larger max_bytes"):
+        Budget("it", FREE_BYTES + (1 << 20)).step(1 << 22)
+    with pytest.raises(ValueError, match="more parts to visit"):
+        Budget("it", 100).step(1 << 20)
+
+
 def test_max_bytes(tmp_path):
     np.savez(tmp_path / "m.npz", w=np.ones(1000))
     assert read_arrays(tmp_path / "m.npz", max_bytes=1 << 20)["w"].size == 1000

@@ -8,6 +8,7 @@ from keras_support import keras
 
 import fastgru
 from fastgru.io import from_keras
+from fastgru.io.budget import Budget
 from fastgru.io.keras_masks import mask_notes
 
 pytestmark = [
@@ -230,7 +231,7 @@ def test_keras_2_adds_a_masked_input_to_one_without():
     ]
     ends = {"input_layers": [["x", 0, 0]], "output_layers": [["it", 0, 0]]}
     model = {"class_name": "Functional", "config": {"name": "f", "layers": layers, **ends}}
-    assert list(mask_notes(model)) == ["it"]
+    assert list(mask_notes(model, Budget("it"))) == ["it"]
 
 
 @keras.saving.register_keras_serializable("tests", name="GRUCell")
