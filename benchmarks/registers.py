@@ -19,6 +19,7 @@ import numpy as np
 from fastgru import activations
 from fastgru._cuda import source
 from fastgru.backends import cuda_persistent
+from fastgru.dtypes import sum_dtype
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
 from nvrtc import Nvrtc
@@ -49,7 +50,7 @@ def kernels(nvrtc: Nvrtc, arch: str, dtype: str) -> dict[str, tuple[int, int]]:
 def plan(dtype: str, planes: int, batch: int, units: int, blocks: int, shared: int) -> str:
     """Return how a persistent kernel is cut, as a cell of the table."""
     engine = SimpleNamespace(residency=lambda: (blocks, shared), resident_blocks=lambda *_: blocks)
-    sums = source.sum_dtype(np.dtype(dtype))
+    sums = sum_dtype(np.dtype(dtype))
     call = SimpleNamespace(engine=engine, B=batch, T=1, H=units, sums=sums, options=())
     cut = cuda_persistent.plan(call, "", planes)
     return f"{cut.blocks} x {cut.units}, {cut.tile}, {cut.shared_bytes >> 10}" if cut else "-"

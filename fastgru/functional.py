@@ -8,10 +8,9 @@ import numpy as np
 
 from fastgru import activations, dispatch
 from fastgru.device import device_array, overlap, place
+from fastgru.dtypes import FLOATS, float_dtype
 from fastgru.masks import plan_mask, plan_resets
 from fastgru.problem import (
-    FLOATS,
-    HOST_FLOATS,
     GRUProblem,
     GRUSpec,
     GRUWeights,
@@ -19,7 +18,6 @@ from fastgru.problem import (
     check_num_threads,
     check_out,
     check_shape,
-    float_dtype,
 )
 
 
@@ -49,8 +47,8 @@ def gru(
     ----------
     x : array_like, shape (B, T, I), or (T, B, I) with time_major
     kernel : array_like, shape (I, 3H), gate order z r h
-        Its dtype, float32 or float64 (on a device float16 and bfloat16 too), is the dtype of the
-        computation; where it is, all arrays are.
+        Its dtype, float32, float64, float16 or bfloat16, is that of all arrays; where it is, all
+        arrays are. With 16 bits, sums and gates are float32, and the state is rounded each step.
     recurrent_kernel : array_like, shape (H, 3H)
     bias : array_like, shape (2, 3H) with reset_after (row 0 input, row 1 recurrent), else (3H,)
     initial_state : array_like, shape (B, H), optional
@@ -191,9 +189,8 @@ def _operands(
     on_a_device = place(kernel) == "device"
     kernel = device_array(kernel, "kernel") if on_a_device else np.asarray(kernel)
     name = kernel.dtype.name
-    expected = (*FLOATS, "bfloat16") if on_a_device else HOST_FLOATS
-    if name not in expected:
-        raise TypeError(f"kernel: expected {' or '.join(expected)}, got {name}")
+    if name not in FLOATS:
+        raise TypeError(f"kernel: expected {' or '.join(FLOATS)}, got {name}")
     dtype = float_dtype(name)
     kernel = as_array(kernel, dtype, "kernel")
     check_shape(kernel, (None, None), "kernel", "(I, 3H)")

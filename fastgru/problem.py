@@ -18,8 +18,6 @@ from fastgru.device import check_place, device_array, held, on_device, place
 from fastgru.errors import BackendError as BackendError
 from fastgru.masks import NO_MASK, MaskPlan
 
-FLOATS: dict[str, np.dtype] = {name: np.dtype(name) for name in ("float32", "float64", "float16")}
-HOST_FLOATS = ("float32", "float64")
 MOST_THREADS = 1 << 20  # an upper bound above this one says nothing more, and C's int holds it
 ADDRESSES = 1 << 47  # bytes that a process can name on the 64-bit machines of today
 
@@ -32,8 +30,9 @@ class GRUSpec(NamedTuple):
     """What the arithmetic is, apart from arrays: hashable, the key of packed copies.
 
     ``activation`` and ``recurrent_activation`` are `fastgru.activations.Activation` objects, or
-    any callable for a custom one. ``dtype`` is float32 or float64, on a device float16 and
-    ml_dtypes' bfloat16 as well. ``precision`` "tf32" lets a device round the operands of float32
+    any callable for a custom one. ``dtype`` is that of x, the state and the outputs: float32,
+    float64, float16 or ml_dtypes' bfloat16. For the last two, sums and gates are float32, and the
+    state is rounded at each step. ``precision`` "tf32" lets a device round the operands of float32
     products to TF32; None does not.
     """
 
@@ -48,7 +47,7 @@ class GRUSpec(NamedTuple):
 
 
 class GRUWeights:
-    """One consistent, immutable set of weights.
+    """One consistent, immutable set of weights, in the dtype of the spec that they are used with.
 
     Attributes
     ----------
@@ -193,7 +192,11 @@ class GRUOutput(NamedTuple):
 
 
 class GRUGrads(NamedTuple):
-    """What ``Backend.backward`` returns; fresh arrays in the shapes of the problem's arrays."""
+    """What ``Backend.backward`` returns; fresh arrays in the shapes of the problem's arrays.
+
+    ``x`` and ``h0`` have the spec's dtype. Those of the weights may be in the dtype of sums, where
+    that is a wider one: who hands them on casts them to the dtype of the variables.
+    """
 
     x: np.ndarray
     h0: np.ndarray
@@ -205,33 +208,6 @@ class GRUGrads(NamedTuple):
     def weights(self) -> list[Any]:
         """Those of the weights, in the order of a cell's weights."""
         return [g for g in (self.kernel, self.recurrent_kernel, self.bias) if g is not None]
-
-
-def float_dtype(dtype: Any, what: str = "dtype") -> np.dtype:
-    """Return the NumPy dtype of a layer's dtype argument, a Keras dtype policy included.
-
-    NumPy has no bfloat16 of its own; the package ml_dtypes, which CuPy uses too, brings it.
-    """
-    name = dtype
-    if isinstance(name, dict):  # Keras 3 serialises its policies as nested objects
-        name = name.get("config", {}).get("name", name)
-    name = getattr(name, "name", name)  # np.dtype, a live DTypePolicy
-    if isinstance(name, type):
-        name = np.dtype(name).name
-    if name is None:
-        name = "float32"
-    if name == "bfloat16":
-        try:
-            from ml_dtypes import bfloat16
-        except ImportError as error:
-            raise BackendError(f"{what}: bfloat16 needs the package ml_dtypes ({error})") from None
-        return np.dtype(bfloat16)
-    if not isinstance(name, str) or name not in FLOATS:
-        raise ValueError(
-            f"{what}: expected 'float32' or 'float64', or on GPUs 'float16' or 'bfloat16', "
-            f"got {dtype!r}"
-        )
-    return FLOATS[name]
 
 
 def as_array(value: Any, dtype: np.dtype, what: str, like: Any = None) -> Any:

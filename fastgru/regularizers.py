@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastgru.device import plain
+from fastgru.dtypes import sum_dtype
 from fastgru.serialization import Configured, check_number, get_object, named, serialize_object
 
 
@@ -36,8 +37,8 @@ class L1L2(Regularizer):
         self.l2 = float(check_number(self, "l2", 0.0 if l2 is None else l2, 0))
 
     def __call__(self, x: Any) -> Any:
-        """Return the penalty of `x`, a scalar of its dtype."""
-        x = plain(x)
+        """Return the penalty of `x`, a scalar of its dtype; of 16 bits, of float32."""
+        x = _summable(x)
         penalty = x.dtype.type(0)
         if self.l1:
             penalty += self.l1 * np.sum(np.abs(x))
@@ -51,9 +52,9 @@ class L1L2(Regularizer):
         Parameters
         ----------
         x : ndarray
-            Of any shape; the gradient has its shape and dtype.
+            Of any shape; the gradient has its shape, and the penalty's dtype.
         """
-        x = plain(x)
+        x = _summable(x)
         return self.l1 * np.sign(x) + (2 * self.l2) * x
 
 
@@ -114,7 +115,7 @@ class OrthogonalRegularizer(Regularizer):
         self.mode = mode
 
     def __call__(self, x: Any) -> Any:
-        """Return the penalty of the matrix `x`, a scalar of its dtype."""
+        """Return the penalty of the matrix `x`, as `L1L2` does."""
         unit, _, scale = self._normalized(x)
         product = unit @ unit.T
         np.fill_diagonal(product, 0)
@@ -126,7 +127,7 @@ class OrthogonalRegularizer(Regularizer):
         Parameters
         ----------
         x : ndarray
-            A matrix; the gradient has its shape and dtype.
+            A matrix; the gradient has its shape, and the penalty's dtype.
         """
         unit, norm, scale = self._normalized(x)
         sign = np.sign(unit @ unit.T)
@@ -139,7 +140,7 @@ class OrthogonalRegularizer(Regularizer):
 
     def _normalized(self, x: Any) -> tuple[np.ndarray, np.ndarray, float]:
         """Return rows (or columns, as rows) of norm 1, their norms, and the factor of one |cos|."""
-        x = plain(x)
+        x = _summable(x)
         if x.ndim != 2:
             raise ValueError(f"OrthogonalRegularizer: expected a matrix, got shape {x.shape}.")
         rows = x if self.mode == "rows" else x.T
@@ -150,6 +151,13 @@ class OrthogonalRegularizer(Regularizer):
 
 
 _EPSILON = 1e-7  # keras.config.epsilon()
+
+
+def _summable(x: Any) -> Any:
+    """Return x as an array in the dtype of sums."""
+    array = plain(x)
+    return array.astype(sum_dtype(array.dtype), copy=False)
+
 
 _OBJECTS = named((L1, L2, OrthogonalRegularizer))
 _OBJECTS.update(L1L2=L1L2, l1l2=L1L2, l1_l2=L1L2)

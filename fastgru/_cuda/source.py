@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from fastgru.dtypes import sum_dtype
+
 # The structs of gru_step.cu, with the same members in the same order: every member has 8 bytes.
 COMMON = np.dtype(
     [(name, np.int64) for name in ("B", "T", "I", "H")]
@@ -72,11 +74,6 @@ def common_struct(problem: Any, **addresses: int) -> np.ndarray:
         zero_masked=problem.zero_output_for_mask,
         **addresses,
     )
-
-
-def sum_dtype(dtype: np.dtype) -> np.dtype:
-    """Return the dtype of sums and gate arithmetic for arrays of ``dtype``, MATH in the kernels."""
-    return np.dtype(np.float32) if dtype.itemsize == 2 else dtype
 
 
 def options(dtype: np.dtype, activation: Any, recurrent_activation: Any) -> tuple[str, ...]:

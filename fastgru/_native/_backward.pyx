@@ -128,6 +128,7 @@ def backward(PackedWeights packed, problem, workspace, states, dy, dstate, int t
     problem : GRUProblem
     workspace, states
         What `forward(..., save=True)` of the same problem gave; the workspace is used up.
+        Of 16 bits, here and in what is returned all arrays have the dtype of sums instead.
     dy : ndarray in y's shape, or None
     dstate : ndarray (B, H), or None
     threads : int
@@ -160,7 +161,7 @@ def backward(PackedWeights packed, problem, workspace, states, dy, dstate, int t
     ut, wt = packed.backward_panels(threads)
     job.ut, job.wt = bytes_of(ut), bytes_of(wt)
 
-    dtype = packed.spec.dtype
+    dtype = packed.sums
     carry = np.zeros((B, H), dtype) if dstate is None else np.array(dstate, dtype, order="C")
     require(carry, "state_gradients", type, 2, B, H)
     dx = (_empty if job.taken == NULL else np.zeros)((B, T, I), dtype)

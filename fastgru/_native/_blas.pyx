@@ -4,7 +4,8 @@
 
 It serves where the compiler has no vector types, and where FASTGRU_KERNEL=blas asks for it. Only
 then is this module imported, which brings SciPy's BLAS with it. It runs a `gru_job` as the kernels
-in C do, but for what backward needs; each thread runs rows of its own.
+in C do, but for what backward needs; each thread runs rows of its own. Arrays of 16 bits come to it
+as floats, and it rounds the states.
 """
 
 from cython cimport floating
@@ -14,7 +15,7 @@ from scipy.linalg.cython_blas cimport dgemm, dgemv, sgemm, sgemv
 
 from fastgru._native._headers cimport gru_job, poll_stops, yield_if_due
 from fastgru._native._job cimport padded
-from fastgru._native._kernels cimport activate
+from fastgru._native._kernels cimport activate, round_to_half
 from fastgru._native._weights cimport PackedWeights
 
 import ctypes
@@ -113,6 +114,7 @@ cdef class BLASWeights(PackedWeights):
     """Packed weights and the BLAS kernel, which has no backward; made as `PackedWeights` are."""
 
     def __init__(self, spec, weights, int threads):
+        self.set_arrays(self.sums)
         if self.size == 4:
             self.run, self.run_scratch = _run_f32, _scratch_f32
         else:
@@ -395,6 +397,9 @@ cdef void _step(
         _gates_after(job, s, active, p)
     else:
         _gates_before(job, s, active, p, h)
+    if job.half:
+        for a in range(active):
+            round_to_half(job.half, job.H, <floating *> s.state + s.index[a] * job.H)
 
 
 cdef void _write(

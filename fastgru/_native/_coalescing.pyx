@@ -31,6 +31,7 @@ from libc.string cimport memcpy, memset
 
 from fastgru._native._execute cimport Execution, allocate, begin, is_brief, run
 from fastgru._native._headers cimport allocate_aligned, free_aligned, gru_job
+from fastgru._native._job cimport item_of
 from fastgru._native._partition cimport divide_job
 from fastgru._native._threads cimport without_gil
 from fastgru._native._weights cimport PackedWeights
@@ -147,7 +148,7 @@ cdef bint _run_batch(Request *leader) noexcept nogil:
     cdef gru_job job = leader.execution.job[0]
     cdef gru_job *one
     cdef Request *request = leader.next
-    cdef Py_ssize_t state_b = job.H * batch.size, b, t
+    cdef Py_ssize_t item = item_of(&job, batch.size), state_b = job.H * item, b, t
     cdef char *memory
     cdef char *x
     cdef char *y
@@ -157,7 +158,7 @@ cdef bint _run_batch(Request *leader) noexcept nogil:
         job.B += request.execution.job.B
         request = request.next
     batch.job, batch.partition.rows = &job, job.B
-    job.x_t, job.y_s = job.inputs * batch.size, state_b
+    job.x_t, job.y_s = job.inputs * item, state_b
     job.x_b, job.y_b = job.T * job.x_t, job.T * state_b if job.sequences else state_b
     memory = <char *> allocate_aligned(job.B * (job.x_b + job.y_b + state_b))
     if memory == NULL:

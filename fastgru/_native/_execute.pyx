@@ -96,7 +96,7 @@ cdef Py_ssize_t carve(Execution *execution, char *memory) noexcept nogil:
     cdef gru_job *job = execution.job
     cdef Py_ssize_t states = padded(job.B * job.H * execution.size)
     cdef Py_ssize_t used = execution.partition.threads * execution.thread_bytes
-    if not job.sequences and job.states == NULL:
+    if job.half or (not job.sequences and job.states == NULL):
         if memory != NULL:
             job.alternate = memory + used
         used += 2 * states

@@ -8,7 +8,6 @@ from fastgru._native._arrays cimport (
     bytes_of,
     cnp,
     empty,
-    float_type,
     is_native,
     is_plain,
     is_walkable,
@@ -50,7 +49,7 @@ def call(
     and I that the kernels can walk.
     """
     cdef gru_job job
-    cdef int type = float_type(packed.size), threads
+    cdef int type = packed.type, threads
     cdef cnp.npy_intp shape[3]
     held = None
     if is_native(x, type, 3) and needs_hold(packed, <double> shape_of(x)[0] * shape_of(x)[1]):
@@ -59,7 +58,7 @@ def call(
         return None
     if (
         shape_of(x)[0] == 0 or shape_of(x)[2] != packed.inputs
-        or not is_walkable(x, packed.size)
+        or not is_walkable(x, packed.item)
     ):
         return None
     memset(&job, 0, sizeof(job))
@@ -100,7 +99,7 @@ def step(PackedWeights packed, x, h0, get_num_threads):
     """
     cdef gru_job job
     cdef Py_ssize_t B
-    cdef int type = float_type(packed.size)
+    cdef int type = packed.type
     held = None
     if is_plain(x, type, 2) and is_plain(h0, type, 2) and needs_hold(packed, shape_of(x)[0]):
         held = (hold(x), hold(h0))
@@ -114,7 +113,7 @@ def step(PackedWeights packed, x, h0, get_num_threads):
         return None
     memset(&job, 0, sizeof(job))
     set_weights(&job, packed)
-    set_step(&job, B, packed.inputs, packed.units, packed.size)
+    set_step(&job, B, packed.inputs, packed.units, packed.item)
     y = empty(2, shape_of(h0), type)
     job.x, job.h0 = bytes_of(x), bytes_of(h0)
     job.y = job.state = bytes_of(y)  # where the last state is already

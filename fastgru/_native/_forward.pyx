@@ -4,7 +4,7 @@
 
 from libc.string cimport memset
 
-from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_walkable, require
+from fastgru._native._arrays cimport bytes_of, cnp, is_walkable, require
 from fastgru._native._execute cimport execute
 from fastgru._native._headers cimport ROW_GROUP, gru_job
 from fastgru._native._job cimport set_problem, set_weights, set_y
@@ -51,14 +51,14 @@ class Workspace:
         vectors = 4 if spec.reset_after else 3
         shape = (packed.panels, self.rows, vectors, packed.lanes)
         memory = _spare.__dict__.pop("memory", None)
-        self.gates = aligned(shape, spec.dtype, memory)
+        self.gates = aligned(shape, packed.sums, memory)
         if self.gates.base is not memory:
             # Freed and taken again: of that glibc learns to keep as much for the other arrays of a
             # training step too, rather than return it to the system and fetch it page by page.
             self.gates = None
-            self.gates = aligned(shape, spec.dtype)
+            self.gates = aligned(shape, packed.sums)
         if not spec.reset_after:
-            self.reset_state = _empty((self.rows, spec.units), spec.dtype)
+            self.reset_state = _empty((self.rows, spec.units), packed.sums)
 
     def release(self):
         """Leave the largest part of the memory to the next forward call of this thread."""
@@ -74,6 +74,7 @@ def forward(PackedWeights packed, problem, int threads, bint save, bint keep_gat
     packed : PackedWeights
         Of the problem's spec and weights.
     problem : GRUProblem
+        Its arrays have the dtype of ``packed``; dropout masks may have another.
     threads : int
         Upper bound, at least 1.
     save : bool
@@ -89,15 +90,15 @@ def forward(PackedWeights packed, problem, int threads, bint save, bint keep_gat
     set_weights(&job, packed)
     set_problem(&job, problem, packed, kept)
     B, T, H = job.B, job.T, job.H
-    dtype = packed.spec.dtype
+    dtype = packed.dtype
     state = _empty((B, H), dtype)
     job.state = bytes_of(state)
     out = problem.out
     if out is not None and job.sequences:
-        require(out, "out", float_type(packed.size), 3, B, T, H)
+        require(out, "out", packed.type, 3, B, T, H)
     elif out is not None:
-        require(out, "out", float_type(packed.size), 2, B, H)
-    if out is not None and is_walkable(out, packed.size):
+        require(out, "out", packed.type, 2, B, H)
+    if out is not None and is_walkable(out, packed.item):
         y = out
     else:
         y = _empty((B, T, H), dtype) if job.sequences else _empty((B, H), dtype)

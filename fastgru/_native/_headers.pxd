@@ -2,6 +2,8 @@
 
 cdef extern from "kernels.h" nogil:
     enum: ACT_COUNT
+    enum: HALF_FLOAT16
+    enum: HALF_BFLOAT16
     ctypedef struct gate_functions:
         int activation, recurrent_activation
         double params[3]
@@ -47,7 +49,7 @@ cdef extern from "job.h" nogil:
         Py_ssize_t B, T
         Py_ssize_t inputs
         Py_ssize_t H
-        int reset_after, reverse, sequences, zero_masked
+        int reset_after, reverse, sequences, zero_masked, half
         const char *x
         Py_ssize_t x_b, x_t
         char *y
@@ -135,6 +137,7 @@ ctypedef Py_ssize_t (*product_scratch_type)(const gru_back_job *job) noexcept no
 cdef extern from "kernels.h" nogil:
     ctypedef struct kernels_f32:
         void (*activations[ACT_COUNT])(Py_ssize_t n, const double *params, float *a) noexcept nogil
+        void (*round)(int half, Py_ssize_t n, float *a) noexcept nogil
         Py_ssize_t lanes
         run_type run
         run_scratch_type run_scratch
@@ -144,6 +147,7 @@ cdef extern from "kernels.h" nogil:
         product_scratch_type product_scratch
     ctypedef struct kernels_f64:
         void (*activations[ACT_COUNT])(Py_ssize_t n, const double *params, double *a) noexcept nogil
+        void (*round)(int half, Py_ssize_t n, double *a) noexcept nogil
         Py_ssize_t lanes
         run_type run
         run_scratch_type run_scratch

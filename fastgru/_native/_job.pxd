@@ -23,6 +23,11 @@ cdef inline Py_ssize_t padded(Py_ssize_t size) noexcept nogil:
     return (size + 63) & ~63
 
 
+cdef inline Py_ssize_t item_of(const gru_job *job, Py_ssize_t size) noexcept nogil:
+    # Bytes of a number in the arrays of a job whose kernel computes in numbers of `size` bytes.
+    return 2 if job.half else size
+
+
 cdef inline double flops_of(const gru_job *job) noexcept nogil:
     return 6.0 * job.B * job.T * job.H * (job.H + job.inputs)
 
@@ -33,6 +38,7 @@ cdef inline void set_weights(gru_job *job, PackedWeights packed) noexcept:
     job.u_finite = packed.u_finite
     job.functions = packed.functions
     job.reset_after = packed.reset_after
+    job.half = packed.half
 
 
 cdef inline void set_x(any_job *job, x) noexcept:
@@ -59,14 +65,18 @@ cdef inline void set_step(
 
 cdef inline int set_problem(any_job *job, problem, PackedWeights packed, list kept) except -1:
     # What forward and backward read of a GRUProblem. Copies, where they are needed, go to `kept`.
-    cdef int type = float_type(packed.size)
+    # Forward reads x and h0 as they are; backward, and all masks, have what the kernel computes in.
+    cdef int sums = float_type(packed.size), type = sums
+    cdef Py_ssize_t item = packed.size
     cdef Py_ssize_t B = 0, T = 0, I = packed.inputs, H = packed.units
+    if any_job is gru_job:
+        type, item = packed.type, packed.item
     mask = problem.mask
     x = problem.x
     if cnp.PyArray_Check(x) and cnp.PyArray_NDIM(<cnp.ndarray> x) == 3:
         B, T = shape_of(x)[0], shape_of(x)[1]
     require(x, "x", type, 3, B, T, I)
-    x = walkable(x, packed.size)
+    x = walkable(x, item)
     kept.append(x)
     set_x(job, x)
     job.reverse, job.sequences = problem.reverse, problem.return_sequences
@@ -89,14 +99,18 @@ cdef inline int set_problem(any_job *job, problem, PackedWeights packed, list ke
         job.resets = <const unsigned char *> plain_bytes(value, kept)
     value = problem.dropout
     if value is not None:
+        value = value.astype(packed.sums, copy=False)
+        kept.append(value)
         job.dropout_gates = 3 if value.ndim == 3 else 1
         if job.dropout_gates == 3:
-            require(value, "dropout mask", type, 3, 3, B, I)
+            require(value, "dropout mask", sums, 3, 3, B, I)
         else:
-            require(value, "dropout mask", type, 2, B, I)
+            require(value, "dropout mask", sums, 2, B, I)
         job.dropout = plain_bytes(value, kept)
     value = problem.recurrent_dropout
     if value is not None:
-        require(value, "recurrent dropout mask", type, 3, 3, B, H)
+        value = value.astype(packed.sums, copy=False)
+        kept.append(value)
+        require(value, "recurrent dropout mask", sums, 3, 3, B, H)
         job.recurrent_dropout = plain_bytes(value, kept)
     return 0

@@ -25,4 +25,6 @@ cdef struct Kernels:
 cdef Kernels kernels_of(Py_ssize_t itemsize) noexcept
 cdef int isa_in_use() noexcept
 cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) noexcept nogil
+cdef void round_to_half(int half, Py_ssize_t n, floating *a) noexcept nogil
+cdef int half_of(dtype) except -1
 cdef int read_functions(spec, gate_functions *functions) except -1

@@ -6,6 +6,8 @@ from cython cimport floating
 
 from fastgru._native._headers cimport (
     ACT_COUNT,
+    HALF_BFLOAT16,
+    HALF_FLOAT16,
     fastgru_activation_names,
     fastgru_isa_names,
     fastgru_isa_supported,
@@ -61,6 +63,17 @@ cdef void activate(int number, const double *params, Py_ssize_t n, floating *a) 
         fastgru_kernels_f64(_isa).activations[number](n, params, a)
 
 
+cdef void round_to_half(int half, Py_ssize_t n, floating *a) noexcept nogil:
+    # Rounds to 16 bits in place; half 0 and doubles: does nothing.
+    if floating is float:
+        fastgru_kernels_f32(_isa).round(half, n, a)
+
+
+cdef int half_of(dtype) except -1:
+    # The `half` of a job whose arrays have this dtype.
+    return {"float16": HALF_FLOAT16, "bfloat16": HALF_BFLOAT16}.get(dtype.name, 0)
+
+
 cdef int isa_in_use() noexcept:
     return _isa
 
@@ -109,6 +122,12 @@ cdef int _read_activation(activation, double *params) except -1:
         value = values[i] if i < len(values) else 0.0
         params[i] = float("nan") if value is None else value
     return _activation_ids[name]
+
+
+def apply_rounding(dtype, float[::1] values):
+    """Round in place to a dtype of 16 bits, as states are: what the tests of rounding call."""
+    if values.shape[0] > 0:
+        round_to_half(half_of(dtype), values.shape[0], &values[0])
 
 
 def apply_activation(activation, floating[::1] values):

@@ -27,6 +27,8 @@ from fastgru._native._kernels cimport Kernels, isa_in_use, kernels_of
 from fastgru._native._threads cimport available_threads, may_start_threads, processors_taken
 from fastgru._native._weights cimport PackedWeights
 
+from fastgru.dtypes import sum_dtype
+
 cdef enum:
     L1_BYTES = 1 << 15
     LEAST_FLOPS = 200000      # a call of ~2 us is over before another thread has begun
@@ -265,8 +267,9 @@ def plan(spec, Py_ssize_t lanes, shape, bint has_state, int threads):
     global _last
     cdef Partition chosen
     cdef Work work
+    cdef Py_ssize_t size = sum_dtype(spec.dtype).itemsize
     _describe(
-        &work, shape[0], shape[1], spec.input_dim, spec.units, lanes, spec.dtype.itemsize,
+        &work, shape[0], shape[1], spec.input_dim, spec.units, lanes, size,
         has_state, spec.reset_after,
     )
     _last = microseconds()        # as if in the midst of calls

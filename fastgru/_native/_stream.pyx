@@ -10,7 +10,7 @@ step that has nothing special to it is one call into this file.
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from fastgru._native._arrays cimport bytes_of, cnp, float_type, is_plain, require, shape_of
+from fastgru._native._arrays cimport bytes_of, cnp, is_plain, require, shape_of
 from fastgru._native._execute cimport (
     GIL_FLOPS,
     Execution,
@@ -48,8 +48,8 @@ cdef class _Cell:
 
     def __cinit__(self, spec, source, state, output):
         cdef Py_ssize_t rows = shape_of(state)[0]
-        require(state, "state", float_type(state.itemsize), 2, rows, spec.units)
-        require(output, "output", float_type(state.itemsize), 2, rows, spec.units)
+        require(state, "state", spec.dtype.num, 2, rows, spec.units)
+        require(output, "output", spec.dtype.num, 2, rows, spec.units)
         self.spec, self.source, self.state, self.output = spec, source, state, output
         self.inputs = spec.input_dim
         self.row = shape_of(state)[1] * state.itemsize
@@ -147,7 +147,7 @@ cdef class Stepper:
         self.rows = shape_of(states[0])[0]
         self.inputs = specs[0].input_dim
         self.itemsize = states[0].itemsize
-        self.type = float_type(self.itemsize)
+        self.type = specs[0].dtype.num
         self.served = None
         self.seen = <char *> calloc(self.rows, 1)
         if self.seen == NULL:

@@ -6,7 +6,13 @@ cdef class PackedWeights:
     # Of another kernel on the same gru_job: a subclass, whose __init__ sets what stands after
     # `functions`. Without kernels of its own for it, backward is not for that class.
     cdef readonly object spec
-    cdef Py_ssize_t inputs, units, size
+    cdef Py_ssize_t inputs, units
+    # The kernel computes in numbers of `size` bytes, of the dtype `sums`. The arrays that it reads
+    # and writes have numbers of `item` bytes, of `dtype`; `type` is NumPy's number of that. `half`
+    # is that of gru_job.
+    cdef Py_ssize_t size, item
+    cdef int type, half
+    cdef readonly object sums, dtype
     cdef bint reset_after
     cdef int isa                  # in use when it was packed
     cdef gate_functions functions
@@ -28,5 +34,6 @@ cdef class PackedWeights:
     cdef bint u_finite            # by its sum: one that overflows counts as not
     cdef object kept
     cdef object kernel, recurrent_kernel, transposed  # for backward
+    cdef int set_arrays(self, dtype) except -1
     cdef int pack(self, weights, Py_ssize_t lanes, int threads) except -1
     cdef object backward_panels(self, int threads)

@@ -8,6 +8,8 @@ class PackedWeights:
     spec: GRUSpec
     lanes: int
     panels: int
+    dtype: np.dtype
+    sums: np.dtype
     def __init__(self, spec: GRUSpec, weights: GRUWeights, threads: int) -> None: ...
     def is_current(self) -> bool: ...
 

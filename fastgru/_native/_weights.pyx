@@ -11,13 +11,15 @@ from cython cimport floating
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
 
-from fastgru._native._arrays cimport bytes_of, cnp, float_type, require, shape_of, strides_of
-from fastgru._native._kernels cimport Kernels, isa_in_use, kernels_of, read_functions
+from fastgru._native._arrays cimport bytes_of, cnp, require, shape_of, strides_of
+from fastgru._native._kernels cimport Kernels, half_of, isa_in_use, kernels_of, read_functions
 from fastgru._native._threads cimport run_team, team_limit
 
 import math
 
 import numpy as np
+
+from fastgru.dtypes import sum_dtype
 
 cnp.import_array()
 
@@ -37,13 +39,17 @@ cdef class PackedWeights:
     ----------
     spec : GRUSpec
     weights : GRUWeights
+        In the dtype of sums.
     threads : int
         Upper bound, for the packing itself.
     """
 
     def __cinit__(self, spec, weights, *args):
         self.spec = spec
-        self.inputs, self.units, self.size = spec.input_dim, spec.units, spec.dtype.itemsize
+        self.inputs, self.units = spec.input_dim, spec.units
+        self.sums = sum_dtype(spec.dtype)
+        self.size, self.half = self.sums.itemsize, half_of(spec.dtype)
+        self.set_arrays(spec.dtype)
         self.reset_after = spec.reset_after
         self.isa = isa_in_use()
         read_functions(spec, &self.functions)
@@ -53,10 +59,15 @@ cdef class PackedWeights:
         self.run, self.run_scratch = kernels.run, kernels.run_scratch
         self.pack(weights, kernels.lanes, threads)
 
+    cdef int set_arrays(self, dtype) except -1:
+        # Of this dtype are the arrays of a call.
+        self.dtype, self.item, self.type = dtype, dtype.itemsize, dtype.num
+        return 0
+
     cdef int pack(self, weights, Py_ssize_t lanes, int threads) except -1:
         # In panels of so many units.
         cdef Py_ssize_t H3 = 3 * self.units
-        cdef int type = float_type(self.size)
+        cdef int type = self.sums.num
         require(weights.kernel, "kernel", type, 2, self.inputs, H3)
         require(weights.recurrent_kernel, "recurrent_kernel", type, 2, self.units, H3)
         self.lanes, self.panels = lanes, (self.units + lanes - 1) // lanes
@@ -105,7 +116,7 @@ def backward_panels(kernel, recurrent_kernel, Py_ssize_t lanes, int threads):
 cdef _biases(spec, weights, Py_ssize_t lanes):
     # (panels, 4, lanes) of z, r, h of the input, h of the recurrence.
     units = spec.units
-    rows = np.zeros(4 * units, spec.dtype)
+    rows = np.zeros(4 * units, weights.kernel.dtype)
     if weights.bias is not None:
         given = np.atleast_2d(weights.bias)
         rows[: 3 * units] = given[0]

@@ -1,6 +1,7 @@
 """The CPU backend: the compiled kernels of `fastgru._native`.
 
-Float32 and float64, every built-in elementwise activation, every mask. The first call imports the
+Every dtype, every built-in elementwise activation, every mask. Of 16 bits the kernels are those of
+float32; the fused ones read and write such arrays, and round the state. The first call imports the
 extensions. The fused kernels serve it, unless the compiler had no vector types or
 FASTGRU_KERNEL=blas asks for the other kernel: that one brings scipy.linalg with it, which takes
 longer to import than the rest.
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from fastgru import locks
 from fastgru.activations import Activation
 from fastgru.backends.base import FastPath, StreamParts
+from fastgru.dtypes import rounded, sum_dtype
 from fastgru.problem import (
     BackendError,
     GRUGrads,
@@ -154,6 +156,13 @@ class CPUBackend(FastPath):
             raise BackendError(_missing)
         threads = problem.num_threads or get_num_threads()
         packed = _packed(problem.spec, weights, threads)
+        if packed.dtype != problem.spec.dtype:  # the BLAS kernel, and arrays of 16 bits
+            wide = _in_sums(problem)
+            y, state, states, _ = _native._forward.forward(packed, wide, threads, save, False)
+            narrow = _narrowed(problem, y, state, states)
+            if problem.out is not None:
+                problem.out[...] = narrow[0]
+            return GRUOutput(problem.out if problem.out is not None else narrow[0], *narrow[1:])
         keep_gates = keep_gates and _kernel(problem.spec) == "fused"
         return GRUOutput(*_native._forward.forward(packed, problem, threads, save, keep_gates))
 
@@ -175,9 +184,12 @@ class CPUBackend(FastPath):
             if problem.out is not None:  # the caller's, who may have written there since
                 problem = problem._replace(out=None)
             workspace = _native._forward.forward(packed, problem, threads, True, True)[3]
+        wide, sums = _in_sums(problem), packed.sums
+        given = [a if a is None else a.astype(sums, copy=False) for a in (states, dy, dstate)]
         dx, dh0, dkernel, drecurrent, dbias = _native._backward.backward(
-            packed, problem, workspace, states, dy, dstate, threads
+            packed, wide, workspace, *given, threads
         )
+        dx, dh0 = _narrowed(problem, dx, dh0)
         return GRUGrads(dx, dh0, dkernel, drecurrent, dbias if weights.bias is not None else None)
 
     def explain(self, problem: GRUProblem) -> str:
@@ -186,9 +198,12 @@ class CPUBackend(FastPath):
             raise BackendError(_missing)
         spec, (batch, steps) = problem.spec, problem.x.shape[:2]
         limit = problem.num_threads or get_num_threads()
+        sums = sum_dtype(spec.dtype)
+        numbers = "" if spec.dtype == sums else f"{spec.dtype.name} arrays, {sums.name} sums; "
+        isa = f"{numbers}{_native._kernels.get_isa()}"
         if _kernel(spec) == "blas":
             why = "FASTGRU_KERNEL asks for it" if _forced_kernel else "this compiler made no other"
-            return f"cpu kernel: blas {_native._kernels.get_isa()} ({why}), at most {limit} threads"
+            return f"cpu kernel: blas {isa} ({why}), at most {limit} threads"
         threads, shared, *times = _native._partition.plan(
             spec, _lanes(spec), (batch, steps), problem.h0 is not None, limit
         )
@@ -203,7 +218,7 @@ class CPUBackend(FastPath):
             why = "built without OpenMP"
         else:
             why = f"model: {', '.join(model)}" if model else "too little work to share"
-        return f"cpu kernel: fused {_native._kernels.get_isa()}, {how} ({why})"
+        return f"cpu kernel: fused {isa}, {how} ({why})"
 
     def fast_call(
         self,
@@ -240,7 +255,7 @@ class CPUBackend(FastPath):
     def open_stepper(self, parts: StreamParts) -> Callable[..., np.ndarray | None] | None:
         """Return the native step of a stream, see `_stream.Stepper`; None without the kernels."""
         spec = parts.specs[0]
-        if _load() is None or spec.dtype.itemsize < 4 or _kernel(spec) == "blas":
+        if _load() is None or _kernel(spec) == "blas":
             return None
         from fastgru._native._stream import Stepper
 
@@ -249,8 +264,6 @@ class CPUBackend(FastPath):
 
 def _reason(spec: GRUSpec) -> str | None:
     """Return why the extension cannot compute a spec; it must be loaded."""
-    if spec.dtype.itemsize < 4:
-        return f"dtype {spec.dtype.name} is for CuPy arrays"
     for act in (spec.activation, spec.recurrent_activation):
         if type(act) is not Activation:
             return f"activation {getattr(act, '__name__', act)!r} is custom Python code"
@@ -260,7 +273,7 @@ def _reason(spec: GRUSpec) -> str | None:
 
 
 def _lanes(spec: GRUSpec) -> int:
-    lanes: int = _native._kernels.lanes(spec.dtype.itemsize)
+    lanes: int = _native._kernels.lanes(sum_dtype(spec.dtype).itemsize)
     return lanes
 
 
@@ -281,7 +294,29 @@ def _packed(spec: GRUSpec, weights: GRUWeights, threads: int, kernel: str | None
     return packed
 
 
+def _in_sums(problem: GRUProblem) -> GRUProblem:
+    """Return the problem with arrays in the dtype of sums, itself if they are."""
+    dtype = problem.spec.dtype
+    sums = sum_dtype(dtype)
+    if dtype == sums:
+        return problem
+    h0 = None if problem.h0 is None else problem.h0.astype(sums)
+    return problem._replace(x=problem.x.astype(sums), h0=h0, out=None)
+
+
+def _narrowed(problem: GRUProblem, *arrays: Any) -> list[Any]:
+    """Return arrays in the problem's dtype; None stays None."""
+    return [a if a is None else rounded(a, problem.spec.dtype) for a in arrays]
+
+
 def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
+    sums = sum_dtype(spec.dtype)
+    if spec.dtype != sums:
+        bias = None if weights.bias is None else weights.bias.astype(sums)
+        kernel_of, recurrent = (
+            matrix.astype(sums) for matrix in (weights.kernel, weights.recurrent_kernel)
+        )
+        weights = GRUWeights(kernel_of, recurrent, bias)
     if kernel == "fused":
         return _native._weights.PackedWeights(spec, weights, threads)
     from fastgru._native._blas import BLASWeights

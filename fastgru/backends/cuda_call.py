@@ -14,6 +14,7 @@ import numpy as np
 from fastgru._cuda import engine as engines
 from fastgru._cuda import source
 from fastgru._cuda.engine import Launch
+from fastgru.dtypes import sum_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,7 +45,7 @@ def _on_device(engine: engines.Engine, spec: GRUSpec, weights: GRUWeights) -> De
     there: DeviceWeights | None = per_device.get(engine)
     if there is not None and there.spec == spec:
         return there
-    shape, sums = (4, spec.units), source.sum_dtype(spec.dtype)
+    shape, sums = (4, spec.units), sum_dtype(spec.dtype)
     bias = np.zeros_like(weights.kernel, sums, "C", shape=shape)  # on the host or on the device
     if weights.bias is not None:
         rows = weights.bias.astype(sums).reshape(-1, 3, spec.units)
@@ -75,7 +76,7 @@ class CudaCall:
         self.B, self.T, self.I = problem.x.shape
         self.H = spec.units
         self.w, self.u, self.bias = _on_device(engine, spec, weights)[1:]
-        self.sums = source.sum_dtype(spec.dtype)
+        self.sums = sum_dtype(spec.dtype)
         self.options = source.options(spec.dtype, spec.activation, spec.recurrent_activation)
         self.x = engines.whole_strides(engine, problem.x)
         self.dropout = None if problem.dropout is None else engine.array(problem.dropout)

@@ -12,6 +12,9 @@ With x' = x * dropout and k = h * recurrent_dropout (both per gate), a step comp
     n  = act(x' Wh + bh + (r * k) Uh)           reset_after=False, where c = 0
     h' = z * h + (1 - z) * n
 
+Of a dtype of 16 bits the arithmetic is done in float32, and h' is rounded to the dtype
+(docs/semantics.md 14).
+
 Source: Cho et al. 2014, arXiv:1406.1078 v1 and v3, as implemented by Keras 3.
 """
 
@@ -22,7 +25,8 @@ from typing import Any
 import numpy as np
 
 from fastgru.device import follow
-from fastgru.problem import HOST_FLOATS, GRUGrads, GRUOutput, GRUProblem, GRUWeights
+from fastgru.dtypes import rounded, sum_dtype
+from fastgru.problem import GRUGrads, GRUOutput, GRUProblem, GRUWeights
 
 
 class ReferenceBackend:
@@ -34,15 +38,10 @@ class ReferenceBackend:
         """Return None, since nothing beyond NumPy is needed."""
 
     def supports(self, problem: GRUProblem) -> str | None:
-        """Return None, or the reason: 16-bit floats are computed on a device only."""
-        name = problem.spec.dtype.name
-        if problem.on_device or name in HOST_FLOATS:
-            return None
-        return f"dtype {name} is for CuPy arrays"
+        """Return None, for every problem."""
 
     def supports_backward(self, problem: GRUProblem) -> str | None:
-        """Return the same as `supports`."""
-        return self.supports(problem)
+        """Return None, for every problem."""
 
     def forward(
         self,
@@ -55,33 +54,34 @@ class ReferenceBackend:
         p = problem
         x, valid, resets = _in_processing_order(p)
         steps, batch, _ = x.shape
-        units, dtype = p.spec.units, p.spec.dtype
+        units, dtype, sums = p.spec.units, p.spec.dtype, sum_dtype(p.spec.dtype)
         step = _Step(p, weights)
         previous = _zeros(x, batch, units)  # the output before the first valid step
-        h = previous if p.h0 is None else p.h0.copy()
-        y = _zeros(x, batch, steps, units) if p.return_sequences else None
-        states = _zeros(x, batch, steps, units) if save else None
+        h = previous if p.h0 is None else p.h0.astype(sums)
+        y = _zeros(p.x, batch, steps, units) if p.return_sequences else None
+        states = _zeros(p.x, batch, steps, units) if save else None
         x_part = step.input_part(x)
         for s in range(steps):
             if resets is not None:
-                h = np.where(resets[s, :, None], dtype.type(0), h)
+                h = np.where(resets[s, :, None], sums.type(0), h)
             h_new = step.blend(h, *step.gates(x_part[s], h)[:3])
+            h_new = rounded(h_new, dtype).astype(sums, copy=False)
             if valid is None:
                 h = previous = h_new
             else:
                 used = valid[s, :, None]
                 h = np.where(used, h_new, h)
-                skipped = dtype.type(0) if p.zero_output_for_mask else previous
+                skipped = sums.type(0) if p.zero_output_for_mask else previous
                 previous = np.where(used, h_new, skipped)
             if y is not None:
                 y[:, s] = previous
             if states is not None:
                 states[:, s] = h
-        result = previous if y is None else y
+        result = previous.astype(dtype, copy=False) if y is None else y
         if p.out is not None:
             p.out[...] = result
             result = p.out
-        return GRUOutput(result, h.copy(), states)
+        return GRUOutput(result, h.astype(dtype), states)
 
     def backward(
         self,
@@ -102,17 +102,20 @@ class ReferenceBackend:
             reset_after=False:  dr = (da_n Uh^T) k_h   dq = [da_z, da_r, da_n]
             dk_g = dq_g U_g^T, and with reset_after=False dk_h is multiplied by r
             the gradient of h = dh z + sum_g recurrent_dropout_g dk_g
+
+        A rounding of 16 bits has the derivative 1.
         """
         p = problem
         x, valid, resets = _in_processing_order(p)
         steps, batch, _ = x.shape
-        units, zero = p.spec.units, p.spec.dtype.type(0)
+        units, dtype, sums = p.spec.units, p.spec.dtype, sum_dtype(p.spec.dtype)
+        zero = sums.type(0)
         step = _Step(p, weights)
         h_before = _states_before(p, states, resets, _zeros(x, steps, batch, units))
         gates = step.gates(step.input_part(x), h_before)
         dout = _output_gradient_per_step(p, dy, valid, steps, batch)
 
-        dh = _zeros(x, batch, units) if dstate is None else dstate.astype(p.spec.dtype)
+        dh = _zeros(x, batch, units) if dstate is None else dstate.astype(sums)
         da = _zeros(x, steps, batch, 3, units)  # gates in the order z r h
         dq = np.zeros_like(da) if p.spec.reset_after else da
         for s in range(steps - 1, -1, -1):
@@ -134,6 +137,7 @@ class ReferenceBackend:
             dbias = np.stack(rows).reshape(weights.bias.shape)
         if p.reverse:
             dx = dx[::-1]
+        dx, dh = rounded(dx, dtype), rounded(dh, dtype)
         return GRUGrads(dx.transpose(1, 0, 2), dh, dkernel, drecurrent, dbias)
 
 
@@ -145,12 +149,16 @@ class _Step:
         self.spec = spec
         arrays: list[Any] = [problem.dropout, problem.recurrent_dropout]
         arrays += [weights.kernel, weights.recurrent_kernel, weights.bias]
-        arrays = [None if array is None else follow(array, problem.x) for array in arrays]
+        sums = sum_dtype(spec.dtype)
+        arrays = [
+            None if array is None else follow(array, problem.x).astype(sums, copy=False)
+            for array in arrays
+        ]
         self.dropout, self.recurrent_dropout, kernel, recurrent_kernel, bias = arrays
         gates = [slice(g * units, (g + 1) * units) for g in range(3)]
         self.w = [kernel[:, g] for g in gates]
         self.u = [recurrent_kernel[:, g] for g in gates]
-        zero = spec.dtype.type(0)
+        zero = sums.type(0)
         self.b: list[Any] = [zero] * 3
         self.c: list[Any] = [zero] * 3
         if bias is not None:
@@ -281,11 +289,14 @@ def vjp(activation: Any, x: np.ndarray, y: np.ndarray, dy: np.ndarray) -> np.nda
 def _in_processing_order(
     p: GRUProblem,
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return x (T, B, I) with masked steps zeroed, valid (T, B) and resets (T, B)."""
+    """Return x (T, B, I) with masked steps zeroed, valid (T, B) and resets (T, B).
+
+    x is in the dtype of sums.
+    """
     valid = p.mask.valid(p.x.shape[1], p.x)
-    x = p.x
+    x = p.x.astype(sum_dtype(p.spec.dtype), copy=False)
     if valid is not None:
-        x = np.where(valid[:, :, None], x, p.spec.dtype.type(0))  # NaN there must change nothing
+        x = np.where(valid[:, :, None], x, x.dtype.type(0))  # NaN there must change nothing
     time = slice(None, None, -1) if p.reverse else slice(None)
 
     def order(matrix: np.ndarray | None) -> np.ndarray | None:
@@ -306,7 +317,7 @@ def _output_gradient_per_step(
     A masked output repeats the last valid one, so its gradient is added to that step's. Outputs
     before the first valid step, and masked ones with zero_output_for_mask, are constant zeros.
     """
-    dout = _zeros(p.x, steps, batch, p.spec.units)
+    dout = np.zeros_like(p.x, sum_dtype(p.spec.dtype), "C", shape=(steps, batch, p.spec.units))
     if dy is None or not steps:
         return dout
     if p.return_sequences:

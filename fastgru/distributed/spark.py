@@ -74,10 +74,11 @@ def predict_udf(
         raise ValueError(f"timesteps: expected an integer >= 1, got {timesteps!r}")
     layer = load_layer(path)
     check_rows_alone(layer)
-    if layer.dtype not in ("float32", "float64"):
-        raise ValueError(f"{path}: expected a layer of float32 or float64, got {layer.dtype}")
+    dtype = layer.compute_dtype
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"{path}: expected a layer of float32 or float64, got {dtype}")
     inputs = layer.weights[0].shape[0]
-    returned = flatten(layer(np.empty((0, timesteps, inputs), layer.dtype)))
+    returned = flatten(layer(np.empty((0, timesteps, inputs), dtype)))
     if len(returned) != len(outputs):
         raise ValueError(
             f"outputs: expected {len(returned)} names, as {layer.name} returns so many arrays, "
@@ -94,7 +95,7 @@ def predict_udf(
         if what not in known:
             raise ValueError(f"arguments: expected some of {', '.join(known)}, got {what!r}")
         shapes += known[what]
-    number = types.FloatType() if layer.dtype == "float32" else types.DoubleType()
+    number = types.FloatType() if layer.compute_dtype == "float32" else types.DoubleType()
     numbers = types.ArrayType(number, containsNull=False)
     several = types.StructType([types.StructField(name, numbers) for name in outputs])
     make = functools.partial(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 
 from fastgru import gates
+from fastgru.dtypes import float_dtype
 from fastgru.io.budget import short, text_bytes
 from fastgru.io.imported_layer import parts_of
 from fastgru.io.keras_config import numbered
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
-from fastgru.problem import BackendError, as_array, float_dtype
+from fastgru.problem import BackendError, as_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -9,8 +9,8 @@ import hashlib
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastgru.dtypes import policy_name
 from fastgru.io.budget import text_bytes
-from fastgru.layers.config import variable_dtype
 from fastgru.serialization import KERAS_PACKAGES, is_foreign
 
 if TYPE_CHECKING:
@@ -308,9 +308,10 @@ def _dtypes(form: Any) -> Iterator[str]:
     for part in parts:
         yield from _dtypes(part)
     if not parts and config.get("dtype") is not None:
-        dtype = variable_dtype(config["dtype"])
-        # float32 holds the halves' values exactly, and runs everywhere.
-        dtype = "float32" if dtype in ("float16", "bfloat16") else dtype
+        dtype = policy_name(config["dtype"])
+        # float32 holds the numbers of 16 bits exactly, and is what mixed policies keep weights in.
+        if isinstance(dtype, str) and dtype.endswith("float16"):
+            dtype = "float32"
         if dtype in _WIDTHS:
             yield dtype
 

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import numpy as np
 
 from fastgru import locks, serialization
+from fastgru.dtypes import float_dtype, policy_of
 from fastgru.layers import options
-from fastgru.problem import float_dtype
 from fastgru.variables import write_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from fastgru.dtypes import DTypePolicy
     from fastgru.variables import Variable
 
 LAYERS: dict[str, Any] = {}
@@ -88,7 +89,9 @@ class Layer:
         self._built_at_once, self._initial_weights = options.keras_keywords(
             type(self), kwargs, self._axes, getattr(self, "time_major", False)
         )
-        self._dtype = float_dtype(dtype)
+        self._policy = policy_of(dtype)
+        self._dtype = float_dtype(self._policy.compute_dtype)  # of a call's arrays
+        self._variable_dtype = float_dtype(self._policy.variable_dtype)
         if name is None:
             stem = re.sub(
                 r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__
@@ -190,12 +193,21 @@ class Layer:
         return InputSpec(self._axes, {-1: weights[0].shape[0]} if weights else {})
 
     @property
-    def dtype(self) -> str:
-        """Name of the layer's dtype, "float32" or "float64"."""
-        return self._dtype.name
+    def dtype_policy(self) -> DTypePolicy:
+        """The policy: its name, and the two dtypes that follow."""
+        return self._policy
 
-    # What Keras 3 calls the three roles of a dtype; here they are one.
-    variable_dtype = compute_dtype = dtype
+    @property
+    def compute_dtype(self) -> str:
+        """Name of the dtype of a call's inputs, states and outputs."""
+        return self._policy.compute_dtype
+
+    @property
+    def variable_dtype(self) -> str:
+        """Name of the dtype of the weights; ``dtype`` is the same."""
+        return self._policy.variable_dtype
+
+    dtype = variable_dtype
 
     # -- weights ---------------------------------------------------------------------------
 
@@ -299,7 +311,7 @@ class Layer:
         policy = {
             "module": "keras",
             "class_name": "DTypePolicy",
-            "config": {"name": self.dtype},
+            "config": {"name": self.dtype_policy.name},
             "registered_name": None,
         }
         return {"name": self.name, "trainable": self.trainable, "dtype": policy}
@@ -335,8 +347,8 @@ class Layer:
 
     def __repr__(self) -> str:
         shown = [*self._shown_first(), *options.changed_options(self)]
-        if self.dtype != "float32":
-            shown.append(f"dtype={self.dtype!r}")
+        if self.dtype_policy.name != "float32":
+            shown.append(f"dtype={self.dtype_policy.name!r}")
         return f"{type(self).__name__}({', '.join([*shown, f'name={self.name!r}'])})"
 
     def _shown_first(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from operator import attrgetter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,7 +73,7 @@ class Bidirectional(ComposedLayer):
             if not isinstance(given, RNN) and not (what == "backward_layer" and given is None):
                 raise ValueError(f"{what}: expected a fastgru GRU or RNN layer, got {given!r}")
         self.merge_mode = merge_mode
-        dtype = layer.dtype if dtype is None else dtype
+        dtype = layer.dtype_policy if dtype is None else dtype
         super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
         self.forward_layer = layer.unbuilt_copy("forward_" + layer.name.removeprefix("forward_"))
         if backward_layer is None:
@@ -105,7 +106,8 @@ class Bidirectional(ComposedLayer):
                 f"{second.go_backwards} for both"
             )
         for name in ("stateful", "return_sequences", "return_state", "time_major", "dtype"):
-            a, b = getattr(first, name), getattr(second, name)
+            read = attrgetter("dtype_policy.name" if name == "dtype" else name)
+            a, b = read(first), read(second)
             if a != b:
                 raise ValueError(f"backward_layer: expected the layer's {name} = {a!r}, got {b!r}")
         sizes = [cell_output_size(half.cell) for half in self.halves]
@@ -114,8 +116,9 @@ class Bidirectional(ComposedLayer):
                 f"backward_layer: merge_mode={self.merge_mode!r} expects as many units as the "
                 f"layer's {sizes[0]}, got {sizes[1]}"
             )
-        if self.dtype != first.dtype:
-            raise ValueError(f"dtype: expected the layer's {first.dtype}, got {self.dtype}")
+        policy, wanted = self.dtype_policy.name, first.dtype_policy.name
+        if policy != wanted:
+            raise ValueError(f"dtype: expected the layer's {wanted}, got {policy}")
 
     # -- what the halves have in common ----------------------------------------------------
 

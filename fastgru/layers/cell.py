@@ -8,6 +8,7 @@ import numpy as np
 
 from fastgru import activations, constraints, dispatch, initializers, locks, regularizers
 from fastgru.dropout import DropoutGenerator
+from fastgru.dtypes import rounded
 from fastgru.layers import options
 from fastgru.layers.config import keras_config
 from fastgru.layers.dropout_masks import DropoutMasks
@@ -46,7 +47,8 @@ class GRUCell(DropoutMasks):
         Of the dropout masks.
     implementation : {1, 2}
         1 draws one dropout mask per gate, 2 one for all; recurrent_dropout > 0 forces 1.
-    dtype : {"float32", "float64"}
+    dtype : str or policy
+        As for `GRU`.
     name : str, optional
     trainable : bool
     **kwargs
@@ -176,8 +178,8 @@ class GRUCell(DropoutMasks):
             if initializer is None:  # as Keras 3 does
                 initializer = initializers.get("glorot_uniform")
             what = f"{_NAMES[role]} from {role}_initializer"
-            value = initializer(shape, dtype=self.dtype)
-            arrays[role] = as_array(value, self._dtype, what)
+            value = initializer(shape, dtype=self.variable_dtype)
+            arrays[role] = as_array(value, self._variable_dtype, what)
             check_shape(arrays[role], shape, what, "asked for")
         self._take_weights(inputs, arrays, copy=True)
         self._set_initial_weights()
@@ -202,10 +204,10 @@ class GRUCell(DropoutMasks):
         inputs = weights[0].shape[0] if weights and weights[0].ndim == 2 else 0
         shapes = self._shapes(inputs)
         got = [(w.shape, w.dtype) for w in weights]
-        if got != [(shape, self._dtype) for shape in shapes.values()]:
+        if got != [(shape, self._variable_dtype) for shape in shapes.values()]:
             raise ValueError(
                 f"{self.name}: expected {', '.join(_NAMES[role] for role in shapes)} in "
-                f"{self._dtype} of shapes {list(shapes.values())}, got "
+                f"{self._variable_dtype} of shapes {list(shapes.values())}, got "
                 f"{', '.join(f'{dtype} {shape}' for shape, dtype in got)}"
             )
         if not all(w.flags.c_contiguous and w.flags.aligned for w in weights):
@@ -266,8 +268,12 @@ class GRUCell(DropoutMasks):
         self.masks_for_cell = {}
 
     def weights_with(self, values: dict[int, np.ndarray]) -> GRUWeights:
-        """Return the set of weights, of a new version, after ``values`` by ids of variables."""
-        return GRUWeights(*(values.get(id(v), v.value) for v in self.weights))
+        """Return the set of weights, of a new version, after ``values`` by ids of variables.
+
+        Of a mixed policy they are rounded here, once, to the dtype that calls compute in.
+        """
+        arrays = (values.get(id(v), v.value) for v in self.weights)
+        return GRUWeights(*(rounded(array, self._dtype) for array in arrays))
 
     def renewed(self, values: dict[int, np.ndarray]) -> GRUWeights | None:
         """Return the set of weights after ``values``; None unless all of them are there.

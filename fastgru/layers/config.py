@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastgru import activations, constraints, initializers, regularizers
-from fastgru.problem import float_dtype
+from fastgru.dtypes import policy_of
 
 # Where Keras writes things that say nothing about the layer's arithmetic.
 _IGNORED = (
@@ -30,22 +30,6 @@ def is_keras2(config: dict[str, Any]) -> bool:
     return "seed" not in config and any(
         key in config for key in ("implementation", "time_major", "batch_input_shape")
     )
-
-
-def variable_dtype(dtype: Any) -> Any:
-    """Return the dtype of a layer's variables where ``dtype`` is a policy of Keras' in a config.
-
-    In ``mixed_float16`` and ``mixed_bfloat16`` these are float32; a quantized policy, such as
-    ``int8_from_float32``, ends in the policy that it was made from. Others return unchanged.
-    """
-    name = dtype
-    while isinstance(name, dict) and isinstance(name.get("config"), dict):
-        inner = name["config"]
-        name = inner.get("name", inner.get("default_policy", inner.get("source_name")))
-    if not isinstance(name, str):
-        return dtype
-    name = name.rpartition("_from_")[2]
-    return "float32" if name in ("mixed_float16", "mixed_bfloat16") else name
 
 
 def keras_config(
@@ -74,7 +58,7 @@ def keras_config(
     result = {key: value for key, value in config.items() if key not in _IGNORED}
     keras2 = is_keras2(config)
     if "dtype" in result:
-        result["dtype"] = float_dtype(variable_dtype(result["dtype"])).name
+        result["dtype"] = policy_of(result["dtype"]).name
     for key in _ACTIVATIONS:
         if key in result:
             result[key] = activations.get(result[key], custom_objects, keras2=keras2)

@@ -9,10 +9,10 @@ import numpy as np
 from fastgru import regularizers
 from fastgru.device import follow
 from fastgru.dropout import INPUT, RECURRENT
+from fastgru.dtypes import policy_of
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.rnn import RNN
-from fastgru.problem import float_dtype
 from fastgru.variables import Variable
 
 
@@ -46,8 +46,9 @@ class GRU(RNN):
         As for `RNN`.
     implementation : {1, 2}
         1 draws one dropout mask per gate, 2 one for all; recurrent_dropout > 0 forces 1.
-    dtype : {"float32", "float64", "float16", "bfloat16"}
-        The last two are for CuPy arrays.
+    dtype : str or policy
+        "float32", "float64", "float16", "bfloat16", or a policy of Keras, "mixed_float16" or
+        "mixed_bfloat16", whose weights are float32. With 16 bits, sums and gates are float32.
     precision : {None, "tf32"}
         "tf32" lets GPUs round the factors of float32 products to 10 bits, for speed; None, as on
         the CPU, computes in the dtype itself.
@@ -129,7 +130,7 @@ class GRU(RNN):
         trainable: bool = True,
         **kwargs: Any,
     ) -> None:
-        if precision == "tf32" and float_dtype(dtype) != np.float32:
+        if precision == "tf32" and policy_of(dtype).compute_dtype != "float32":
             raise ValueError(
                 f"precision: 'tf32' is a precision of float32 products, got dtype {dtype!r}"
             )

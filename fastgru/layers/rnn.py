@@ -113,13 +113,14 @@ class RNN(Differentiable):
         check_cell(cell)
         gru_cells = gru_cells_of(cell)
         if dtype is None:
-            dtype = gru_cells[0].dtype if gru_cells else getattr(cell, "dtype", None)
+            dtype = gru_cells[0].dtype_policy if gru_cells else getattr(cell, "dtype", None)
         super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
         for inner in gru_cells or ():
-            if inner.dtype != self.dtype:
+            if inner.dtype_policy != self.dtype_policy:
                 raise ValueError(
-                    f"dtype: expected the layer and its cells to agree, got {self.dtype} for "
-                    f"{self.name} and {inner.dtype} for {inner.name}"
+                    f"dtype: expected the layer and its cells to agree, got "
+                    f"{self.dtype_policy.name} for {self.name} and {inner.dtype_policy.name} for "
+                    f"{inner.name}"
                 )
         self.cell = cell
         self.return_sequences = return_sequences

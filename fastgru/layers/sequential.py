@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,8 @@ class Sequential(ComposedLayer):
                     f"layers[{index}]: expected GRU, RNN or Bidirectional, got {layer!r}"
                 )
             for what in ("dtype", "time_major"):
-                first, here = getattr(layers[0], what), getattr(layer, what)
+                read = attrgetter("dtype_policy.name" if what == "dtype" else what)
+                first, here = read(layers[0]), read(layer)
                 if first != here:
                     raise ValueError(
                         f"layers[{index}]: expected {what} = {first!r} as the first layer's, "
@@ -67,7 +69,7 @@ class Sequential(ComposedLayer):
         if len({id(layer) for layer in layers}) != len(layers):
             raise ValueError("layers: expected different layers, got one of them twice")
         self.layers = layers
-        super().__init__(name=name, dtype=layers[0].dtype, trainable=trainable, **kwargs)
+        super().__init__(name=name, dtype=layers[0].dtype_policy, trainable=trainable, **kwargs)
         self.built = all(layer.built for layer in layers)
         self._made()
 

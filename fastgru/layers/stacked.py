@@ -53,13 +53,13 @@ class StackedRNNCells(Layer):
             raise ValueError("cells: expected different cells, got one of them twice")
         ours = [cell for cell in cells if isinstance(cell, Layer)]
         if dtype is None:
-            dtype = ours[0].dtype if ours else getattr(cells[0], "dtype", None)
+            dtype = ours[0].dtype_policy if ours else getattr(cells[0], "dtype", None)
         super().__init__(name=name, dtype=dtype, trainable=trainable, **kwargs)
         for cell in ours:
-            if cell.dtype != self.dtype:
+            if cell.dtype_policy != self.dtype_policy:
                 raise ValueError(
-                    f"cells: expected all to have dtype {self.dtype}, got {cell.dtype} for "
-                    f"{cell.name}"
+                    f"cells: expected all to have dtype {self.dtype_policy.name}, got "
+                    f"{cell.dtype_policy.name} for {cell.name}"
                 )
         self.cells = cells
         self._made()

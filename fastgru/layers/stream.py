@@ -42,7 +42,7 @@ class Stream:
     def __init__(self, cells: list[GRUCell], rows: int) -> None:
         self._cells = cells
         self._rows = rows
-        self._dtype = np.dtype(cells[0].dtype)
+        self._dtype = cells[0]._dtype
         self._specs = [spec for cell in cells if (spec := cell.spec) is not None]  # all are built
         self._shape = (rows, self._specs[0].input_dim)
         self._keep([np.zeros((rows, spec.units), self._dtype) for spec in self._specs])

@@ -8,6 +8,7 @@ import numpy as np
 
 from fastgru import dispatch
 from fastgru.device import follow
+from fastgru.dtypes import rounded
 from fastgru.problem import GRUOutput, GRUProblem, GRUWeights, as_array, check_shape
 
 if TYPE_CHECKING:
@@ -142,10 +143,12 @@ def trainable_gradients(
     result = []
     for variable, grad in zip(weights, grads, strict=True):
         if id(variable) in wanted:
+            if grad.dtype.itemsize < variable.dtype.itemsize:  # of a mixed policy, on a device
+                grad = grad.astype(variable.dtype)
             if variable.regularizer is not None:
                 extra = variable.regularizer.gradient(variable.value)
                 grad = grad + follow(np.asarray(extra, grad.dtype), grad)
-            result.append(grad)
+            result.append(rounded(grad, variable.dtype))
     return result
 
 

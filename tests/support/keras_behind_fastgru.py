@@ -38,12 +38,11 @@ def gru(
     global _calls
     if isinstance(inputs, keras.KerasTensor):
         raise NotImplementedError  # a symbolic call, for shapes only
-    # A mixed_float16 policy comes with float16 arrays, which fastgru does not compute in.
-    got = np.asarray(inputs).dtype
-    dtype = np.float64 if got == np.float64 else np.float32
+    # In a mixed policy the weights are float32, and the layer computes in the dtype of its inputs.
+    dtype = np.asarray(inputs).dtype
     arrays = (inputs, kernel, recurrent_kernel, bias, initial_state)
     outputs, state = fastgru.gru(
-        *(None if a is None else np.asarray(a).astype(dtype) for a in arrays),
+        *(None if a is None else np.asarray(a).astype(dtype, copy=False) for a in arrays),
         activation=activation,
         recurrent_activation=recurrent_activation,
         reset_after=reset_after,
@@ -53,7 +52,6 @@ def gru(
         zero_output_for_mask=_zero_output_for_mask.get(),
     )
     _calls += 1
-    outputs, state = outputs.astype(got), state.astype(got)
     return outputs[-1] if time_major else outputs[:, -1], outputs, [state]
 
 

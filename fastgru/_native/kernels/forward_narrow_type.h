@@ -18,10 +18,11 @@ static inline int FN(is_narrow)(const gru_job *job, ptrdiff_t n) {
 
 /* Scratch of run_narrow; ld rows are in the lanes, NARROW_ROWS at most. */
 typedef struct {
-    TYPE *x;      /* (I, ld) */
-    TYPE *states; /* (2, H, ld): before and after a step */
-    TYPE *a;      /* (4, ld): sums of one unit */
-    TYPE *kept;   /* (4, ld): what gates_any keeps */
+    TYPE *x;          /* (I, ld) */
+    TYPE *states;     /* (2, H, ld): before and after a step */
+    TYPE *a;          /* (4, ld): sums of one unit */
+    TYPE *kept;       /* (4, ld): what gates_any keeps */
+    uint16_t *halves; /* (I or H, ld): rows of 16 bits, transposed */
 } NARROW;
 
 static ptrdiff_t FN(carve_narrow)(const gru_job *job, NARROW *narrow, char *base) {
@@ -30,7 +31,58 @@ static ptrdiff_t FN(carve_narrow)(const gru_job *job, NARROW *narrow, char *base
     CARVE(narrow->states, 2 * job->H * NARROW_ROWS);
     CARVE(narrow->a, 4 * NARROW_ROWS);
     CARVE(narrow->kept, 4 * NARROW_ROWS);
+    CARVE(narrow->halves,
+          HALF(job) ? (job->inputs > job->H ? job->inputs : job->H) * NARROW_ROWS : 0);
     return (ptrdiff_t)size;
+}
+
+/* gather transposes n rows of `count` numbers into (count, ld), in pairs; an odd last row twice: ld
+ * is even. scatter transposes back. Rows are `stride` bytes apart. */
+#define TRANSPOSE(NAME, NUMBER)                                                                    \
+    static inline void FN(gather##NAME)(const char *first, ptrdiff_t stride, ptrdiff_t n,          \
+                                        ptrdiff_t count, NUMBER *to, ptrdiff_t ld) {               \
+        for (ptrdiff_t b = 0; b < n; b += 2) {                                                     \
+            const NUMBER *row = (const NUMBER *)(first + b * stride);                              \
+            const NUMBER *next = b + 1 < n ? (const NUMBER *)((const char *)row + stride) : row;   \
+            for (ptrdiff_t i = 0; i < count; i++) {                                                \
+                to[i * ld + b] = row[i];                                                           \
+                to[i * ld + b + 1] = next[i];                                                      \
+            }                                                                                      \
+        }                                                                                          \
+    }                                                                                              \
+    static inline void FN(scatter##NAME)(const NUMBER *from, ptrdiff_t ld, ptrdiff_t n,            \
+                                         ptrdiff_t count, char *first, ptrdiff_t stride) {         \
+        for (ptrdiff_t b = 0; b < n; b++) {                                                        \
+            NUMBER *row = (NUMBER *)(first + b * stride);                                          \
+            for (ptrdiff_t i = 0; i < count; i++)                                                  \
+                row[i] = from[i * ld + b];                                                         \
+        }                                                                                          \
+    }
+TRANSPOSE(, TYPE)
+TRANSPOSE(_halves, uint16_t)
+
+/* The same between a job's array and numbers of the kernel. */
+static inline void FN(read_rows)(const gru_job *job, const NARROW *narrow, const char *first,
+                                 ptrdiff_t stride, ptrdiff_t n, ptrdiff_t count, TYPE *to,
+                                 ptrdiff_t ld) {
+    if (!HALF(job)) {
+        FN(gather)(first, stride, n, count, to, ld);
+        return;
+    }
+    memset(narrow->halves, 0, (size_t)(count * ld) * sizeof(uint16_t)); /* lanes without a row */
+    FN(gather_halves)(first, stride, n, count, narrow->halves, ld);
+    FN(from_halves)(HALF(job), count * ld, (const char *)narrow->halves, to);
+}
+
+static inline void FN(write_rows)(const gru_job *job, const NARROW *narrow, const TYPE *from,
+                                  ptrdiff_t ld, ptrdiff_t n, ptrdiff_t count, char *first,
+                                  ptrdiff_t stride) {
+    if (!HALF(job)) {
+        FN(scatter)(from, ld, n, count, first, stride);
+        return;
+    }
+    FN(to_halves)(HALF(job), count * ld, from, (char *)narrow->halves);
+    FN(scatter_halves)(narrow->halves, ld, n, count, first, stride);
 }
 
 /* Unit j of V vectors of rows: a[0], a[1], a[2], a[3] become the sums of z, r, x.Wh and h.Uh. */
@@ -65,6 +117,7 @@ NARROW_SUMS(2)
 
 static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *scratch) {
     const ptrdiff_t T = job->T, I = job->inputs, H = job->H, ld = WHOLE(n);
+    const ptrdiff_t state = H * ITEM(job); /* bytes of one */
     const gate_functions *f = &job->functions;
     NARROW narrow;
     FN(carve_narrow)(job, &narrow, scratch);
@@ -73,9 +126,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
     memset(x, 0, (size_t)(I * ld) * sizeof(TYPE)); /* also the lanes that have no row */
     memset(h, 0, (size_t)(2 * H * ld) * sizeof(TYPE));
     if (job->h0)
-        for (ptrdiff_t b = 0; b < n; b++)
-            for (ptrdiff_t j = 0; j < H; j++)
-                h[j * ld + b] = ((const TYPE *)job->h0)[(b0 + b) * H + j];
+        FN(read_rows)(job, &narrow, job->h0 + b0 * state, state, n, H, h, ld);
     double yielded = 0;
     for (ptrdiff_t s = 0; s < T; s++) {
         const ptrdiff_t t = TIME_OF(job, s);
@@ -84,14 +135,7 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                 return;
             yield_if_due(job->counts, job->granted, &yielded);
         }
-        for (ptrdiff_t b = 0; b < n; b += 2) { /* in pairs; an odd last row twice: ld is even */
-            const TYPE *row = (const TYPE *)(job->x + (b0 + b) * job->x_b + t * job->x_t);
-            const TYPE *next = b + 1 < n ? (const TYPE *)((const char *)row + job->x_b) : row;
-            for (ptrdiff_t i = 0; i < I; i++) {
-                x[i * ld + b] = row[i];
-                x[i * ld + b + 1] = next[i];
-            }
-        }
+        FN(read_rows)(job, &narrow, job->x + b0 * job->x_b + t * job->x_t, job->x_b, n, I, x, ld);
         for (ptrdiff_t j = 0; j < H; j++) {
             ptrdiff_t v = 0;
             for (; v + 2 * LANES <= ld; v += 2 * LANES)
@@ -106,22 +150,18 @@ static void FN(run_narrow)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, char *
                               narrow.kept, ld, f);
             }
         }
+        if (HALF(job))
+            FN(round)(HALF(job), H * ld, h_new);
         if (job->sequences)
-            for (ptrdiff_t b = 0; b < n; b++) {
-                TYPE *y = (TYPE *)(job->y + (b0 + b) * job->y_b + s * job->y_s);
-                for (ptrdiff_t j = 0; j < H; j++)
-                    y[j] = h_new[j * ld + b];
-            }
+            FN(write_rows)(job, &narrow, h_new, ld, n, H, job->y + b0 * job->y_b + s * job->y_s,
+                           job->y_b);
         TYPE *old = h;
         h = h_new;
         h_new = old;
     }
-    for (ptrdiff_t b = 0; b < n; b++)
-        for (ptrdiff_t j = 0; j < H; j++) {
-            ((TYPE *)job->state)[(b0 + b) * H + j] = h[j * ld + b];
-            if (!job->sequences)
-                ((TYPE *)(job->y + (b0 + b) * job->y_b))[j] = h[j * ld + b];
-        }
+    FN(write_rows)(job, &narrow, h, ld, n, H, job->state + b0 * state, state);
+    if (!job->sequences)
+        FN(write_rows)(job, &narrow, h, ld, n, H, job->y + b0 * job->y_b, job->y_b);
 }
 
 /* The kernel `run` (kernels.h): the loop that is faster. */
@@ -147,3 +187,4 @@ static ptrdiff_t FN(run_scratch)(const gru_job *job, ptrdiff_t n, ptrdiff_t pane
 #undef NARROW_ROWS
 #undef POLL_STEPS
 #undef NARROW_SUMS
+#undef TRANSPOSE

@@ -7,178 +7,7 @@
  */
 #include "tile_type.h"
 
-/* What the epilogues need: where the rows of a step lie. All lists are by active row. */
-typedef struct {
-    const gru_job *job;
-    ptrdiff_t panel0;       /* the thread's first panel, where rows of p and z begin */
-    const TYPE *const *p;   /* x.W and the bias of each row */
-    const TYPE *const *h;   /* state before the step */
-    const TYPE *const *k;   /* the same with the recurrent dropout of gate h */
-    TYPE *const *h_new;     /* state after the step */
-    TYPE *const *rk;        /* reset_after=False: r * k */
-    TYPE *const *z;         /* reset_after=False */
-    TYPE *const *gates;     /* where they are kept, in the first panel; NULL: nowhere */
-    ptrdiff_t gates_stride; /* from panel to panel */
-} STEP;
-
-/* An epilogue gathers the units of a tile, row after row without gaps. So its vectors are full of
- * units where a layer has fewer units than lanes, and a partial panel reads and writes nothing
- * beyond H. It gathers whole vectors, in ascending order: each overwrites what the one before it
- * wrote too much. */
-#define TILE_UNITS ((MAX_ROWS + 1) * LANES)
-#define PARTIAL(job, panel, P) ((job)->H < ((panel) + (P)) * LANES)
-/* The arithmetic is done on whole vectors. The compiler may round a remainder differently, and
- * where a row's units lie in a tile depends on the other rows. The lanes beyond the units are not
- * used. */
-#define WHOLE(n) (((n) + LANES - 1) / LANES * LANES)
-/* Runs the block for each row r and panel j: its n units from unit u on, at place o of the
- * gathered. */
-#define EACH_PIECE(R, P)                                                                           \
-    for (ptrdiff_t r = 0, o = 0, n, u; r < (R); r++)                                               \
-        for (ptrdiff_t j = 0;                                                                      \
-             j < (P) && (u = (panel + j) * LANES, n = job->H - u < LANES ? job->H - u : LANES, 1); \
-             j++, o += n)
-
-/* Copies n units, LANES or fewer; reads and writes nothing beyond them. */
-static inline void FN(copy_units)(TYPE *to, const TYPE *from, ptrdiff_t n) {
-    if (n == LANES) {
-        VECTOR(to) = CONST_VECTOR(from);
-        return;
-    }
-#if MASKED_BYTES == 64
-    const LANE_MASK mask = (LANE_MASK)((1u << n) - 1);
-    INTRINSIC(512_mask_storeu)(to, mask, INTRINSIC(512_maskz_loadu)(mask, from));
-#elif MASKED_BYTES == 32
-    static const int8_t ones[64] = {[0 ... 31] = -1};
-    const int8_t *first = ones + 32 - n * (ptrdiff_t)sizeof(TYPE);
-    const __m256i mask = _mm256_loadu_si256((const __m256i *)first);
-    INTRINSIC(256_maskstore)(to, mask, INTRINSIC(256_maskload)(from, mask));
-#else
-    for (ptrdiff_t i = 0; i < n; i++)
-        to[i] = from[i];
-#endif
-}
-
-#define FUSED_GATES(f) ((f)->activation == ACT_TANH && (f)->recurrent_activation == ACT_SIGMOID)
-
-static void FN(epilogue_after)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                               TYPE *sums) {
-    const STEP *step = context;
-    const gru_job *job = step->job;
-    const gate_functions *f = &job->functions;
-    const ptrdiff_t first = (panel - step->panel0) * 3 * LANES;
-    if (FUSED_GATES(f) && !PARTIAL(job, panel, P)) {
-        for (int j = 0; j < R * P; j++)
-            FN(sigmoids)(2 * LANES, sums + j * 3 * LANES);
-        for (int r = 0; r < R; r++) {
-            const TYPE *p = step->p[row + r] + first, *a = sums + r * P * 3 * LANES;
-            const TYPE *h = step->h[row + r] + panel * LANES;
-            TYPE *h_new = step->h_new[row + r] + panel * LANES;
-            if (step->gates) {
-                TYPE *gates = step->gates[row + r] + panel * step->gates_stride;
-                for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
-                    FN(new_state_kept)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES,
-                                       h + j * LANES, h_new + j * LANES,
-                                       gates + j * step->gates_stride, LANES);
-            } else {
-                for (int j = 0; j < P; j++, p += 3 * LANES, a += 3 * LANES)
-                    FN(new_state)(LANES, a, a + LANES, p + 2 * LANES, a + 2 * LANES, h + j * LANES,
-                                  h_new + j * LANES);
-            }
-        }
-        return;
-    }
-    TYPE a[4][TILE_UNITS], h[TILE_UNITS], h_new[TILE_UNITS], kept[4 * TILE_UNITS];
-    ptrdiff_t units = 0;
-    EACH_PIECE(R, P) {
-        const TYPE *q = sums + (r * P + j) * 3 * LANES;
-        VECTOR(a[0] + o) = CONST_VECTOR(q);
-        VECTOR(a[1] + o) = CONST_VECTOR(q + LANES);
-        VECTOR(a[2] + o) = CONST_VECTOR(step->p[row + r] + first + (j * 3 + 2) * LANES);
-        VECTOR(a[3] + o) = CONST_VECTOR(q + 2 * LANES);
-        FN(copy_units)(h + o, step->h[row + r] + u, n);
-        units = WHOLE(o + n);
-    }
-    if (FUSED_GATES(f)) {
-        FN(sigmoids)(units, a[0]);
-        FN(sigmoids)(units, a[1]);
-        if (step->gates)
-            FN(new_state_kept)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS);
-        else
-            FN(new_state)(units, a[0], a[1], a[2], a[3], h, h_new);
-    } else {
-        FN(gates_any)(units, a[0], a[1], a[2], a[3], h, h_new, kept, TILE_UNITS, f);
-    }
-    EACH_PIECE(R, P) {
-        FN(copy_units)(step->h_new[row + r] + u, h_new + o, n);
-        if (step->gates)
-            for (int g = 0; g < 4; g++)
-                FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
-                               kept + g * TILE_UNITS + o, n);
-    }
-}
-
-static void FN(epilogue_zr)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                            TYPE *sums) {
-    const STEP *step = context;
-    const gru_job *job = step->job;
-    const gate_functions *f = &job->functions;
-    const ptrdiff_t first = panel - step->panel0;
-    TYPE a[2][TILE_UNITS], z[TILE_UNITS], rk[TILE_UNITS];
-    ptrdiff_t units = 0;
-    EACH_PIECE(R, P) {
-        for (int g = 0; g < 2; g++)
-            VECTOR(a[g] + o) = CONST_VECTOR(sums + ((r * P + j) * 2 + g) * LANES);
-        units = WHOLE(o + n);
-    }
-    memcpy(z, a[0], (size_t)units * sizeof(TYPE));
-    memcpy(rk, a[1], (size_t)units * sizeof(TYPE));
-    FN(kernels).activations[f->recurrent_activation](units, f->recurrent_params, z);
-    FN(kernels).activations[f->recurrent_activation](units, f->recurrent_params, rk);
-    if (KEEPS_VALUE(f->recurrent_activation)) {
-        memcpy(a[0], z, (size_t)units * sizeof(TYPE));
-        memcpy(a[1], rk, (size_t)units * sizeof(TYPE));
-    }
-    EACH_PIECE(R, P) {
-        const TYPE *k = step->k[row + r] + u;
-        TYPE *out = step->rk[row + r] + u;
-        for (ptrdiff_t i = 0; i < n; i++)
-            out[i] = rk[o + i] * k[i];
-        FN(copy_units)(step->z[row + r] + (first + j) * LANES, z + o, n);
-        if (step->gates)
-            for (int g = 0; g < 2; g++)
-                FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + g * LANES,
-                               a[g] + o, n);
-    }
-}
-
-static void FN(epilogue_h)(const void *context, ptrdiff_t row, int R, ptrdiff_t panel, int P,
-                           TYPE *sums) {
-    const STEP *step = context;
-    const gru_job *job = step->job;
-    const gate_functions *f = &job->functions;
-    const ptrdiff_t first = panel - step->panel0;
-    TYPE a[TILE_UNITS], c[TILE_UNITS], z[TILE_UNITS], h[TILE_UNITS];
-    ptrdiff_t units = 0;
-    EACH_PIECE(R, P) {
-        VECTOR(a + o) = CONST_VECTOR(sums + (r * P + j) * LANES);
-        FN(copy_units)(h + o, step->h[row + r] + u, n);
-        FN(copy_units)(z + o, step->z[row + r] + (first + j) * LANES, n);
-        units = WHOLE(o + n);
-    }
-    memcpy(c, a, (size_t)units * sizeof(TYPE));
-    FN(kernels).activations[f->activation](units, f->params, c);
-    if (KEEPS_VALUE(f->activation))
-        memcpy(a, c, (size_t)units * sizeof(TYPE));
-    for (ptrdiff_t i = 0; i < units; i++)
-        h[i] = FN(mix)(z[i], h[i], c[i]);
-    EACH_PIECE(R, P) {
-        FN(copy_units)(step->h_new[row + r] + u, h + o, n);
-        if (step->gates)
-            FN(copy_units)(step->gates[row + r] + (panel + j) * step->gates_stride + 2 * LANES,
-                           a + o, n);
-    }
-}
+#include "epilogues_type.h"
 
 /* A thread's part of a call, and the pieces of its scratch. */
 typedef struct {
@@ -186,11 +15,11 @@ typedef struct {
     ptrdiff_t b0, n;          /* its rows */
     ptrdiff_t panel0, panel1; /* its panels */
     int team;                 /* threads that make panels of the same rows */
-    ptrdiff_t u0;             /* the first unit of its panels, */
-    size_t own;               /* and the bytes of all of them */
+    ptrdiff_t u0, own;        /* the first unit of its panels, and how many units they have */
     TYPE *zeros;              /* (H) */
     TYPE *p;                  /* (chunk_rows, panels, 3, LANES): x.W and the bias */
-    TYPE *dropped_x;          /* (gates, chunk_rows, I): x with dropout */
+    TYPE *start;              /* (n, H): h0, where it has 16 bits */
+    TYPE *made_x;             /* (gates, chunk_rows, I): x with dropout, or from 16 bits */
     TYPE *dropped_h;          /* (3, n, H): the state with dropout */
     TYPE *z;                  /* (n, panels, LANES), reset_after=False */
     const TYPE **x_rows;      /* (gates, chunk_rows) */
@@ -216,7 +45,8 @@ static ptrdiff_t FN(carve_part)(PART *part, char *base) {
     size_t size = 0;
     CARVE(part->zeros, H);
     CARVE(part->p, chunk * panels * 3 * LANES);
-    CARVE(part->dropped_x, job->dropout ? gates * chunk * job->inputs : 0);
+    CARVE(part->start, HALF(job) && job->h0 ? n * H : 0);
+    CARVE(part->made_x, job->dropout || HALF(job) ? gates * chunk * job->inputs : 0);
     CARVE(part->dropped_h, job->recurrent_dropout ? 3 * n * H : 0);
     CARVE(part->z, job->reset_after ? 0 : n * panels * LANES);
     CARVE(part->x_rows, gates * chunk);
@@ -249,12 +79,13 @@ static void FN(project)(const PART *part, ptrdiff_t s0, ptrdiff_t s1) {
             const TYPE *x = (const TYPE *)(job->x + b * job->x_b + t * job->x_t);
             part->p_rows[count] = part->p + count * row;
             for (ptrdiff_t g = 0; g < gates; g++) {
-                part->x_rows[g * ld + count] = x;
-                if (job->dropout) {
-                    TYPE *copy = part->dropped_x + (g * ld + count) * I;
-                    FN(multiply)(I, x, (const TYPE *)job->dropout + (g * job->B + b) * I, copy);
-                    part->x_rows[g * ld + count] = copy;
-                }
+                TYPE *made = part->made_x + (g * ld + count) * I;
+                if (HALF(job))
+                    FN(from_halves)(HALF(job), I, (const char *)x, made);
+                if (job->dropout)
+                    FN(multiply)(I, HALF(job) ? made : x,
+                                 (const TYPE *)job->dropout + (g * job->B + b) * I, made);
+                part->x_rows[g * ld + count] = job->dropout || HALF(job) ? made : x;
             }
             count++;
         }
@@ -288,14 +119,14 @@ static inline ptrdiff_t FN(list_rows)(const PART *part, ptrdiff_t s, int *starte
         if (!IS_VALID(job, b, t))
             continue;
         TYPE *target;
-        if (job->states) {
-            target = (TYPE *)job->states + (b * job->T + s) * H;
-        } else if (job->sequences) {
-            target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
-        } else {
+        if (HALF(job) || !(job->states || job->sequences)) {
             target = (TYPE *)job->alternate + b * H;
             if (target == part->current[k] || target == part->previous[k])
                 target += job->B * H;
+        } else if (job->states) {
+            target = (TYPE *)job->states + (b * job->T + s) * H;
+        } else {
+            target = (TYPE *)(job->y + b * job->y_b + s * job->y_s);
         }
         part->index[active] = k;
         part->slots[active] = b;
@@ -377,25 +208,26 @@ static inline void FN(advance)(const PART *part, const STEP *step, ptrdiff_t act
 /* Writes the thread's units of row k of y, for the time t: the last valid output, or zeros. */
 static inline void FN(write_output)(const PART *part, char *y, ptrdiff_t k, ptrdiff_t t) {
     const gru_job *job = part->job;
-    TYPE *to = (TYPE *)y + part->u0;
+    char *to = y + part->u0 * ITEM(job);
     if (!part->previous[k] || (job->zero_masked && !IS_VALID(job, part->b0 + k, t)))
-        memset(to, 0, part->own);
+        memset(to, 0, (size_t)(part->own * ITEM(job)));
     else
-        memcpy(to, part->previous[k] + part->u0, part->own);
+        FN(store)(job, part->own, part->previous[k] + part->u0, to);
 }
 
 /* Writes the outputs and states that the tiles of step s have not written: those of masked rows,
- * and with `states` all outputs, because the tiles write there instead of to y. */
+ * and with `states` all outputs, because the tiles write there instead of to y. Where they have 16
+ * bits the tiles write neither. */
 static inline void FN(write_step)(const PART *part, ptrdiff_t s) {
     const gru_job *job = part->job;
     const ptrdiff_t t = TIME_OF(job, s), u0 = part->u0;
     for (ptrdiff_t k = 0; k < part->n; k++) {
         const ptrdiff_t b = part->b0 + k;
         const int valid = IS_VALID(job, b, t);
-        if (job->states && !valid)
-            memcpy((TYPE *)job->states + (b * job->T + s) * job->H + u0, part->current[k] + u0,
-                   part->own);
-        if (job->sequences && (!valid || job->states))
+        if (job->states && (!valid || HALF(job)))
+            FN(store)(job, part->own, part->current[k] + u0,
+                      job->states + ((b * job->T + s) * job->H + u0) * ITEM(job));
+        if (job->sequences && (!valid || job->states || HALF(job)))
             FN(write_output)(part, job->y + b * job->y_b + s * job->y_s, k, t);
     }
 }
@@ -405,8 +237,8 @@ static inline void FN(write_last)(const PART *part) {
     const gru_job *job = part->job;
     for (ptrdiff_t k = 0; k < part->n; k++) {
         const ptrdiff_t b = part->b0 + k, row = job->rows ? job->rows[b] : b;
-        memmove((TYPE *)job->state + row * job->H + part->u0, part->current[k] + part->u0,
-                part->own);
+        FN(store)(job, part->own, part->current[k] + part->u0,
+                  job->state + (row * job->H + part->u0) * ITEM(job));
         if (!job->sequences)
             FN(write_output)(part, job->y + b * job->y_b, k, TIME_OF(job, job->T - 1));
     }
@@ -421,7 +253,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const ptrdiff_t u1 = panel1 * LANES < H ? panel1 * LANES : H;
     const int masked = job->steps || job->lengths;
     const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
-                                          job->states || job->gates);
+                                          job->states || job->gates || HALF(job));
     PART part = {.job = job,
                  .b0 = b0,
                  .n = n,
@@ -429,7 +261,7 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
                  .panel1 = panel1,
                  .team = team,
                  .u0 = u0,
-                 .own = (size_t)(u1 - u0) * sizeof(TYPE)};
+                 .own = u1 - u0};
     FN(carve_part)(&part, scratch);
     STEP step = {.job = job,
                  .panel0 = panel0,
@@ -445,6 +277,10 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     for (ptrdiff_t k = 0; k < n; k++) {
         const ptrdiff_t b = job->rows ? job->rows[b0 + k] : b0 + k;
         part.current[k] = job->h0 ? (const TYPE *)job->h0 + b * H : part.zeros;
+        if (HALF(job) && job->h0) {
+            FN(from_halves)(HALF(job), H, job->h0 + b * H * ITEM(job), part.start + k * H);
+            part.current[k] = part.start + k * H;
+        }
         part.previous[k] = NULL;
     }
     const ptrdiff_t chunk = job->chunk_rows / n > 0 ? job->chunk_rows / n : 1;
@@ -468,12 +304,14 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             /* zero states times finite weights are zero: the first step often needs no product */
             FN(advance)(&part, &step, active, started || !job->u_finite ? H : 0, s & 1);
             step.p += active;
+            for (ptrdiff_t a = 0; HALF(job) && a < active; a++)
+                FN(round)(HALF(job), u1 - u0, part.h_new[a] + u0);
             if (!plain || s == T - 1)
                 for (ptrdiff_t a = 0; a < active; a++) {
                     const ptrdiff_t k = part.index[a];
                     part.current[k] = part.previous[k] = part.h_new[a];
                 }
-            if (masked || job->states)
+            if (masked || job->states || HALF(job))
                 FN(write_step)(&part, s);
             barrier_wait(job->barrier, team);
         }

@@ -72,8 +72,8 @@ static void FN(gates_any)(ptrdiff_t n, TYPE *RESTRICT z, TYPE *RESTRICT r, const
 
 #undef VECTOR_UNITS
 
-static void FN(multiply)(ptrdiff_t n, const TYPE *RESTRICT a, const TYPE *RESTRICT b,
-                         TYPE *RESTRICT c) {
+/* c may be a. */
+static void FN(multiply)(ptrdiff_t n, const TYPE *a, const TYPE *b, TYPE *c) {
     for (ptrdiff_t j = 0; j < n; j++)
         c[j] = a[j] * b[j];
 }

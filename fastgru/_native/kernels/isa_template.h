@@ -11,6 +11,7 @@
  * + e) 4.8e-9 (float) and 1.5e-18 (double).
  */
 #define TYPE float
+#define HALVES 1
 #define KERNELS kernels_f32
 #define FN(name) PASTE(name, f32, ISA)
 #define M(name) name##f
@@ -82,6 +83,7 @@ static inline float FN(log1p_poly)(float w) {
 #include "kernels_type.h"
 
 #define TYPE double
+#define HALVES 0
 #define KERNELS kernels_f64
 #define FN(name) PASTE(name, f64, ISA)
 #define M(name) name

@@ -46,6 +46,9 @@ typedef struct gru_job {
     int reverse;     /* step s reads time T - 1 - s */
     int sequences;   /* y has the output of every step, otherwise of the last one */
     int zero_masked; /* outputs of masked steps are zeros, not the output before */
+    /* HALF_FLOAT16 or HALF_BFLOAT16: the new state is rounded to these 16 bits at every step, and
+     * x, y, states, state and h0 hold such numbers. 0: they hold the kernel's own. */
+    int half;
 
     /* (B, T, I), features contiguous, rows x_b and times x_t apart. */
     const char *x;
@@ -63,7 +66,7 @@ typedef struct gru_job {
      * array. NULL: 0..B-1. */
     const ptrdiff_t *rows;
     /* Scratch (2, B, H): the states of a step and of the one before. With `sequences` or `states`,
-     * whose arrays hold them, it is not touched and may be NULL. */
+     * whose arrays hold them, it is not touched and may be NULL, but not with `half`. */
     char *alternate;
     /* r * h. Scratch (B, H); with `gates` an output (rows_kept, H), which backward reads. With
      * reset_after it is not touched and may be NULL. */

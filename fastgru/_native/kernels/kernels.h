@@ -61,6 +61,9 @@
 enum { FASTGRU_ACTIVATIONS(FASTGRU_ACT) ACT_COUNT };
 #undef FASTGRU_ACT
 
+/* The 16-bit floats that a kernel of floats reads and writes; 0: none. */
+enum { HALF_FLOAT16 = 1, HALF_BFLOAT16 };
+
 /* A layer's activations. Parameters are those of fastgru/activations.py; NaN stands for None. */
 typedef struct {
     int activation, recurrent_activation;
@@ -78,6 +81,8 @@ typedef struct {
         void (*activations[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a);                \
         /* a (n), value or argument, becomes the value; output d (n): the derivative */            \
         void (*derivatives[ACT_COUNT])(ptrdiff_t n, const double *params, TYPE *a, TYPE *d);       \
+        /* a (n) is rounded to 16 bits, HALF_FLOAT16 or HALF_BFLOAT16; doubles are not */          \
+        void (*round)(int half, ptrdiff_t n, TYPE *a);                                             \
         ptrdiff_t lanes; /* units in a panel: those of a vector */                                 \
         /* forward */                                                                              \
         void (*run)(const struct gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff_t panel0,        \

@@ -3,6 +3,8 @@
  */
 #include "activations_type.h"
 
+#include "half_type.h"
+
 static const KERNELS FN(kernels); /* the table at the end: gates find activations in it */
 
 #ifdef VECTOR_BYTES
@@ -25,6 +27,7 @@ static const KERNELS FN(kernels); /* the table at the end: gates find activation
 
 static const KERNELS FN(kernels) = {
     FUSED,
+    .round = FN(round),
     .activations = {FASTGRU_ACTIVATIONS(ACTIVATION_ENTRY)},
     .derivatives = {FASTGRU_ACTIVATIONS(DERIVATIVE_ENTRY)},
 };
@@ -35,6 +38,9 @@ static const KERNELS FN(kernels) = {
 #undef EXP_LIMIT
 #undef EXP_OVERFLOW
 #undef TANH_LIMIT
+#undef HALF
+#undef HALVES
+#undef ITEM
 #undef TYPE
 #undef KERNELS
 #undef FN
