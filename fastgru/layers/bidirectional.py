@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Unpack, overload
 
 import numpy as np
 
@@ -15,7 +15,8 @@ from fastgru.layers.cell import GRUCell
 from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
 from fastgru.layers.direction_pair import backward_pair, run_pair
-from fastgru.layers.nested import described, flatten, unstacked
+from fastgru.layers.merging import merged_outputs, merged_shape, split_gradient
+from fastgru.layers.nested import Array, Result, WithState, described, flatten, unstacked
 from fastgru.layers.rnn import RNN
 from fastgru.layers.stacked import cell_output_size
 from fastgru.layers.tape import Gradients, Tape, check_tape, gradient_array
@@ -24,7 +25,7 @@ from fastgru.problem import check_out
 _MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 
 
-class Bidirectional(ComposedLayer):
+class Bidirectional(ComposedLayer[Result]):
     """Run a layer in both directions of time, as `keras.layers.Bidirectional`.
 
     Parameters
@@ -53,16 +54,72 @@ class Bidirectional(ComposedLayer):
 
     _checks: ClassVar[dict[str, options.Check]] = {"merge_mode": options.one_of(*_MERGE_MODES)}
 
-    forward_layer: RNN
-    backward_layer: RNN
+    forward_layer: RNN[Any]
+    backward_layer: RNN[Any]
     merge_mode: str | None
+
+    @overload
+    def __init__(
+        self: Bidirectional[Array],
+        layer: RNN[Array],
+        merge_mode: Literal["concat", "sum", "mul", "ave"] = "concat",
+        weights: Any = None,
+        backward_layer: RNN[Array] | None = None,
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.ShapeKeywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Bidirectional[tuple[Array, Array]],
+        layer: RNN[Array],
+        merge_mode: None,
+        weights: Any = None,
+        backward_layer: RNN[Array] | None = None,
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.ShapeKeywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Bidirectional[WithState],
+        layer: RNN[tuple[Array, Array]] | RNN[WithState],
+        merge_mode: str | None = "concat",
+        weights: Any = None,
+        backward_layer: RNN[Any] | None = None,
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.ShapeKeywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Bidirectional[Array | WithState],
+        layer: RNN[Any],
+        merge_mode: str | None = "concat",
+        weights: Any = None,
+        backward_layer: RNN[Any] | None = None,
+        *,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.ShapeKeywords],
+    ) -> None: ...
 
     def __init__(
         self,
-        layer: RNN,
+        layer: RNN[Any],
         merge_mode: str | None = "concat",
         weights: Any = None,
-        backward_layer: RNN | None = None,
+        backward_layer: RNN[Any] | None = None,
         *,
         dtype: Any = None,
         name: str | None = None,
@@ -123,7 +180,7 @@ class Bidirectional(ComposedLayer):
     # -- what the halves have in common ----------------------------------------------------
 
     @property
-    def halves(self) -> tuple[RNN, RNN]:
+    def halves(self) -> tuple[RNN[Any], RNN[Any]]:
         """The forward and the backward layer."""
         return self.forward_layer, self.backward_layer
 
@@ -222,8 +279,7 @@ class Bidirectional(ComposedLayer):
         (y, *states), (y_rev, *states_rev) = shapes if self.return_state else [(s,) for s in shapes]
         if self.merge_mode is None:
             return (y, y_rev, *states, *states_rev) if self.return_state else [y, y_rev]
-        if self.merge_mode == "concat":
-            y = (*y[:-1], y[-1] + y_rev[-1])
+        y = merged_shape(self.merge_mode, y, y_rev)
         return (y, *states, *states_rev) if self.return_state else y
 
     def compute_mask(self, inputs: Any = None, mask: Any = None) -> Any:
@@ -281,21 +337,25 @@ class Bidirectional(ComposedLayer):
         initial_state = arguments.initial_state
         starts: list[Any] = [None, None]
         if initial_state is not None:
-            count = len(self.forward_layer.state_size)
-            if count == 1:  # a stack in each half is no module of PyTorch, and has another order
-                initial_state = unstacked(initial_state, 2)
-            if not isinstance(initial_state, (list, tuple)) or len(initial_state) != 2 * count:
-                raise ValueError(
-                    f"initial_state: expected a list of {2 * count} states, the forward layer's "
-                    f"first, then the backward layer's, got {described(initial_state)}"
-                )
-            starts = [list(initial_state[:count]), list(initial_state[count:])]
+            starts = self._of_halves(initial_state, "initial_state")
         parts = [
             half.prepare(arguments.of_part(arguments.sequences, start))
             for half, start in zip(self.halves, starts, strict=True)
         ]
         parts[1].x = parts[0].x  # one array, where each had made its own
         return ComposedCall(parts, self._check_out(parts[0], arguments.out), arguments.out)
+
+    def _of_halves(self, states: Any, what: str) -> list[Any]:
+        """Return the states of each half, or raise."""
+        count = len(self.forward_layer.state_size)
+        if count == 1:  # a stack in each half is no module of PyTorch, and has another order
+            states = unstacked(states, 2)
+        if not isinstance(states, (list, tuple)) or len(states) != 2 * count:
+            raise ValueError(
+                f"{what}: expected a list of {2 * count} states, the forward layer's first, then "
+                f"the backward layer's, got {described(states)}"
+            )
+        return [list(states[:count]), list(states[count:])]
 
     def _check_out(self, call: Call, out: Any) -> Any:
         if out is None:
@@ -318,18 +378,9 @@ class Bidirectional(ComposedLayer):
         y, y_rev = outputs
         if self.return_sequences:
             y_rev = np.flip(y_rev, axis=0 if self.time_major else 1)
-        merged: Any
-        if self.merge_mode == "concat":
-            merged = np.concatenate([y, y_rev], axis=-1, out=out)
-        elif self.merge_mode == "sum":
-            merged = np.add(y, y_rev, out=out)
-        elif self.merge_mode == "ave":
-            merged = np.divide(y + y_rev, y.dtype.type(2), out=out)
-        elif self.merge_mode == "mul":
-            merged = np.multiply(y, y_rev, out=out)
-        else:
-            result = (y, y_rev, *states)
-            return result, (y, y_rev)
+        if self.merge_mode is None:
+            return (y, y_rev, *states), (y, y_rev)
+        merged = merged_outputs(self.merge_mode, y, y_rev, out)
         if out is not None:
             merged = call.given_out
         return ((merged, *states) if states else merged), (y, y_rev)
@@ -361,17 +412,9 @@ class Bidirectional(ComposedLayer):
             dy_rev = None if dy_rev is None else np.flip(dy_rev, axis=axis)
         dstates: list[Any] = [None, None]
         if state_gradients is not None:
-            count = len(self.forward_layer.state_size)
-            if count == 1:  # a stack in each half is no module of PyTorch, and has another order
-                state_gradients = unstacked(state_gradients, 2)
-            if not isinstance(state_gradients, (list, tuple)) or len(state_gradients) != 2 * count:
-                raise ValueError(
-                    f"state_gradients: expected a list of {2 * count}, got "
-                    f"{described(state_gradients)}"
-                )
             batch = kept["shapes"][0][1 if self.time_major and self.return_sequences else 0]
             like = kept["x"]
-            dstates = [list(state_gradients[:count]), list(state_gradients[count:])]
+            dstates = self._of_halves(state_gradients, "state_gradients")
             for half, given in zip(self.halves, dstates, strict=True):
                 check_states(half, given, batch, "state_gradients", like)
         tape.spend()
@@ -417,21 +460,11 @@ class Bidirectional(ComposedLayer):
                 for i, (g, shape) in enumerate(zip(gradients, shapes, strict=True))
             )
             return first, second
-        units = shapes[0][-1]
-        wanted = shapes[0]
-        if self.merge_mode == "concat":
-            wanted = (*wanted[:-1], units + shapes[1][-1])
+        wanted = merged_shape(self.merge_mode, *shapes)
         d = gradient_array(gradients, wanted, like, "output_gradients", "of the output")
         if d is None:
             return None, None
-        if self.merge_mode == "concat":
-            return d[..., :units], d[..., units:]
-        if self.merge_mode == "mul":
-            y, y_rev = kept["factors"]
-            return d * y_rev, d * y
-        if self.merge_mode == "ave":
-            d = d / d.dtype.type(2)
-        return d, d
+        return split_gradient(self.merge_mode, d, shapes[0][-1], kept["factors"])
 
     def _shown_first(self) -> list[str]:
         first, second = (half.get_config() for half in self.halves)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import numpy as np
 
@@ -123,7 +123,7 @@ class GRUCell(DropoutMasks):
         dtype: Any = "float32",
         name: str | None = None,
         trainable: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[options.Keywords],
     ) -> None:
         self.units = units
         self.implementation = implementation

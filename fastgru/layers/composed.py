@@ -6,6 +6,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastgru.dispatch import Explanation
+from fastgru.layers.nested import Result
 from fastgru.layers.sequence import SequenceLayer
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class ComposedCall(NamedTuple):
     given_out: Any = None
 
 
-class ComposedLayer(SequenceLayer, abstract=True):
+class ComposedLayer(SequenceLayer[Result], abstract=True):
     """A layer whose weights, losses and changes are those of its parts, in their order."""
 
     @property

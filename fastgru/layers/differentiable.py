@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.layers.call import check_states
-from fastgru.layers.nested import flatten
+from fastgru.layers.nested import Result, flatten
 from fastgru.layers.sequence import SequenceLayer
 from fastgru.layers.tape import (
     Gradients,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fastgru.layers.cell import GRUCell
 
 
-class Differentiable(SequenceLayer, abstract=True):
+class Differentiable(SequenceLayer[Result], abstract=True):
     """A layer over time with ``cell`` and ``_gru_cells``, which are None for a custom cell."""
 
     time_major: bool

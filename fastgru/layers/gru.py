@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 
@@ -10,8 +10,10 @@ from fastgru import regularizers
 from fastgru.device import follow
 from fastgru.dropout import INPUT, RECURRENT
 from fastgru.dtypes import policy_of
+from fastgru.layers import options
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
+from fastgru.layers.nested import Array, Result
 from fastgru.layers.rnn import RNN
 from fastgru.variables import Variable
 
@@ -20,7 +22,7 @@ def _of_cell(name: str) -> Any:
     return property(lambda self: getattr(self.cell, name), doc=f"``{name}`` of the cell.")
 
 
-class GRU(RNN):
+class GRU(RNN[Result]):
     """Gated recurrent unit over a sequence, as `keras.layers.GRU`.
 
     Parameters
@@ -94,6 +96,120 @@ class GRU(RNN):
     recurrent_kernel: Variable | None = _of_cell("recurrent_kernel")
     bias: Variable | None = _of_cell("bias")
 
+    @overload
+    def __init__(
+        self: GRU[Array],
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        return_state: Literal[False] = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        use_cudnn: Any = "auto",
+        *,
+        time_major: bool = False,
+        zero_output_for_mask: bool = False,
+        implementation: int = 2,
+        dtype: Any = "float32",
+        precision: str | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: GRU[tuple[Array, Array]],
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        *,
+        return_state: Literal[True],
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        use_cudnn: Any = "auto",
+        time_major: bool = False,
+        zero_output_for_mask: bool = False,
+        implementation: int = 2,
+        dtype: Any = "float32",
+        precision: str | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: GRU[Array | tuple[Array, Array]],
+        units: int,
+        activation: Any = "tanh",
+        recurrent_activation: Any = "sigmoid",
+        use_bias: bool = True,
+        kernel_initializer: Any = "glorot_uniform",
+        recurrent_initializer: Any = "orthogonal",
+        bias_initializer: Any = "zeros",
+        kernel_regularizer: Any = None,
+        recurrent_regularizer: Any = None,
+        bias_regularizer: Any = None,
+        activity_regularizer: Any = None,
+        kernel_constraint: Any = None,
+        recurrent_constraint: Any = None,
+        bias_constraint: Any = None,
+        dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        seed: int | None = None,
+        return_sequences: bool = False,
+        *,
+        return_state: bool,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        reset_after: bool = True,
+        use_cudnn: Any = "auto",
+        time_major: bool = False,
+        zero_output_for_mask: bool = False,
+        implementation: int = 2,
+        dtype: Any = "float32",
+        precision: str | None = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
+
     def __init__(
         self,
         units: int,
@@ -158,7 +274,8 @@ class GRU(RNN):
             name="gru_cell",
         )
         cell.precision = precision
-        super().__init__(
+        # What self is depends on the overloads, which a checker does not relate.
+        super().__init__(  # type: ignore[misc, call-overload]
             cell,
             return_sequences,
             return_state,

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+# What calls return: one array, or outputs and states.
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+WithState: TypeAlias = tuple[Array, *tuple[Array | list[Array], ...]]
+Result = TypeVar("Result")
 
 
 def flatten(nested: Any) -> list[Any]:

@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import functools
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
 from fastgru import activations, constraints, initializers, regularizers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     Check = Callable[[Any, str], Any]
 
 # How alike a new attribute must be to one of the layer's options to be taken for it misspelt.
 _MISSPELT = 0.85
+
+
+class ShapeKeywords(TypedDict, total=False):
+    """Keywords of Keras' layers by which a layer is built at once."""
+
+    input_shape: Sequence[int | None]
+    batch_input_shape: Sequence[int | None]
+    batch_shape: Sequence[int | None]
+    input_dim: int
+    input_length: int | None
+    batch_size: int | None
+    autocast: bool
+
+
+class Keywords(ShapeKeywords, total=False):
+    """All keywords that are no options of a layer."""
+
+    weights: Any
+
+
 _WITHOUT_BATCH = "input_shape"
 _WITH_BATCH = ("batch_input_shape", "batch_shape")
-_PARTS = ("input_dim", "input_length", "batch_size")
-KEYWORDS = (_WITHOUT_BATCH, *_WITH_BATCH, *_PARTS, "weights", "autocast")
+KEYWORDS = (*ShapeKeywords.__annotations__, "weights")
 
 
 def flag(value: Any, what: str) -> bool:

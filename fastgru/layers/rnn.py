@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Unpack, overload
 
 import numpy as np
 
@@ -14,17 +14,17 @@ from fastgru.layers.call import Arguments, Call
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
 from fastgru.layers.differentiable import Differentiable
-from fastgru.layers.nested import flatten, map_nested
+from fastgru.layers.nested import Array, Result, WithState, flatten, map_nested
 from fastgru.layers.stacked import (
     StackedRNNCells,
     build_cell,
     cell_output_size,
     check_cell,
     gru_cells_of,
-    initial_state,
 )
+from fastgru.layers.states import KeepsStates
 from fastgru.layers.tape import Record, Tape, record_of
-from fastgru.variables import Variable, frozen, write_together
+from fastgru.variables import Variable, frozen
 
 _FLAGS = (
     "return_sequences",
@@ -37,7 +37,7 @@ _FLAGS = (
 )
 
 
-class RNN(Differentiable):
+class RNN(KeepsStates, Differentiable[Result]):
     """A cell over a sequence, as `keras.layers.RNN`.
 
     Parameters
@@ -87,8 +87,64 @@ class RNN(Differentiable):
     time_major: bool
     activity_regularizer: Any
     use_cudnn: bool | str = "auto"  # GRU has the argument
-    states: list[Any] | None
     cell: Any
+
+    @overload
+    def __init__(
+        self: RNN[Array],
+        cell: Any,
+        return_sequences: bool = False,
+        return_state: Literal[False] = False,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        zero_output_for_mask: bool = False,
+        *,
+        time_major: bool = False,
+        activity_regularizer: Any = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: RNN[WithState],
+        cell: Any,
+        return_sequences: bool = False,
+        *,
+        return_state: Literal[True],
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        zero_output_for_mask: bool = False,
+        time_major: bool = False,
+        activity_regularizer: Any = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: RNN[Array | WithState],
+        cell: Any,
+        return_sequences: bool = False,
+        *,
+        return_state: bool,
+        go_backwards: bool = False,
+        stateful: bool = False,
+        unroll: bool = False,
+        zero_output_for_mask: bool = False,
+        time_major: bool = False,
+        activity_regularizer: Any = None,
+        dtype: Any = None,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
 
     def __init__(
         self,
@@ -215,61 +271,6 @@ class RNN(Differentiable):
         for cell in twin._gru_cells or ():
             cell.forget()
         return twin
-
-    # -- states ----------------------------------------------------------------------------
-
-    def get_initial_state(self, batch_size: int | None) -> list[Any]:
-        """Return the states a call starts from by default, a list."""
-        return initial_state(self.cell, batch_size, self._dtype)
-
-    def reset_state(self) -> None:
-        """Set the states of a stateful layer to zero; nothing on other layers, as in Keras 3."""
-        if self.states is not None:
-            self.reset_states()
-
-    def reset_states(self, states: Any = None) -> None:
-        """Set the states of a stateful layer.
-
-        Parameters
-        ----------
-        states : array_like (B, H), or a list of them; None means zeros
-
-        Raises
-        ------
-        AttributeError
-            The layer is not stateful.
-        ValueError
-            The batch size is not known yet, or a state has another shape or dtype.
-        """
-        if not self.stateful:
-            raise AttributeError(
-                f"{self.name}: it is not stateful; build it with stateful=True to keep states"
-            )
-        if self.states is None:
-            raise ValueError(
-                f"{self.name}: its batch size is not known yet; call the layer or "
-                "build((B, T, I)) first"
-            )
-        variables = flatten(self.states)
-        if states is None:
-            values = [np.zeros(v.shape, v.dtype) for v in variables]
-        else:
-            values = flatten(states if isinstance(states, (list, tuple)) else [states])
-            if len(values) != len(variables):
-                raise ValueError(f"states: expected {len(variables)}, got {len(values)}")
-            try:
-                values = [v.checked(value) for v, value in zip(variables, values, strict=True)]
-            except TypeError as error:  # as documented: a wrong dtype here is a ValueError
-                raise ValueError(str(error)) from None
-        write_together(variables, values)
-
-    def _create_states(self, batch: int) -> None:
-        self.states = map_nested(
-            lambda value: Variable(
-                value, name="rnn_state", trainable=False, roams=True, scope=self.path
-            ),
-            self.get_initial_state(batch),
-        )
 
     # -- the call --------------------------------------------------------------------------
 

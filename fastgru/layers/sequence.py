@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic
 
 import numpy as np
 
 from fastgru import locks
 from fastgru.layers.base import Layer
 from fastgru.layers.call import Arguments
-from fastgru.layers.nested import flatten
+from fastgru.layers.nested import Result, flatten
 from fastgru.layers.stream import Stream, row_count
 from fastgru.problem import as_array
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastgru.layers.tape import Tape
 
 
-class SequenceLayer(Layer, abstract=True):
+class SequenceLayer(Layer, Generic[Result], abstract=True):
     """What is called on sequences: a call is validated whole, then run.
 
     Subclasses say how: `prepare` validates and does no other work, `start` builds and draws
@@ -40,7 +40,7 @@ class SequenceLayer(Layer, abstract=True):
         reset_mask: Any = None,
         out: np.ndarray | None = None,
         num_threads: int | None = None,
-    ) -> Any:
+    ) -> Result:
         """Run the layer.
 
         Parameters
@@ -89,7 +89,7 @@ class SequenceLayer(Layer, abstract=True):
             and out is None
             and num_threads is None
         ):
-            result = self.fast_call(sequences)
+            result: Any = self.fast_call(sequences)
             if result is None and type(sequences) is np.ndarray and sequences.dtype != self._dtype:
                 sequences = as_array(sequences, self._dtype, "sequences")
                 result = self.fast_call(sequences)
@@ -122,7 +122,7 @@ class SequenceLayer(Layer, abstract=True):
         out: np.ndarray | None = None,
         num_threads: int | None = None,
         save: str = "gates",
-    ) -> tuple[Any, Tape]:
+    ) -> tuple[Result, Tape]:
         """Run the layer and keep what `backward` needs.
 
         Parameters

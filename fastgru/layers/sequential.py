@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from itertools import accumulate
 from operator import attrgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
+from fastgru.layers import options
 from fastgru.layers.base import deserialize_layer, serialize_layer
 from fastgru.layers.bidirectional import Bidirectional
 from fastgru.layers.call import Arguments
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.composed import ComposedCall, ComposedLayer
 from fastgru.layers.config import keras_config
-from fastgru.layers.nested import described, flatten
+from fastgru.layers.nested import Array, Result, WithState, described, flatten
 from fastgru.layers.rnn import RNN
+from fastgru.layers.sequence import SequenceLayer
 from fastgru.layers.tape import Gradients, Tape, check_tape
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
-class Sequential(ComposedLayer):
+
+class Sequential(ComposedLayer[Result]):
     """Layers applied in order, each to the sequences the one before it returned.
 
     Parameters
@@ -38,6 +43,26 @@ class Sequential(ComposedLayer):
     """
 
     layers: list[Any]
+
+    @overload
+    def __init__(
+        self: Sequential[Array],
+        layers: Sequence[SequenceLayer[Array]],
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Sequential[Array | WithState | tuple[Array, Array]],
+        layers: Sequence[SequenceLayer[Any]],
+        *,
+        name: str | None = None,
+        trainable: bool = True,
+        **kwargs: Unpack[options.Keywords],
+    ) -> None: ...
 
     def __init__(
         self, layers: Any, *, name: str | None = None, trainable: bool = True, **kwargs: Any

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
+from fastgru.layers import options
 from fastgru.layers.base import Layer, deserialize_layer, serialize_layer
 from fastgru.layers.cell import GRUCell
 from fastgru.layers.config import keras_config
@@ -42,7 +43,7 @@ class StackedRNNCells(Layer):
         name: str | None = None,
         dtype: Any = None,
         trainable: bool = True,
-        **kwargs: Any,
+        **kwargs: Unpack[options.Keywords],
     ) -> None:
         cells = list(cells)
         if not cells:
