@@ -42,6 +42,7 @@ _LINK_INFO, _LINK = 0x02, 0x06  # not a symbol table, in groups where a name is 
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Objects of Python for a group or an array, and for a message of its header.
 _NODE_OBJECTS, _MESSAGE_OBJECTS = 8, 3
+_ATTRIBUTE_STEPS = 4
 # Classes of datatypes, and a kind of entry in a symbol table.
 _INTEGER, _FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 0, 1, 3, 5, 9
 _SOFT_LINK = 2
@@ -250,6 +251,7 @@ class Node:
 
     def _split_attribute(self, body: bytes) -> tuple[str, list[bytes]]:
         """Return an attribute's name, and its type, shape and value."""
+        self.file.budget.step(_ATTRIBUTE_STEPS, self.place)
         cursor = Cursor(body, f"{self.place}: attribute")
         version, flags = cursor.number(1), cursor.number(1)
         if version not in (1, 2, 3) or (version > 1 and flags):
