@@ -22,13 +22,22 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fastgru.io.bounded import check_shape
 from fastgru.io.budget import short, text_bytes
 from fastgru.io.hdf5_links import dense_links
+from fastgru.io.hdf5_values import (
+    INTEGER,
+    VARIABLE_LENGTH,
+    Cursor,
+    dtype_of,
+    shape_of,
+    text_and_bytes,
+    values_of,
+    whole,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, BinaryIO, NoReturn
+    from typing import Any, BinaryIO
 
     from fastgru.io.budget import Budget
 
@@ -42,49 +51,9 @@ _LINK_INFO, _LINK = 0x02, 0x06  # not a symbol table, in groups where a name is 
 _GROUP = {_SYMBOL_TABLE, _LINK_INFO, _LINK}
 # Objects of Python for a group or an array, and for a message of its header.
 _NODE_OBJECTS, _MESSAGE_OBJECTS = 8, 3
-# Classes of datatypes, and a kind of entry in a symbol table.
-_INTEGER, _FLOAT, _STRING, _OPAQUE, _VARIABLE_LENGTH = 0, 1, 3, 5, 9
+_ATTRIBUTE_STEPS = 4
+# Of entries in a symbol table.
 _SOFT_LINK = 2
-
-# Descriptions of the IEEE 754 floats without their byte order: the sign's bit and a zero; size in
-# bytes; bit offset and precision; first bit and number of bits of exponent and of mantissa; the
-# exponent's bias.
-_FLOATS = {
-    bytes((15, 0, 2, 0, 0, 16, 0, 10, 5, 0, 10, 15, 0, 0, 0)): "f2",
-    bytes((31, 0, 4, 0, 0, 32, 0, 23, 8, 0, 23, 127, 0, 0, 0)): "f4",
-    bytes((63, 0, 8, 0, 0, 64, 0, 52, 11, 0, 52, 255, 3, 0, 0)): "f8",
-}
-
-
-class Cursor:
-    """Bytes that are read from front to back; reading past the end raises ValueError."""
-
-    def __init__(self, data: Any, place: str) -> None:
-        self.data, self.place, self.at = data, place, 0
-
-    def take(self, count: int) -> bytes:
-        """Return the next ``count`` bytes."""
-        if count > len(self.data) - self.at:
-            self.wrong(f"{count} more bytes", f"the end after {len(self.data) - self.at}")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def number(self, size: int) -> int:
-        """Return the next ``size`` bytes as an unsigned number."""
-        return int.from_bytes(self.take(size), "little")
-
-    def expect(self, value: bytes, what: str) -> None:
-        """Read ``value``; ValueError if other bytes come next."""
-        got = self.take(len(value))
-        if got != value:
-            self.wrong(f"{what} {value!r}", repr(got))
-
-    def wrong(self, expected: str, got: str) -> NoReturn:
-        """Raise a ValueError with the place, what was expected and what is there."""
-        raise ValueError(
-            f"{self.place}: expected {expected}, got {got}; the file is damaged, or is not as "
-            "Keras writes it: let Keras load it and save it again"
-        )
 
 
 class HeaderMessage(NamedTuple):
@@ -205,7 +174,7 @@ class File:
             raise ValueError(f"{what}: expected object {index} in a heap that does not have it")
         held.at = 0
         data = held.take(length)
-        self.budget.make_objects(1, _text_and_bytes(data), what)
+        self.budget.make_objects(1, text_and_bytes(data), what)
         return data
 
     def _heap(self, address: int) -> Iterator[tuple[int, Cursor]]:
@@ -250,6 +219,7 @@ class Node:
 
     def _split_attribute(self, body: bytes) -> tuple[str, list[bytes]]:
         """Return an attribute's name, and its type, shape and value."""
+        self.file.budget.step(_ATTRIBUTE_STEPS, self.place)
         cursor = Cursor(body, f"{self.place}: attribute")
         version, flags = cursor.number(1), cursor.number(1)
         if version not in (1, 2, 3) or (version > 1 and flags):
@@ -285,18 +255,18 @@ class Node:
 
     def _decode(self, form: Cursor, space: Cursor, data: Cursor) -> Any:
         """Return the value of an attribute, whose parts are each at their start."""
-        shape = _shape(space)
-        if form.data[:1] and form.data[0] & 15 == _VARIABLE_LENGTH:
-            count = _whole(shape, 16, data) // 16
+        shape = shape_of(space)
+        if form.data[:1] and form.data[0] & 15 == VARIABLE_LENGTH:
+            count = whole(shape, 16, data) // 16
             values = [
                 self.file.string(data.number(4), data.number(8), data.number(4), data.place)
                 for _ in range(count)
             ]
         else:
-            array = _values(_dtype(form), shape, data)
+            array = values_of(dtype_of(form), shape, data)
             if array.dtype.kind != "S":
                 return array
-            nbytes = _text_and_bytes(data.data) + array.nbytes
+            nbytes = text_and_bytes(data.data) + array.nbytes
             self.file.budget.make_objects(array.size, nbytes, data.place)
             values = array.ravel().tolist()
         text = [value.decode("utf-8", "replace") for value in values]
@@ -309,13 +279,13 @@ class Array(Node):
     def __init__(self, file: File, messages: list[HeaderMessage], path: str) -> None:
         super().__init__(file, messages, path)
         form = self.cursor(_DATATYPE)
-        self.shape, self.dtype = _shape(self.cursor(_DATASPACE)), _dtype(form)
+        self.shape, self.dtype = shape_of(self.cursor(_DATASPACE)), dtype_of(form)
 
     def read(self) -> np.ndarray:
         """Return the array, native, bfloat16 as float32; it may be read-only."""
         if self.dtype.kind in "iu":
             self.cursor(_DATATYPE).wrong(
-                "IEEE floats or strings", f"type {_INTEGER} of {self.dtype.itemsize} bytes"
+                "IEEE floats or strings", f"type {INTEGER} of {self.dtype.itemsize} bytes"
             )
         if self.dtype.kind not in "fV":
             self.cursor(_DATATYPE).wrong("floats of 16, 32 or 64 bits", str(self.dtype))
@@ -339,12 +309,12 @@ class Array(Node):
         if self.dtype.kind == "V":
             # Keras writes bfloat16 so: the upper half of a float32, in this byte order.
             self.file.budget.make(2 * len(data.data), self.path)
-            halves = _values(np.dtype("<u2"), self.shape, data)
+            halves = values_of(np.dtype("<u2"), self.shape, data)
             return (halves.astype("u4") << 16).view("f4").reshape(self.shape)
         native = self.dtype.newbyteorder("=")
         if native != self.dtype:
             self.file.budget.make(len(data.data), self.path)
-        return _values(self.dtype, self.shape, data).astype(native, copy=False)
+        return values_of(self.dtype, self.shape, data).astype(native, copy=False)
 
 
 class Group(Node):
@@ -452,56 +422,3 @@ class Group(Node):
                 f"{'a group' if found else 'nothing'}"
             )
         return found.read()
-
-
-# ---- types, shapes, values -----------------------------------------------------------------------
-
-
-def _text_and_bytes(data: bytes) -> int:
-    """Return how many bytes a text takes with the bytes that it is decoded from."""
-    return 2 * len(data) if data.isascii() else 5 * len(data)
-
-
-def _shape(space: Cursor) -> tuple[int, ...]:
-    """Return the shape in a dataspace message; () for one value."""
-    version, rank, _ = space.number(1), space.number(1), space.number(1)
-    if version == 1:
-        space.take(5)
-    elif version != 2 or (kind := space.number(1)) > 1 or (kind == 0 and rank):
-        space.wrong("a shape, version 1 or 2", f"version {version}, rank {rank}")
-    return tuple(space.number(8) for _ in range(rank))
-
-
-def _dtype(form: Cursor) -> np.dtype:
-    """Return the NumPy dtype of a datatype message: IEEE floats, integers, strings."""
-    kind, order = form.number(1) & 15, form.number(1)
-    rest = form.take(2)
-    size = form.number(4)
-    if kind == _STRING and size:
-        return np.dtype(f"S{size}")
-    if kind == _INTEGER and size in (1, 2, 4, 8) and form.take(4) == bytes((0, 0, 8 * size, 0)):
-        return np.dtype(f"{'i' if order & 8 else 'u'}{size}").newbyteorder(
-            ">" if order & 1 else "<"
-        )
-    if kind == _OPAQUE and size == 2:
-        return np.dtype("V2")
-    if kind == _FLOAT and order & ~1 == 0x20:  # mantissas with a hidden 1; bit 0 is the byte order
-        name = (
-            _FLOATS.get(rest + size.to_bytes(1, "little") + form.take(12)) if size < 256 else None
-        )
-        if name is not None:
-            return np.dtype(name).newbyteorder(">" if order & 1 else "<")
-    return form.wrong("IEEE floats or strings", f"type {kind} of {size} bytes")
-
-
-def _whole(shape: tuple[int, ...], itemsize: int, data: Cursor) -> int:
-    """Return the size of an array in bytes; ValueError unless ``data`` has so many."""
-    count = math.prod(shape) * itemsize
-    if count > len(data.data) or any(n >= 2**31 for n in shape):
-        data.wrong(f"the {count} bytes of shape {shape}", str(len(data.data)))
-    check_shape(shape, data.place)
-    return count
-
-
-def _values(dtype: np.dtype, shape: tuple[int, ...], data: Cursor) -> np.ndarray:
-    return np.frombuffer(data.take(_whole(shape, dtype.itemsize, data)), dtype).reshape(shape)

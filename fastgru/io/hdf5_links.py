@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-File = Any  # `fastgru.io.hdf5.File` and its `Cursor`: that module imports this one
-Cursor = Any
+    from fastgru.io.hdf5_values import Cursor
+
+File = Any  # `fastgru.io.hdf5.File`: that module imports this one
 
 _BY_NAME = 5  # type of records: hash, identifier
 _HASH_BYTES = 4

@@ -178,10 +178,7 @@ class Model:
         if weight.scale is None:
             return array.astype(weight.dtype, copy=False)
         # TensorFlow.js computes in double precision and stores the result in single.
-        values = array.astype(np.float64)
-        values *= weight.scale
-        values += weight.least
-        return values.astype(np.float32)
+        return (array * np.float64(weight.scale) + weight.least).astype(np.float32)
 
     @property
     def by_places(self) -> bool:

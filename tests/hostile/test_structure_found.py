@@ -14,7 +14,7 @@ if sys.platform != "linux":
 import structure_fuzz
 import structure_tensorflow as tensorflow
 from hdf5_writer import Group, Strings, hdf5
-from savedmodel_support import GRAPH, entry, field, node, write_bundle, write_layers
+from savedmodel_support import GRAPH, entry, field, masked, node, write_bundle, write_layers
 from structure_configs import ROLES, SHARED, H, inspect
 
 from fastgru import GRU, Bidirectional
@@ -187,7 +187,7 @@ def long_group(folder):
 
 def wide_variables(folder):
     """Many groups that share one list of variables, which is long."""
-    one = Group(**{f"v{i}": SHARED[0] for i in range(20_000)})
+    one = Group(**{f"v{i}": SHARED[0] for i in range(40_000)})
     root = Group(layers=Group(gru=Group(cell=cell())))
     root.links["more"] = Group(**{f"n{i}": Group(vars=one) for i in range(6000)})
     path = folder / "m.weights.h5"
@@ -242,12 +242,13 @@ def many_js_layers(folder):
 
 
 def equal_js_layers(folder):
-    """Layers that are equal, and one without weights of its own is looked for at all others."""
-    configs = [named("same")] * 6000
+    """Layers that are equal, one of which has the weights: each looks at all others."""
+    configs = [named("same")] * 3000
     inner = [{"name": f"m{i}", **layers([one])} for i, one in enumerate(configs)]
     for i, one in enumerate(inner):
         one["config"]["name"] = f"m{i}"
-    return tfjs(folder, inner, weights_place("layers/x/cell/vars"), DATA)
+    place = "layers/functional_99/layers/gru/cell/vars"
+    return tfjs(folder, inner, weights_place(place), DATA)
 
 
 def weights_place(place):
@@ -264,15 +265,6 @@ def deep_js_names(folder):
     return tfjs(folder, [named("gru")], [*weights_place("layers/gru/cell/vars"), *more], DATA)
 
 
-def quantized(folder):
-    """One large quantized weight: the product and the sum were two arrays of float64."""
-    count = 6_000_000
-    how = {"dtype": "uint8", "scale": 0.1, "min": -1}
-    big = {"name": "q", "shape": [count], "dtype": "float32", "quantization": how}
-    weights = [*weights_of("gru/gru_cell"), big]
-    return tfjs(folder, [named("gru")], weights, DATA + bytes(count))
-
-
 # ---- checkpoints and SavedModels -----------------------------------------------------------------
 
 
@@ -282,7 +274,7 @@ def checkpoint(folder, nodes, tensors, **more):
     return folder / "variables" / "variables"
 
 
-def many_cells(folder, count, extra=b"", wide=0, share_cell=False):
+def many_cells(folder, count, extra=b"", wide=0, share_cell=False, **more):
     """Layers whose cells have the same variables; ``extra`` stands before a variable's value."""
     tensors = {f"k/{role}": array for role, array in zip(ROLES, SHARED, strict=True)}
     roles = {role: 1 + i for i, role in enumerate(ROLES)}
@@ -290,9 +282,9 @@ def many_cells(folder, count, extra=b"", wide=0, share_cell=False):
     names = {**roles, **{f"c{i}": 1 for i in range(wide)}}
     cells = 1 if share_cell else count
     cell_at = [4 + (0 if share_cell else i) for i in range(count)]
-    more = [node(names)] * cells + [node({"cell": at}) for at in cell_at]
+    objects = [node(names)] * cells + [node({"cell": at}) for at in cell_at]
     root = node({f"l{i}": 4 + cells + i for i in range(count)})
-    return checkpoint(folder, [root, *nodes, *more], tensors)
+    return checkpoint(folder, [root, *nodes, *objects], tensors, **more)
 
 
 def shared_cell(folder):
@@ -311,12 +303,11 @@ def equal_cells(folder):
 
 
 def wide_entry(folder):
-    """An entry of the index with many fields, which many variables name."""
-    tensors = {f"k/{role}": array for role, array in zip(ROLES, SHARED, strict=True)}
-    nodes = [node(variable=(f"v{i}/kernel", "k/wide")) for i in range(6000)]
-    root = node({f"v{i}": 1 + i for i in range(6000)})
-    wide = entry(1, (3, 6), 0, 72, 0, more=field(9, 1) * 450)
-    return checkpoint(folder, [root, *nodes], tensors, entries={b"k/wide": wide})
+    """An entry of the index with many fields, which the variables of many cells name."""
+    kernel = SHARED[0]
+    more = field(9, 1) * 450
+    wide = entry(1, kernel.shape, 0, kernel.nbytes, masked(kernel.tobytes()), more=more)
+    return many_cells(folder, 3000, entries={b"k/kernel": wide})
 
 
 def long_variable_names(folder):
@@ -394,7 +385,6 @@ CASES = [
     (many_js_layers, from_keras),
     (equal_js_layers, from_keras),
     (deep_js_names, from_keras),
-    (quantized, read_arrays),
     (shared_cell, load),
     (wide_variable, from_keras),
     (equal_cells, from_keras),
