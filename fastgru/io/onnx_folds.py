@@ -139,18 +139,25 @@ def _dequantize_linear(
     # float32 has all integers of 16 bits and their differences, so that nothing wider is made.
     whole: Any = x.astype(np.float32 if x.dtype.itemsize <= 2 else np.int64)
     if zero is not None:
-        whole -= _spread(zero, x.shape, given).astype(whole.dtype)
+        for part, zeros in _spread(whole, zero, given):
+            part -= zeros
     whole = whole.astype(np.float32, copy=False)
-    whole *= _spread(scale, x.shape, given).astype(np.float32)
+    for part, scales in _spread(whole, scale, given):
+        part *= scales
     result: NDArray[Any] = whole.astype(scale.dtype, copy=False)
     return result
 
 
-def _spread(part: NDArray[Any], shape: tuple[int, ...], given: dict[str, Any]) -> NDArray[Any]:
-    """Return scales so that they broadcast: of the whole tensor, along an axis, or of blocks."""
-    block = given.get("block_size", 0)
+def _spread(
+    whole: NDArray[Any], part: NDArray[Any], given: dict[str, Any]
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return views of an array, each with the scales that broadcast to it.
+
+    Scales are those of the whole tensor, along an axis, or of blocks. Nothing is copied.
+    """
+    shape, block = whole.shape, given.get("block_size", 0)
     if part.size == 1 and part.ndim <= 1 and not block:
-        return part.reshape(())
+        return [(whole, part.reshape(()))]
     axis = given.get("axis", 1)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"expected an axis of shape {shape}, got {axis}")
@@ -158,11 +165,18 @@ def _spread(part: NDArray[Any], shape: tuple[int, ...], given: dict[str, Any]) -
     if not block:
         if part.shape != (n,):
             raise ValueError(f"expected {n} scales along axis {axis}, got {part.shape}")
-        return part.reshape([n if a == axis else 1 for a in range(len(shape))])
+        return [(whole, part.reshape([n if a == axis else 1 for a in range(len(shape))]))]
     blocks = (*shape[:axis], -(-n // block), *shape[axis + 1 :]) if block > 0 else None
     if part.shape != blocks:
         raise ValueError(f"expected scales {blocks} of blocks of {block}, got {part.shape}")
-    return part.take(np.arange(n) // block, axis)
+    before, full = (slice(None),) * axis, n // block
+    # To divide an axis into two takes no copy; the last block may be a shorter one.
+    divided = (*shape[:axis], full, block, *shape[axis + 1 :])
+    first = whole[(*before, slice(full * block))].reshape(divided)
+    return [
+        (first, np.expand_dims(part[(*before, slice(full))], axis + 1)),
+        (whole[(*before, slice(full * block, None))], part[(*before, slice(full, None))]),
+    ]
 
 
 FOLDS: dict[str, Callable[..., NDArray[Any]]] = {

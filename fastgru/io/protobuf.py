@@ -33,7 +33,7 @@ class Message:
 
     def numbers(self, field: int) -> Iterator[int]:
         """Yield each occurrence of an integer field."""
-        for number, value in self._fields():
+        for number, value in self.fields():
             if number == field:
                 if not isinstance(value, int):
                     raise ValueError(f"{self.place}: expected a number as field {field}, got bytes")
@@ -41,7 +41,7 @@ class Message:
 
     def bytes(self, field: int) -> Iterator[memoryview]:
         """Yield each occurrence of a field of bytes or fixed size."""
-        for number, value in self._fields():
+        for number, value in self.fields():
             if number == field:
                 if isinstance(value, int):
                     raise ValueError(f"{self.place}: expected bytes as field {field}, got {value}")
@@ -62,7 +62,8 @@ class Message:
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.place}: field {field} is not UTF-8: {error}") from None
 
-    def _fields(self) -> Iterator[tuple[int, int | memoryview]]:
+    def fields(self) -> Iterator[tuple[int, int | memoryview]]:
+        """Yield the number and the value of each field, in the order of the bytes."""
         at, data = 0, self.data
         while at < len(data):
             key, at = varint(data, at, self.place)
@@ -88,6 +89,8 @@ class Message:
 
 def varint(data: memoryview, at: int, place: str) -> tuple[int, int]:
     """Return the varint that starts at byte ``at``, and the byte after it."""
+    if at < len(data) and data[at] < 0x80:  # as most are
+        return data[at], at + 1
     value = shift = 0
     for byte in data[at : at + 10]:  # seven bits each, together at most 64
         value |= (byte & 0x7F) << shift

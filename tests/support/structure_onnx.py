@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 from savedmodel_support import field, fixed32, varint
 from structure_fuzz import Case, large
+from structure_torch import many
 
 import fastgru
 from fastgru.cli import models
@@ -121,8 +122,8 @@ def many_grus(graph):
     """Nodes that share their weights, and perhaps a name."""
     rng = graph.rng
     w, r, _, _ = weights(graph, large(rng, 40, 1))
-    name = rng.choice((None, "same", "n" * large(rng, 30_000)))
-    for number in range(large(rng, 1100)):
+    name = rng.choice((None, "same", "n" * many(rng, 30_000)))
+    for number in range(many(rng, 1100)):
         graph.gru(w, r, name=f"gru{number}" if name is None else name)
 
 
@@ -194,7 +195,7 @@ def expanded(graph):
 def quantized(graph):
     """Weights of integers with a scale for each, a row, or a block."""
     rng = graph.rng
-    H = large(rng, 800, 1)
+    H = many(rng, 800, 1)
     x = np.zeros((1, 3 * H, H), np.int8)
     blocks = rng.choice((0, 0, 1, 2, 16, 128))
     shape = (1, 3 * H, -(-H // blocks)) if blocks else (3 * H,)
@@ -210,7 +211,7 @@ def quantized(graph):
 
 def other_nodes(graph):
     rng = graph.rng
-    for number in range(large(rng, 20_000)):
+    for number in range(many(rng, 20_000)):
         graph.node("Add", [f"a{number}", "X"], [f"a{number + 1}"], f"node{number}")
 
 
@@ -218,13 +219,13 @@ def empty_messages(graph):
     """Messages without a field: two bytes in the file, a hundred in memory."""
     rng = graph.rng
     number = rng.choice((1, 5, 11, 12, 13, 14, 15, 16))
-    graph.fields.append(field(number, b"") * large(rng, 1_000_000))
+    graph.fields.append(field(number, b"") * many(rng, 1_000_000))
 
 
 def nested_messages(graph):
     """Empty messages in a node, an attribute or a tensor."""
     rng = graph.rng
-    count = large(rng, 1_000_000)
+    count = many(rng, 1_000_000)
     kind = rng.randrange(8)
     if kind < 4:
         message = field(4, "Foo") + field((1, 2, 5, 9)[kind], b"") * count
@@ -242,7 +243,7 @@ def numbers_in_fields(graph):
     """Tensors whose numbers are not raw: a byte for each in the file, eight in memory."""
     rng = graph.rng
     for number in range(large(rng, 5, 1)):
-        count = large(rng, 5_000_000)
+        count = many(rng, 5_000_000)
         kind, where = rng.choice(((INT64, 7), (6, 5), (INT8, 5), (13, 11), (BFLOAT16, 5)))
         if rng.random() < 0.8:
             data = field(where, bytes(count))
@@ -250,14 +251,14 @@ def numbers_in_fields(graph):
             count //= 10
             data = field(where, 0) * count
         graph.fields.append(field(5, tensor(f"n{number}", dims=(count,), kind=kind, more=data)))
-    graph.fields.append(field(5, tensor("axes", dims=(1,) * large(rng, 1_000_000))))
+    graph.fields.append(field(5, tensor("axes", dims=(1,) * many(rng, 1_000_000))))
 
 
 def sparse(graph):
     rng = graph.rng
     _, r, H, _ = weights(graph)
     for number in range(large(rng, 30, 1)):
-        count = large(rng, 1000)
+        count = many(rng, 1000)
         values = tensor(f"s{number}", floats(rng, count))
         indices = tensor(f"i{number}", np.arange(count), INT64)
         dims = rng.choice(([1, 3 * H, H], [1 << 62, 1 << 62, 0], [large(rng, 1 << 40)]))
@@ -286,7 +287,7 @@ def subgraphs(graph):
         graph.node("If", ["X"], ["if"], then_branch=inner)
         return
     same = rng.random() < 0.7
-    for number in range(large(rng, 8000)):
+    for number in range(many(rng, 8000)):
         inner = Graph(rng)
         name = "w" if same else f"w{number}"
         inner.fields = [field(5, tensor(name, floats(rng, 1)))]
@@ -297,11 +298,11 @@ def long_names(graph):
     rng = graph.rng
     _, r, H, _ = weights(graph)
     sign = rng.choice(("n", "\N{GRINNING FACE}", "\u00e9"))
-    long = sign * large(rng, 1_000_000)
+    long = sign * many(rng, 1_000_000)
     graph.fields.append(field(5, tensor(long, floats(rng, 1, 3 * H, 2))))
-    graph.gru(long, r, name=sign * large(rng, 100_000))
+    graph.gru(long, r, name=sign * many(rng, 100_000))
     for number in range(large(rng, 10)):
-        graph.node("Add", [sign * large(rng, 300_000), "X"], [f"long{number}"])
+        graph.node("Add", [sign * many(rng, 300_000), "X"], [f"long{number}"])
 
 
 def state(graph):
@@ -312,11 +313,11 @@ def state(graph):
     if rng.random() < 0.5:
         start = graph.op("ConstantOfShape", graph.op("Shape", "X"))
     if rng.random() < 0.3:
-        many = [graph.integers(1)] * large(rng, 30_000)
-        start = graph.op("Concat", *many, start, axis=0)
+        several = [graph.integers(1)] * many(rng, 30_000)
+        start = graph.op("Concat", *several, start, axis=0)
     for _ in range(large(rng, 70)):
         start = graph.op(rng.choice(("Identity", "Tile", "Squeeze", "Transpose")), start)
-    for number in range(large(rng, 1000, 1)):
+    for number in range(many(rng, 1000, 1)):
         graph.gru(w, r, start, f"state{number}", H)
 
 
@@ -324,26 +325,26 @@ def many_inputs(graph):
     rng = graph.rng
     w, r, _, _ = weights(graph)
     if rng.random() < 0.5:
-        w = graph.op("Concat", w, *[graph.integers()] * large(rng, 200_000), axis=0)
+        w = graph.op("Concat", w, *[graph.integers()] * many(rng, 200_000), axis=0)
     else:
         none = graph.constant(floats(rng, 1, 0, 1))
-        w = graph.op("Concat", w, *[none] * large(rng, 200_000), axis=1)
+        w = graph.op("Concat", w, *[none] * many(rng, 200_000), axis=1)
     graph.gru(w, r)
 
 
 def many_attributes(graph):
     rng = graph.rng
     w, r, _, _ = weights(graph)
-    lists = {f"a{n}": n for n in range(large(rng, 20_000))} if rng.random() < 0.5 else {}
-    w = graph.op("Transpose", w, perm=[0, 1, 2] * large(rng, 50_000, 1), **lists)
+    lists = {f"a{n}": n for n in range(many(rng, 20_000))} if rng.random() < 0.5 else {}
+    w = graph.op("Transpose", w, perm=[0, 1, 2] * many(rng, 50_000, 1), **lists)
     graph.gru(w, r)
-    fields = field(8, b"\x00" * large(rng, 3_000_000)) + field(20, 7)
+    fields = field(8, b"\x00" * many(rng, 3_000_000)) + field(20, 7)
     message = node("GRU", ["X", w, r], ["listed"]) + field(5, field(1, "activation_alpha") + fields)
     if rng.random() < 0.3:
-        names = field(9, b"Tanh") * large(rng, 100_000)
+        names = field(9, b"Tanh") * many(rng, 100_000)
         message += field(5, field(1, "activations") + names + field(20, 8))
     if rng.random() < 0.3:
-        alphas = fixed32(7, 0x3F800000) * large(rng, 100_000)
+        alphas = fixed32(7, 0x3F800000) * many(rng, 100_000)
         message += field(5, field(1, "activation_beta") + alphas + field(20, 6))
     graph.fields.append(field(1, message))
 
@@ -351,14 +352,14 @@ def many_attributes(graph):
 def constants(graph):
     """Nodes of Constant, of all kinds."""
     rng = graph.rng
-    for number in range(large(rng, 5000)):
+    for number in range(many(rng, 5000)):
         kind = rng.randrange(4)
         if kind == 0:
             value = {"value": tensor("", floats(rng, large(rng, 50)))}
         elif kind == 1:
             value = {"value_ints": list(range(large(rng, 100)))}
         elif kind == 2:
-            value = {"value_string": "x" * large(rng, 1000)}
+            value = {"value_string": "x" * many(rng, 1000)}
         else:
             value = {"value_int": number}
         graph.node("Constant", [], [f"c{number}"], **value)
@@ -368,21 +369,21 @@ def beside(graph):
     """Tensors in other files: one range many times, many files, names of many parts."""
     rng = graph.rng
     _, r, H, I = weights(graph)
-    size = large(rng, 300_000)
+    size = many(rng, 300_000)
     graph.files["w.bin"] = bytes(size)
     kind = rng.randrange(5)
-    count = large(rng, rng.choice((30, 5000)))
+    count = many(rng, rng.choice((300, 5000)))
     for number in range(count):
         location, offset, length = "w.bin", large(rng, size), None
         if kind == 1 and number < 500:
             location, offset = f"{number}.bin", None
-            graph.files[location] = bytes(large(rng, 1000))
+            graph.files[location] = bytes(many(rng, 1000))
         elif kind == 2:
-            location = "./" * large(rng, 2000) + "w.bin"
+            location = "./" * many(rng, 2000) + "w.bin"
         elif kind == 3:
             offset = 0
         elif kind == 4:
-            location = rng.choice(("w.bin", "a" * large(rng, 10_000), "/etc/passwd", "../w.bin"))
+            location = rng.choice(("w.bin", "a" * many(rng, 10_000), "/etc/passwd", "../w.bin"))
         held = len(graph.files.get(location, graph.files["w.bin"])) - (offset or 0)
         dims = [0 if rng.random() < 0.3 else max(held // 4, 0)]
         if rng.random() < 0.5:
@@ -395,7 +396,7 @@ def beside(graph):
 
 def large_weights(graph):
     rng = graph.rng
-    H = large(rng, 900, 1)
+    H = many(rng, 900, 1)
     kind = rng.choice((FLOAT, DOUBLE, BFLOAT16))
     size = {FLOAT: 4, DOUBLE: 8, BFLOAT16: 2}[kind]
     for name in ("lw", "lr"):
@@ -421,16 +422,16 @@ def onnx(folder, rng):
     message = field(1, 8) + field(8, field(1, "") + field(2, 14)) + field(7, graph.message())
     kind = rng.randrange(8)
     if kind == 0:
-        message += field(14, field(1, "k") + field(2, "v" * large(rng, 3_000_000)))
+        message += field(14, field(1, "k") + field(2, "v" * many(rng, 3_000_000)))
     elif kind == 1:
-        message += field(14, field(1, "k") + field(2, "v")) * large(rng, 100_000)
+        message += field(14, field(1, "k") + field(2, "v")) * many(rng, 100_000)
     elif kind == 2:
         add = field(7, node("Add", ["a", "b"], ["c"]))
-        message += field(25, field(1, "f") + field(4, "a") + add * large(rng, 30_000))
+        message += field(25, field(1, "f") + field(4, "a") + add * many(rng, 30_000))
     elif kind == 3:
-        message += field(rng.choice((8, 20, 25)), b"") * large(rng, 500_000)
+        message += field(rng.choice((8, 20, 25)), b"") * many(rng, 500_000)
     elif kind == 4:  # a field that ONNX does not have
-        message += field(200, b"x" * large(rng, 100)) * large(rng, 30_000)
+        message += field(200, b"x" * large(rng, 100)) * many(rng, 30_000)
     for name, data in graph.files.items():
         (folder / name).write_bytes(data)
     (folder / "m.onnx").write_bytes(message)

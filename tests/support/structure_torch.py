@@ -17,6 +17,7 @@ from fastgru.cli import models, run
 from fastgru.io import from_torch, read_arrays
 
 MAGIC = 0x1950A86A20F9469CFC6C
+SELDOM = 0.03
 ROLES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -27,6 +28,11 @@ def readers():
 def numbers(rng, count):
     """Floats that differ from each other."""
     return np.random.default_rng(rng.getrandbits(32)).normal(size=count).astype("float32")
+
+
+def many(rng, most, least=0):
+    """Draw a count that is seldom near ``most``, so that thousands of cases take minutes."""
+    return large(rng, most if rng.random() < SELDOM else max(most // 200, least), least)
 
 
 def chosen(rng, features, most=3):
@@ -110,7 +116,7 @@ def many_layers(saved):
     wide = (3 * H, H * directions)
     if directions == 2:
         wide, again_wide = saved.kept(saved.tensor(numbers(rng, 6 * H * H).reshape(wide)))
-    for layer in range(large(rng, 1000, 1)):
+    for layer in range(many(rng, 1000, 1)):
         for suffix in ("", "_reverse")[:directions]:
             end = f"_l{layer}{suffix}"
             first, square = square, again
@@ -126,12 +132,12 @@ def many_layers(saved):
 def shared_tensor(saved):
     """One tensor under very many names, or many times in a list."""
     rng = saved.rng
-    value, again = saved.kept(saved.tensor(numbers(rng, large(rng, 50_000))))
+    value, again = saved.kept(saved.tensor(numbers(rng, many(rng, 50_000))))
     if rng.random() < 0.5:
-        saved.add("list", list_of([value, again * large(rng, 300_000)]))
+        saved.add("list", list_of([value, again * many(rng, 300_000)]))
         return
     saved.add("t", value)
-    for number in range(large(rng, 30_000)):
+    for number in range(many(rng, 30_000)):
         saved.add(f"t{number}", again)
 
 
@@ -144,17 +150,17 @@ def many_grus(saved):
     inner, again = saved.kept(dict_of(inner))
     fresh = dict_of([(text("weight_ih_l0"), same), (text("weight_hh_l0"), same)])
     saved.add("many0", inner)
-    for number in range(1, large(rng, 12_000)):
+    for number in range(1, many(rng, 12_000)):
         saved.add(f"many{number}", fresh if rng.random() < 0.9 else again)
 
 
 def views(saved):
     """Views of one storage: other offsets, other strides, strides of 0, many axes."""
     rng = saved.rng
-    size = large(rng, 1_000_000, 1)
+    size = many(rng, 1_000_000, 1)
     key = saved.storage(bytes(4 * size))
     H = max(1, min(int((size / 3) ** 0.5), large(rng, 300, 1)))
-    for number in range(large(rng, 3000)):
+    for number in range(many(rng, 3000)):
         kind = rng.randrange(5)
         shape, strides, offset = (3 * H, H), (H, 1), large(rng, size)
         if kind == 0:
@@ -174,7 +180,7 @@ def overlap(saved):
     rng = saved.rng
     H = large(rng, 300, 1)
     key = saved.storage(numbers(rng, 3 * H * H).tobytes())
-    for layer in range(large(rng, 600)):
+    for layer in range(many(rng, 600)):
         for role in ROLES[:2]:
             saved.add(
                 f"over.{role}_l{layer}", tensor(key, 3 * H * H, (3 * H, H), rng.choice([(H, 1)]))
@@ -184,14 +190,14 @@ def overlap(saved):
 def long_keys(saved):
     """Long names around one dict of weights, again and again."""
     rng = saved.rng
-    weights = [(text(f"weight_ih_l{n}"), b"N") for n in range(large(rng, 2000))]
+    weights = [(text(f"weight_ih_l{n}"), b"N") for n in range(many(rng, 2000))]
     value, again = saved.kept(dict_of(weights))
-    saved.add("k" * large(rng, 1100), value)
+    saved.add("k" * many(rng, 1100), value)
     sign = rng.choice(("k", "a.", "\N{GRINNING FACE}"))
     for number in range(large(rng, 300)):
-        saved.add(f"{number}{sign * large(rng, 1000)}", again)
+        saved.add(f"{number}{sign * many(rng, 1000)}", again)
     for _ in range(large(rng, 3)):
-        saved.add(sign * large(rng, 1_000_000), again)
+        saved.add(sign * many(rng, 1_000_000), again)
 
 
 def words(saved):
@@ -199,7 +205,7 @@ def words(saved):
     rng = saved.rng
     key, again = saved.kept(text("a." * large(rng, 250) + "a"))
     inner, last = b"N", b"N"
-    for number in range(large(rng, 5000)):
+    for number in range(many(rng, 5000)):
         inner = dict_of([(text(f"weight_hh_l{number % 900}"), b"N")])
         saved.add(f"w{number}", dict_of([(key, inner)]))
         key = again
@@ -212,13 +218,13 @@ def small_objects(saved):
     some = (b"}", b"]", b")", b"\x8f", b"(\x91", b"(t", b"K\x01\x85", b"ca\nb\n", b"ca\nb\n)R")
     some += (b"]Na", b"}K\x01Ns", b"ca\nb\n)\x81}b", b"G" + bytes(8), b"\x8a\x20" + b"\x01" * 32)
     some += (b"X\x01\0\0\0a", b"C\x01a", b"}}K\x01NsN\x85s", b"cnumpy\ndtype\nX\x02\0\0\0f4\x85R")
-    saved.add("small", list_of([rng.choice(some) * large(rng, 800_000)]))
+    saved.add("small", list_of([rng.choice(some) * many(rng, 800_000)]))
 
 
 def deep(saved):
     """Dicts, lists or tuples in each other."""
     rng = saved.rng
-    count = large(rng, rng.choice((60, 200, 300_000)))
+    count = many(rng, rng.choice((100, 400, 300_000)))
     before, after = rng.choice(
         ((b"}X\1\0\0\0a", b"s"), (b"]", b"a"), (b"", b"\x85"), (b"]}X\1\0\0\0a", b"sa"))
     )
@@ -247,7 +253,7 @@ def big_integers(saved):
     for _ in range(large(rng, 30)):
         size = large(rng, 255)
         saved.add(b"\x8a" + bytes([size]) + rng.randbytes(size), b"N")
-    size = large(rng, 2_000_000)
+    size = many(rng, 2_000_000)
     saved.add("large", b"\x8b" + struct.pack("<i", size) + b"\x7f" * size)
     most = rng.choice((1 << 63, 1 << 71))
     sizes = [rng.randrange(-most, most) for _ in range(3)]
@@ -257,10 +263,10 @@ def big_integers(saved):
 def foreign(saved):
     """Objects of other classes, with attributes, items and long names."""
     rng = saved.rng
-    name = b"cmodule\n" + rng.choice((b"Class", b"C" * large(rng, 1_000_000), b"\xf0\x9f\x98\x80"))
+    name = b"cmodule\n" + rng.choice((b"Class", b"C" * many(rng, 1_000_000), b"\xf0\x9f\x98\x80"))
     state, again = saved.kept(dict_of([(text("training"), b"\x89"), (text("x"), b"N")]))
     make = rng.choice((b")R", b")\x81", b")}\x92"))
-    for number in range(large(rng, 3000)):
+    for number in range(many(rng, 3000)):
         saved.add(f"foreign{number}", name + b"\n" + make + state + b"b")
         state, name = again, name[:16]
     called = b"cos\nsystem\n" + text("touch executed") + b"\x85R"
@@ -294,9 +300,9 @@ def modules(saved):
 def pairs(saved):
     """OrderedDicts and defaultdicts of pairs that stand in the file once."""
     rng = saved.rng
-    items = list_of([text(f"a{n}") + b"N\x86" for n in range(large(rng, 5000))])
+    items = list_of([text(f"a{n}") + b"N\x86" for n in range(many(rng, 5000))])
     items, again = saved.kept(items)
-    for number in range(large(rng, 2000)):
+    for number in range(many(rng, 2000)):
         saved.add(f"o{number}", b"ccollections\nOrderedDict\n" + items + b"\x85R")
         items = again
 
@@ -305,7 +311,7 @@ def parameters(saved):
     rng = saved.rng
     array = numbers(rng, 3 * 4 * 4).reshape(12, 4)
     value, again = saved.kept(saved.tensor(array))
-    for number in range(large(rng, 3000)):
+    for number in range(many(rng, 3000)):
         hooks = b"ccollections\nOrderedDict\n)R"
         value = b"ctorch._utils\n_rebuild_parameter\n" + value + b"\x88" + hooks + b"\x87R"
         saved.add(f"p.{ROLES[number % 2]}_l{number // 2}", value)
@@ -315,7 +321,7 @@ def parameters(saved):
 def numpy_arrays(saved):
     """Arrays of NumPy; their bytes and dtypes may be one object."""
     rng = saved.rng
-    count = large(rng, 200_000)
+    count = many(rng, 200_000)
     data, again = saved.kept(b"B" + struct.pack("<I", 4 * count) + bytes(4 * count))
     dtype, same = saved.kept(
         b"cnumpy\ndtype\n"
@@ -326,7 +332,7 @@ def numpy_arrays(saved):
         b"J\xff\xff\xff\xffK\x00tb"
     )
     start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
-    for number in range(large(rng, 2000)):
+    for number in range(many(rng, 2000)):
         state = b"(K\x01" + integer(count) + b"\x85" + dtype + b"\x89" + data + b"tb"
         saved.add(f"array{number}", start + state)
         data, dtype = again, same
@@ -336,7 +342,7 @@ def wide_text(saved):
     """Text that takes four bytes a character in memory, one in the file."""
     rng = saved.rng
     for number in range(large(rng, 4, 1)):
-        saved.add(f"text{number}", text("\N{GRINNING FACE}" + "a" * large(rng, 3_000_000)))
+        saved.add(f"text{number}", text("\N{GRINNING FACE}" + "a" * many(rng, 3_000_000)))
 
 
 def normed(saved):
@@ -345,7 +351,7 @@ def normed(saved):
     H = large(rng, 30, 1)
     g, g_again = saved.kept(saved.tensor(numbers(rng, 3 * H).reshape(3 * H, 1)))
     v, v_again = saved.kept(saved.tensor(numbers(rng, 3 * H * H).reshape(3 * H, H)))
-    for number in range(large(rng, 1000, 1)):
+    for number in range(many(rng, 1000, 1)):
         end = f"l{number}"
         for role in ROLES[:2]:
             if rng.random() < 0.1:
@@ -359,7 +365,7 @@ def normed(saved):
 def many_storages(saved):
     """Small tensors, a storage each."""
     rng = saved.rng
-    for number in range(large(rng, 3000)):
+    for number in range(many(rng, 3000)):
         saved.add(f"s{number}", saved.tensor(numbers(rng, large(rng, 10))))
 
 
@@ -385,7 +391,7 @@ def saved_model(rng):
 def pt(folder, rng):
     """The zip files of torch.save."""
     saved = saved_model(rng)
-    root = rng.choice(("archive", "m", "r" * large(rng, 30_000, 1)))
+    root = rng.choice(("archive", "m", "r" * many(rng, 30_000, 1)))
     method = zipfile.ZIP_DEFLATED if rng.random() < 0.05 else zipfile.ZIP_STORED
     path = folder / rng.choice(("m.pt", "m.pth", "m.bin"))
     with zipfile.ZipFile(path, "w", method) as archive:
@@ -394,12 +400,12 @@ def pt(folder, rng):
         for key, data in saved.storages.items():
             archive.writestr(f"{root}/data/{key}", data)
         if rng.random() < 0.1:
-            end = "x" * large(rng, 1000)
-            for number in range(large(rng, 5000)):
+            end = "x" * many(rng, 1000)
+            for number in range(many(rng, 5000)):
                 archive.writestr(f"{root}/data/{number}.{end}", b"")
         if rng.random() < 0.05:
             name = f"{root}/zeros" if rng.random() < 0.5 else f"{root}/data/more"
-            archive.writestr(name, bytes(large(rng, 50_000_000)), zipfile.ZIP_DEFLATED)
+            archive.writestr(name, bytes(many(rng, 50_000_000)), zipfile.ZIP_DEFLATED)
     return Case(path, readers())
 
 
@@ -471,27 +477,27 @@ def empty_tensors(tensors):
     if rng.random() < 0.3:
         entry["shape"] = [0, large(rng, 1 << 62)]
     if not tensors.data:
-        tensors.header |= {f"{name}{n}": entry for n in range(large(rng, 120_000))}
+        tensors.header |= {f"{name}{n}": entry for n in range(many(rng, 120_000))}
 
 
 def long_names(tensors):
     rng = tensors.rng
     for number in range(large(rng, 100)):
         sign = rng.choice(("n", "a.", "\N{GRINNING FACE}", "\u00e9"))
-        tensors.add(f"{sign * large(rng, 20_000)}.weight_ih_l{number}", (3, 1))
+        tensors.add(f"{sign * many(rng, 20_000)}.weight_ih_l{number}", (3, 1))
 
 
 def metadata(tensors):
     rng = tensors.rng
     kind = rng.randrange(4)
     if kind == 0:
-        tensors.metadata["format"] = "x" * large(rng, 7_000_000)
+        tensors.metadata["format"] = "x" * many(rng, 7_000_000)
     elif kind == 1:
-        tensors.metadata |= {f"k{n}": "" for n in range(large(rng, 100_000))}
+        tensors.metadata |= {f"k{n}": "" for n in range(many(rng, 100_000))}
     elif kind == 2:
-        tensors.metadata["json"] = json.dumps([{"a": [1, 2]}] * large(rng, 50_000))
+        tensors.metadata["json"] = json.dumps([{"a": [1, 2]}] * many(rng, 50_000))
     else:
-        tensors.metadata["w"] = "\N{GRINNING FACE}" + '"' * large(rng, 1_000_000)
+        tensors.metadata["w"] = "\N{GRINNING FACE}" + '"' * many(rng, 1_000_000)
 
 
 def tied(tensors):
@@ -500,7 +506,7 @@ def tied(tensors):
     H = large(rng, 30, 1)
     tensors.gru("kept.", H=H, I=H)
     word = "a." * large(rng, rng.choice((3, 200)))
-    for number in range(large(rng, rng.choice((1000, 30_000)))):
+    for number in range(many(rng, rng.choice((1000, 30_000)))):
         for role in ROLES:
             tensors.metadata[f"{word}{number}.{role}_l0"] = f"kept.{role}_l0"
 
@@ -509,31 +515,31 @@ def tied_layers(tensors):
     rng = tensors.rng
     H = large(rng, 30, 1)
     tensors.gru("stack.", H=H, I=H)
-    for number in range(1, large(rng, 1000, 1)):
+    for number in range(1, many(rng, 1000, 1)):
         for role in ROLES:
             tensors.metadata[f"stack.{role}_l{number}"] = f"stack.{role}_l0"
 
 
 def other_types(tensors):
     rng = tensors.rng
-    for number in range(large(rng, 1000)):
+    for number in range(many(rng, 1000)):
         dtype = rng.choice(list(_BYTES))
         tensors.add(f"other{number}", [1] * large(rng, 70) + [large(rng, 30)], dtype)
     tensors.gru("typed.", rng.choice(("F16", "BF16", "F8_E4M3", "I64", "F64")))
 
 
 def stored_grus(tensors):
-    for number in range(large(tensors.rng, 5000)):
+    for number in range(many(tensors.rng, 5000)):
         tensors.gru(f"g{number}.", I=1, H=1)
 
 
 def holes(tensors):
-    tensors.gru("holes.", layers=large(tensors.rng, 900), holes=True)
+    tensors.gru("holes.", layers=many(tensors.rng, 900), holes=True)
 
 
 def large_gru(tensors):
     rng = tensors.rng
-    tensors.gru("large.", rng.choice(("BF16", "F16", "F32", "F64")), 1, 1, large(rng, 900, 1))
+    tensors.gru("large.", rng.choice(("BF16", "F16", "F32", "F64")), 1, 1, many(rng, 900, 1))
 
 
 def own(tensors):
@@ -541,7 +547,7 @@ def own(tensors):
     rng = tensors.rng
     units = large(rng, 20, 1)
     config = {"units": units, "use_bias": False}
-    layers = large(rng, 5000)
+    layers = many(rng, 5000)
     kind = rng.randrange(4)
     layer = {"class_name": "GRU", "config": config}
     if kind == 0:
@@ -558,7 +564,7 @@ def own(tensors):
             layer = {"class_name": "Bidirectional", "config": {"layer": layer}}
     else:
         config["units"] = large(rng, 1 << 62)
-        config["activation"] = "a" * large(rng, 300_000)
+        config["activation"] = "a" * many(rng, 300_000)
         places = [""]
     tensors.header.clear()
     tensors.data.clear()
@@ -595,7 +601,7 @@ def safetensors(folder, rng):
 def torch_shards(folder, rng):
     """An index of several files: many names, many files, links to one file, indices of indices."""
     index = {}
-    for number in range(large(rng, rng.choice((3, 3, 30, 1000)), 1)):
+    for number in range(many(rng, rng.choice((30, 30, 600)), 1)):
         name = f"model-{number:05}.safetensors"
         if number and rng.random() < 0.3:
             kept = folder / "model-00000.safetensors"
@@ -618,11 +624,11 @@ def torch_shards(folder, rng):
     if kind == 0:
         sign = rng.choice(("n", "a.", "\N{GRINNING FACE}"))
         for number in range(large(rng, 100)):
-            index[f"{sign * large(rng, 50_000)}{number}"] = rng.choice(files)
+            index[f"{sign * many(rng, 50_000)}{number}"] = rng.choice(files)
     elif kind == 1:
-        index |= {f"n{n}": rng.choice(files) for n in range(large(rng, 100_000))}
+        index |= {f"n{n}": rng.choice(files) for n in range(many(rng, 100_000))}
     elif kind == 2:
-        index |= {f"s{n}": f"./{files[0]}" for n in range(large(rng, 3000))}
+        index |= {f"s{n}": f"./{files[0]}" for n in range(many(rng, 3000))}
     elif kind == 3:
         index["self"] = rng.choice(("model.safetensors.index.json", "other.index.json"))
     elif kind == 4:
@@ -635,7 +641,7 @@ def torch_shards(folder, rng):
         index["below"] = f"{number}.index.json"
     more = {"total_size": 1}
     if rng.random() < 0.2:
-        more |= {f"m{n}.weight_ih_l0": "s0.weight_ih_l0" for n in range(large(rng, 20_000))}
+        more |= {f"m{n}.weight_ih_l0": "s0.weight_ih_l0" for n in range(many(rng, 20_000))}
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps({"metadata": more, "weight_map": index}), "utf-8")
     if rng.random() < 0.1:
@@ -669,10 +675,10 @@ def odd_array(rng):
     if kind == 2:
         return npy_bytes((2,), b"\x80\x02]N\x85a.", "'|O'")
     if kind == 3:
-        fields = ", ".join(f"('f{n}', '<f4')" for n in range(large(rng, 3000, 1)))
+        fields = ", ".join(f"('f{n}', '<f4')" for n in range(many(rng, 3000, 1)))
         return npy_bytes((1,), b"1234", f"[{fields}]", version=2)
     if kind == 4:
-        return npy_bytes((int("1" * large(rng, 4000, 1)),), b"")
+        return npy_bytes((int("1" * many(rng, 4000, 1)),), b"")
     if kind == 5:
         number = rng.choice((7, 18, 30, 900))
         return npy_bytes(("1" * number, "-1"), b"")
@@ -680,7 +686,7 @@ def odd_array(rng):
         size = large(rng, 1 << 40)
         return npy_bytes((0,), b"", f"'{rng.choice('<>|')}{rng.choice('USV')}{size}'")
     if kind == 7:
-        return npy_bytes((3, 2), bytes(24), order=True, more=" " * large(rng, 60_000), version=2)
+        return npy_bytes((3, 2), bytes(24), order=True, more=" " * many(rng, 60_000), version=2)
     return npy_bytes((2, 3), bytes(48), "'>c8'", version=rng.choice((1, 2, 3)))
 
 
@@ -707,7 +713,7 @@ def npz_members(rng):
     kind = rng.randrange(7)
     if kind == 0:
         data = floats(rng, large(rng, 30))
-        members |= {f"m{n}": data for n in range(large(rng, 30_000))}
+        members |= {f"m{n}": data for n in range(many(rng, 30_000))}
     elif kind == 1:
         sign = rng.choice(("n", "a/", "kernel/", "vars/0/", "a."))
         end = rng.choice(("", "kernel", ".weight_ih_l0"))
@@ -719,13 +725,13 @@ def npz_members(rng):
         for number in range(large(rng, 100)):
             members[f"odd{number}"] = odd_array(rng)
     elif kind == 4:
-        for number in range(large(rng, 3000)):
+        for number in range(many(rng, 3000)):
             members |= keras_gru(rng, f"l{number}/", rng.choice(kinds))
     elif kind == 5:
         H = large(rng, 9, 1)
         data = [floats(rng, *shape) for shape in shapes(0, 1, H, H)]
         apart = rng.random() < 0.5
-        for number in range(large(rng, 900)):
+        for number in range(many(rng, 900)):
             ends = ("", f"g{number}.") if apart else (f"_l{number}", "g.")
             for role, array in zip(ROLES, data, strict=True):
                 members[f"{ends[1]}{role}{ends[0] or '_l0'}"] = array
@@ -747,7 +753,7 @@ def npy(folder, rng):
     if kind == 0:
         path.write_bytes(odd_array(rng))
     elif kind == 1:
-        path.write_bytes(floats(rng, large(rng, 1000), large(rng, 1000)))
+        path.write_bytes(floats(rng, many(rng, 1000), many(rng, 1000)))
     else:
         saved = Saved(rng)
         for feature in (numpy_arrays, *chosen(rng, PICKLED)):
