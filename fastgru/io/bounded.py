@@ -22,6 +22,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOCAL_HEADER_BYTES = 30  # without the name
 _ENTRY_BYTES = 46  # of an entry in the directory, without the name
 _ENTRY_OBJECTS, _ENTRY_STEPS = 6, 4  # that Python makes of an entry, and the time it takes
+_READ_STEPS = 30  # to open a member
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
 _LONG_JSON = 1 << 20
@@ -214,6 +215,7 @@ class Archive:
                 f"{place}: expected it stored or deflated, got method {member.compress_type} "
                 "of zip; unpack the file and pack it so"
             )
+        self.budget.step(_READ_STEPS, name)
         self.budget.make(member.file_size, name)
         try:
             with self._zip.open(member) as file:

@@ -26,6 +26,7 @@ OBJECT_BYTES = 100
 # compared, an instruction of a pickle.
 FREE_STEPS = 1 << 19
 BYTES_PER_STEP = 64
+LAYER_STEPS = 500  # to build a layer takes half a millisecond
 
 LONGEST_NAME = 300  # characters of a name in a message
 LONGEST_MESSAGE = 2000

@@ -169,14 +169,14 @@ def _spread(
     blocks = (*shape[:axis], -(-n // block), *shape[axis + 1 :]) if block > 0 else None
     if part.shape != blocks:
         raise ValueError(f"expected scales {blocks} of blocks of {block}, got {part.shape}")
-    before, full = (slice(None),) * axis, n // block
-    # To divide an axis into two takes no copy; the last block may be a shorter one.
-    divided = (*shape[:axis], full, block, *shape[axis + 1 :])
-    first = whole[(*before, slice(full * block))].reshape(divided)
-    return [
-        (first, np.expand_dims(part[(*before, slice(full))], axis + 1)),
-        (whole[(*before, slice(full * block, None))], part[(*before, slice(full, None))]),
-    ]
+    # Each block with its scale, or the first, second, ... of all blocks: whatever is fewer parts.
+    before = (slice(None),) * axis
+    if block * block > n:
+        starts = range(0, n, block)
+        cuts = [(slice(k, k + block), slice(k // block, k // block + 1)) for k in starts]
+    else:
+        cuts = [(slice(j, None, block), slice(-(-(n - j) // block))) for j in range(block)]
+    return [(whole[(*before, cut)], part[(*before, scales)]) for cut, scales in cuts]
 
 
 FOLDS: dict[str, Callable[..., NDArray[Any]]] = {
