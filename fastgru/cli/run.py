@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fastgru.io.npy_header import MOST_BYTES, header_of
 from fastgru.io.plain_files import open_plain
 from fastgru.io.replacing import replacing
 from fastgru.layers import Bidirectional, Sequential
@@ -162,32 +163,23 @@ def _opened(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: expected a .npy file of numbers: {error}") from None
     with file:
         try:
-            shape, fortran, dtype = _header(file)
-        except (ValueError, TypeError, EOFError, RecursionError, MemoryError) as error:
+            header = header_of(file.read(MOST_BYTES + 12))
+        except ValueError as error:
             raise ValueError(f"{path}: expected a .npy file of numbers: {error}") from None
-        if dtype.kind not in "biufc":
-            raise ValueError(f"{path}: expected a .npy file of numbers, got {dtype}")
+        dtype, shape = header.dtype, header.shape
+        if dtype is None:
+            got = header.descr[:50]
+            raise ValueError(f"{path}: expected a .npy file of numbers, got elements of {got!r}")
         nbytes = math.prod(shape) * dtype.itemsize
-        wrong = min(shape, default=0) < 0 or max(shape, default=0) > sys.maxsize
-        if wrong or file.tell() + nbytes > status.st_size:
+        if header.start + nbytes > status.st_size:
             raise ValueError(
                 f"{path}: expected a .npy file of numbers, got shape {shape} of {dtype} in "
                 f"{status.st_size} bytes"
             )
         if not nbytes:  # nothing to map
             return np.empty(shape, dtype)
-        order: Any = "F" if fortran else "C"
-        return np.memmap(file, dtype, "r", file.tell(), shape, order)
-
-
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Return shape, whether in Fortran's order, and dtype; the file is then at the numbers."""
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
-    raise ValueError(f"version 1.0 or 2.0 of the format, got {version}")  # 3.0: named fields
+        order: Any = "F" if header.fortran else "C"
+        return np.memmap(file, dtype, "r", header.start, shape, order)
 
 
 def _created(file: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

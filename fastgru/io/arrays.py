@@ -6,7 +6,6 @@ counts each array, since a small file can name one tensor many times.
 
 from __future__ import annotations
 
-import ast
 import math
 from functools import partial
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.io import hdf5
+from fastgru.io import hdf5, npy_header
 from fastgru.io.bounded import Archive, file_beside
 from fastgru.io.budget import reading, short
 from fastgru.io.bundle import Bundle, prefix_of, read_file
 from fastgru.io.keras_shards import SHARDED, shards
+from fastgru.io.npy_header import header_of
 from fastgru.io.tfjs import Model
 from fastgru.io.torch_numpy import has_objects, is_npz
 
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     Entry = tuple[str, int, Callable[[], np.ndarray]]
 
 MOST_NESTED = 64  # groups of HDF5
-MOST_HEADER = 1000  # bytes in front of the numbers of a .npy file; an array takes about 120
-_NPY = b"\x93NUMPY"
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"
 _CHECKPOINT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
@@ -118,7 +116,7 @@ def _entries(path: Path, budget: Budget) -> Iterator[Entry]:
         return _hdf5(path, budget)
     if head[:2] == b"PK":
         return _archived(path, budget)
-    if head[:6] == _NPY:
+    if head[:6] == npy_header.MAGIC:
         if has_objects(head):
             return _torch(path, budget)
         return iter([_npy("array", read_file(budget, path, budget.size), str(path))])
@@ -246,42 +244,33 @@ def _torch(path: Path, budget: Budget) -> Iterator[Entry]:
 
 
 def _onnx(path: Path, budget: Budget) -> Iterator[Entry]:
-    from fastgru.io.onnx_graph import Model, unique
+    from fastgru.io.onnx_graph import Model, Names
 
     model = Model(path, budget=budget)
-    taken: set[str] = set()
+    names = Names()
     for scope in model.scopes:
         for name, array in scope.stored():
-            full = unique(name, taken)
-            taken.add(full)
-            yield full, array.nbytes, partial(np.asarray, array)
+            yield names.add(name), array.nbytes, partial(np.asarray, array)
 
 
 def _npy(name: str, data: bytes, place: str) -> Entry:
     """Return the entry of an array in NumPy's format, which must not need pickle."""
-    # NumPy's own reader makes room for the shape before it looks for the numbers.
-    width = {b"\1\0": 2, b"\2\0": 4}.get(data[6:8])
-    start = 8 + (width or 0)
-    end = start + int.from_bytes(data[8:start], "little")
     try:
-        if data[:6] != _NPY or width is None or end - start > MOST_HEADER or end > len(data):
-            raise ValueError(f"a start of {data[:start]!r}")
-        header = ast.literal_eval(data[start:end].decode("latin-1").strip())
-        shape, fortran = tuple(header["shape"]), bool(header["fortran_order"])
-        dtype = np.dtype(header["descr"])
-        if not all(type(n) is int and n >= 0 for n in shape):
-            raise ValueError(f"shape {shape}")
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, LookupError) as error:
-        raise ValueError(f"{place}: expected an array in NumPy's format, got {error}") from None
-    if dtype.kind not in "fiubc" or dtype.itemsize == 0:
-        what = "Python objects, which would have to be executed" if dtype.hasobject else str(dtype)
+        header = header_of(data)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    dtype, shape = header.dtype, header.shape
+    if dtype is None:
+        kind = f"elements of {header.descr[:50]!r}"
+        what = "Python objects, which would have to be executed" if header.objects else kind
         raise ValueError(
             f"{place}: expected an array of numbers, got {what}; load it where you trust it and "
             "save its arrays with numpy.savez"
         )
-    if math.prod(shape) * dtype.itemsize != len(data) - end:
+    if math.prod(shape) * dtype.itemsize != len(data) - header.start:
         raise ValueError(
-            f"{place}: expected the numbers of shape {shape} {dtype}, got {len(data) - end} bytes"
+            f"{place}: expected the numbers of shape {shape[:8]} {dtype}, got "
+            f"{len(data) - header.start} bytes"
         )
-    flat = np.frombuffer(data, dtype, offset=end)
-    return name, flat.nbytes, lambda: flat.reshape(shape, order="F" if fortran else "C")
+    flat = np.frombuffer(data, dtype, offset=header.start)
+    return name, flat.nbytes, lambda: flat.reshape(shape, order="F" if header.fortran else "C")

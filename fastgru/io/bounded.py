@@ -26,6 +26,7 @@ _LOCAL_HEADER_BYTES = 30  # without the name
 _ENTRY_BYTES = 46  # of an entry in the directory, without the name
 _ENTRY_OBJECTS, _ENTRY_STEPS = 6, 4  # that Python makes of an entry, and the time it takes
 _MOST_AXES = 32
+_READ_STEPS = 30  # to open a member
 # Nested brackets of JSON: a cell in a cell adds three, a model in a model four.
 MOST_NESTED = 250
 _LONG_JSON = 1 << 20
@@ -241,6 +242,7 @@ class Archive:
                 f"{place}: expected it stored or deflated, got method {member.compress_type} "
                 "of zip; unpack the file and pack it so"
             )
+        self.budget.step(_READ_STEPS, name)
         self.budget.make(member.file_size, name)
         # In pieces, and without a copy at the end: unpacked at once it would take twice as much.
         whole = io.BytesIO()

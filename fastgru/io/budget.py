@@ -22,12 +22,11 @@ GROWTH = 4  # bytes made for each byte of the files
 FREE_BYTES = 64 << 20  # made whatever the files' size
 # An object of Python with its place in a list or dict, without what it contains.
 OBJECT_BYTES = 100
-# A layer with one cell that is made from a config, as steps.
-LAYER_STEPS = 300
 # Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
 # compared, an instruction of a pickle.
 FREE_STEPS = 1 << 19
 BYTES_PER_STEP = 64
+LAYER_STEPS = 500  # to build a layer takes half a millisecond
 
 LONGEST_NAME = 300  # characters of a name in a message
 LONGEST_MESSAGE = 2000

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastgru.io import hdf5
 from fastgru.io.arrays import arrays_in
-from fastgru.io.budget import Budget, listed, text_bytes
+from fastgru.io.budget import LAYER_STEPS, Budget, listed, text_bytes
 from fastgru.io.imported_layer import ImportedLayer
 from fastgru.io.keras_cells import errors_at, fill
 from fastgru.layers import GRU
@@ -61,7 +61,7 @@ def find(path: Path, budget: Budget | None = None) -> list[ImportedLayer]:
 
     found: list[ImportedLayer] = []
     if any(split(name) is not None for name in arrays):
-        found += torch.find(arrays)
+        found += torch.find(arrays, budget)
     found += keras_named(arrays, str(path), budget)
     if not found:
         few = listed((f"{name} {array.shape}" for name, array in arrays.items()), 9)
@@ -167,6 +167,7 @@ def _with_defaults(
     bias = group.get("bias")
     backwards = name.rpartition("/")[2].startswith("backward_")
     after = bias is None or bias.shape != (3 * weights[1].shape[0],)
+    budget.step(LAYER_STEPS, place)
     with errors_at(f"{where}: {place}"):
         layer = GRU(
             weights[1].shape[0],

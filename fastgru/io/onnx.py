@@ -19,7 +19,7 @@ from fastgru import gates
 from fastgru.io.budget import Budget, reading
 from fastgru.io.imported_layer import ImportedLayer, by_name, verify_layer
 from fastgru.io.onnx_activations import from_names
-from fastgru.io.onnx_graph import DOMAINS, Model, NotConstant, Scope, attributes, unique
+from fastgru.io.onnx_graph import DOMAINS, Model, Names, NotConstant, Scope, attributes
 from fastgru.layers import GRU, Bidirectional
 
 if TYPE_CHECKING:
@@ -149,13 +149,14 @@ def _operators(
 
 def _named_operators(model: Model) -> list[_Operator]:
     operators: dict[str, _Operator] = {}
+    names = Names()
     for scope in model.scopes:
         for node in scope.graph.node:
             if not _is_gru(node):
                 continue
             if len(operators) == MOST_LAYERS:
                 raise ValueError(f"{model.where}: expected at most {MOST_LAYERS} GRUs, got more")
-            name = unique(node.name or next(filter(None, node.output), "GRU"), operators)
+            name = names.add(node.name or next(filter(None, node.output), "GRU"))
             operators[name] = _Operator(name, scope, node)
     for function in model.proto.functions:
         if any(map(_is_gru, function.node)):
@@ -333,7 +334,7 @@ def _outputs(node: Any, used: set[str]) -> tuple[bool, bool]:
 
 def _build(layer: Any, weights: list[NDArray[Any]]) -> None:
     """Build a layer with its weights."""
-    layer.cell.adopt(*(np.array(w, layer.dtype, order="C") for w in weights))
+    layer.cell.adopt(*weights)
     layer.build((None, None, weights[0].shape[0]))
 
 

@@ -139,18 +139,25 @@ def _dequantize_linear(
     # float32 has all integers of 16 bits and their differences, so that nothing wider is made.
     whole: Any = x.astype(np.float32 if x.dtype.itemsize <= 2 else np.int64)
     if zero is not None:
-        whole -= _spread(zero, x.shape, given).astype(whole.dtype)
+        for part, zeros in _spread(whole, zero, given):
+            part -= zeros
     whole = whole.astype(np.float32, copy=False)
-    whole *= _spread(scale, x.shape, given).astype(np.float32)
+    for part, scales in _spread(whole, scale, given):
+        part *= scales
     result: NDArray[Any] = whole.astype(scale.dtype, copy=False)
     return result
 
 
-def _spread(part: NDArray[Any], shape: tuple[int, ...], given: dict[str, Any]) -> NDArray[Any]:
-    """Return scales so that they broadcast: of the whole tensor, along an axis, or of blocks."""
-    block = given.get("block_size", 0)
+def _spread(
+    whole: NDArray[Any], part: NDArray[Any], given: dict[str, Any]
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+    """Return views of an array, each with the scales that broadcast to it.
+
+    Scales are those of the whole tensor, along an axis, or of blocks. Nothing is copied.
+    """
+    shape, block = whole.shape, given.get("block_size", 0)
     if part.size == 1 and part.ndim <= 1 and not block:
-        return part.reshape(())
+        return [(whole, part.reshape(()))]
     axis = given.get("axis", 1)
     if not -len(shape) <= axis < len(shape):
         raise ValueError(f"expected an axis of shape {shape}, got {axis}")
@@ -158,11 +165,18 @@ def _spread(part: NDArray[Any], shape: tuple[int, ...], given: dict[str, Any]) -
     if not block:
         if part.shape != (n,):
             raise ValueError(f"expected {n} scales along axis {axis}, got {part.shape}")
-        return part.reshape([n if a == axis else 1 for a in range(len(shape))])
+        return [(whole, part.reshape([n if a == axis else 1 for a in range(len(shape))]))]
     blocks = (*shape[:axis], -(-n // block), *shape[axis + 1 :]) if block > 0 else None
     if part.shape != blocks:
         raise ValueError(f"expected scales {blocks} of blocks of {block}, got {part.shape}")
-    return part.take(np.arange(n) // block, axis)
+    # Each block with its scale, or the first, second, ... of all blocks: whatever is fewer parts.
+    before = (slice(None),) * axis
+    if block * block > n:
+        starts = range(0, n, block)
+        cuts = [(slice(k, k + block), slice(k // block, k // block + 1)) for k in starts]
+    else:
+        cuts = [(slice(j, None, block), slice(-(-(n - j) // block))) for j in range(block)]
+    return [(whole[(*before, cut)], part[(*before, scales)]) for cut, scales in cuts]
 
 
 FOLDS: dict[str, Callable[..., NDArray[Any]]] = {

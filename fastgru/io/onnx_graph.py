@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastgru.io.budget import Budget
+from fastgru.io.budget import Budget, BudgetError, listed, short
 from fastgru.io.onnx_folds import COPIES, FOLDS, OPTIONAL, SPREADS, one_number
+from fastgru.io.onnx_size import count_objects
 from fastgru.io.onnx_tensors import (
     BFLOAT16,
     check_text,
@@ -25,7 +26,7 @@ from fastgru.io.onnx_tensors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -35,6 +36,10 @@ DOMAINS = ("", "ai.onnx")
 
 class NotConstant(ValueError):
     """The value depends on the model's inputs, or on a node that is not folded."""
+
+
+class TooDeep(NotConstant):
+    """There are too many nodes before the value; there may be fewer before another one."""
 
 
 class Model:
@@ -74,6 +79,7 @@ class Model:
         self.follow_links = follow_links
         if self.folder is not None and not follow_links:
             self.budget.stay_in(self.folder)
+        self.beside: dict[str, Path] = {}
         if not self.proto.HasField("graph"):
             raise ValueError(f"{self.where}: expected an ONNX model, got one without a graph")
         self.scopes = list(self._scopes())
@@ -123,6 +129,8 @@ class Scope:
     def __init__(self, model: Model, graph: Any, outer: Scope | None) -> None:
         self.model, self.graph, self.outer = model, graph, outer
         self._folded: dict[str, NDArray[Any]] = {}
+        self._refused: dict[str, str] = {}  # why a value is not constant
+        self._states: dict[str, str] = {}  # kinds of initial states
         self._bfloat16: set[str] = set()  # of the folded values, which are float32 here
         model.budget.make_objects(4 * len(graph.node) + 4 * len(graph.initializer))
         for node in graph.node:
@@ -162,19 +170,27 @@ class Scope:
             A tensor or node on the way is damaged.
         """
         scope, maker = self.find(name)
+        self.model.budget.step()
         if name in scope._folded:
             return scope._folded[name]
-        place = f"{self.model.where}: value {name!r}"
+        if name in scope._refused:
+            raise NotConstant(scope._refused[name])
+        place = f"{self.model.where}: value {short(name)!r}"
         if maker is None:
-            raise NotConstant(f"{name!r} is an input of the graph")
+            raise NotConstant(f"{short(name)!r} is an input of the graph")
         if depth > DEEPEST:
-            raise NotConstant(f"{name!r} has more than {DEEPEST} nodes before it")
+            raise TooDeep(f"{short(name)!r} has more than {DEEPEST} nodes before it")
         if not hasattr(maker, "op_type"):  # an initializer
             array = scope._read(maker, name, place)
         elif maker.op_type == "Constant" and maker.domain in DOMAINS:
             array = scope._constant(maker, name, place)
         else:
-            array = scope._fold(maker, name, depth, f"{place}, made by {maker.op_type}")
+            try:
+                array = scope._fold(maker, name, depth, f"{place}, made by {maker.op_type}")
+            except NotConstant as error:
+                if depth == 0 or not isinstance(error, TooDeep):
+                    scope._refused[name] = str(error)
+                raise
         scope._folded[name] = array
         return array
 
@@ -209,13 +225,14 @@ class Scope:
                         return np.array(values[key], kind)
                     except (ValueError, TypeError) as error:
                         raise ValueError(f"{place}: {key}: {error}") from None
-        raise NotConstant(f"{name!r} is a Constant of {', '.join(values) or 'nothing'}")
+        raise NotConstant(f"{short(name)!r} is a Constant of {listed(values) or 'nothing'}")
 
     def _fold(self, node: Any, name: str, depth: int, place: str) -> NDArray[Any]:
         kind = node.op_type
         fold = FOLDS.get(kind) if node.domain in DOMAINS else None
         if fold is None or len(node.output) != 1:
-            raise NotConstant(f"{name!r} is made by operator {kind}")
+            raise NotConstant(f"{short(name)!r} is made by operator {short(kind)}")
+        self.model.budget.step(len(node.input), place)
         inputs = [self.constant(given, depth + 1) if given else None for given in node.input]
         arrays = [array for array in inputs if array is not None]
         if not arrays or (kind not in OPTIONAL and len(arrays) < len(inputs)):
@@ -230,8 +247,11 @@ class Scope:
             result = fold(given, *inputs)
         except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"{place}: it cannot be folded: {error!r}") from None
-        if kind in COPIES or not np.may_share_memory(result, arrays[0]):
+        # What Expand gives takes no memory, but whatever reads or copies it takes as much time.
+        if kind in COPIES or result.size > arrays[0].size:
             self.model.spend(max(0, result.nbytes - enough), place)
+        elif not np.may_share_memory(result, arrays[0]):
+            self.model.spend(result.nbytes, place)
         return result
 
     def _note_bfloat16(self, node: Any, name: str, place: str) -> None:
@@ -259,6 +279,11 @@ class Scope:
 
         Zeros that are expanded to a batch of unknown size also count as "zeros".
         """
+        if name not in self._states:
+            self._states[name] = self._state_kind(name)
+        return self._states[name]
+
+    def _state_kind(self, name: str) -> str:
         scope, maker = self.find(name)
         for _ in range(DEEPEST):
             try:
@@ -299,13 +324,25 @@ def attributes(node: Any, place: str) -> dict[str, Any]:
     return values
 
 
-def unique(stem: str, taken: Container[str]) -> str:
-    """Return the first of ``stem``, ``stem_1``, ``stem_2``, ... that is not taken."""
-    name, count = stem, 0
-    while name in taken:
-        count += 1
-        name = f"{stem}_{count}"
-    return name
+class Names:
+    """Names that are all different: of equal ones the second, third, ... get "_1", "_2", ..."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+        self._counts: dict[str, int] = {}
+
+    def add(self, stem: str) -> str:
+        """Return the first of ``stem``, ``stem_1``, ``stem_2``, ... that is not taken, and take it.
+
+        It goes on where the last one of this stem was found, so that equal names cost little.
+        """
+        name, count = stem, self._counts.get(stem, 0)
+        while name in self._taken:
+            count += 1
+            name = f"{stem}_{count}"
+        self._counts[stem] = count
+        self._taken.add(name)
+        return name
 
 
 def import_onnx() -> Any:
@@ -338,7 +375,10 @@ def _load(source: Any, budget: Budget) -> tuple[str, Path | None, Any]:
         raise ValueError(f"{where}: expected an ONNX model, got an archive; unpack it")
     model = onnx.ModelProto()
     try:
+        count_objects(data, model.DESCRIPTOR, where, budget)
         model.ParseFromString(data)
-    except (DecodeError, UnicodeDecodeError) as error:
+    except BudgetError:
+        raise
+    except (DecodeError, ValueError) as error:
         raise ValueError(f"{where}: expected an ONNX model, got {error}") from None
     return where, folder, model

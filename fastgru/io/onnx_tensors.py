@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastgru.io.budget import Budget
 
 MOST_AXES = 8
+_FILE_STEPS, _PART_STEPS = 20, 5  # what opening a file takes, and each folder on the way
 
 # TensorProto.DataType -> the dtype of its raw bytes, and the field of its numbers if they are not
 # raw. float16 and bfloat16 are read as their bits; integers of 4 bits lie two in a byte.
@@ -50,7 +51,7 @@ class Model(Protocol):
 
     folder: Path | None
     follow_links: bool
-
+    beside: dict[str, Path]  # the files of tensors, by the names in the model
     budget: Budget
 
     def add_source(self, nbytes: int) -> None:
@@ -180,7 +181,12 @@ def _external(
             f"{place}: its numbers are in another file, {location!r}; give the model's path, or "
             "what onnx.load(path) returns"
         )
-    path = _beside(model, location, place)
+    model.budget.step(_FILE_STEPS, place)
+    if location not in model.beside:
+        parts = location.count("/")
+        model.budget.step(_PART_STEPS * parts, place)
+        model.beside[location] = _beside(model, location, place)
+    path = model.beside[location]
     numbers = {}
     for key in ("offset", "length"):
         text = entries.get(key, "0" if key == "offset" else str(count * dtype.itemsize))
@@ -190,14 +196,14 @@ def _external(
     offset, length = numbers["offset"], numbers["length"]
     with model.budget.open(path) as file:
         size = file.seek(0, 2)
-    if length != count * dtype.itemsize or offset + length > size:
-        raise ValueError(
-            f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
-            f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
-        )
-    model.spend(length, place)
-    with model.budget.open(path) as file:
-        array = np.fromfile(file, dtype, count, offset=offset)
+        if length != count * dtype.itemsize or offset + length > size:
+            raise ValueError(
+                f"{place}: shape {tuple(proto.dims)} takes {count * dtype.itemsize} bytes, got "
+                f"{length} from byte {offset} of {path}, which has {size}; a file is damaged"
+            )
+        model.spend(length, place)
+        file.seek(offset)
+        array = np.fromfile(file, dtype, count)
     if array.size != count:
         raise ValueError(f"{place}: {path} ends before byte {offset + length}")
     return array

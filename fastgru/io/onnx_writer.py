@@ -12,7 +12,7 @@ import numpy as np
 
 from fastgru import gates
 from fastgru.io.onnx_activations import to_names
-from fastgru.io.onnx_graph import import_onnx, unique
+from fastgru.io.onnx_graph import Names, import_onnx
 from fastgru.io.replacing import expect_replaceable, replacing
 from fastgru.layers import RNN, Bidirectional, GRUCell, Sequential
 
@@ -250,14 +250,11 @@ class _Writer:
         self._constants: dict[str, np.ndarray] = {}
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
-        self._values: set[str] = set()
-        self._named: set[str] = set()  # nodes
+        self._values, self._named = Names(), Names()  # of values and of nodes
 
     def _value(self, stem: str) -> str:
         """Return a name that no value has yet."""
-        name = unique(stem, self._values)
-        self._values.add(name)
-        return name
+        return self._values.add(stem)
 
     def input(self, name: str, shape: list[Any], dtype: Any = None) -> str:
         """Add an input, by default of the layer's dtype."""
@@ -277,8 +274,7 @@ class _Writer:
     ) -> list[str]:
         """Add a node and return its outputs."""
         outputs = [self._value(output) for output in outputs]
-        name = unique(name, self._named)
-        self._named.add(name)
+        name = self._named.add(name)
         make = self._onnx.helper.make_node
         self._nodes.append(make(kind, inputs, outputs, name, **attributes))
         return outputs

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Wire types: a varint, 8 bytes, a varint and as many bytes, 4 bytes. Groups (3, 4) are not used.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
 class Message:
@@ -68,14 +68,14 @@ class Message:
         while at < len(data):
             key, at = varint(data, at, self.place)
             kind = key & 7
-            if kind == _VARINT:
+            if kind == VARINT:
                 value, at = varint(data, at, self.place)
                 yield key >> 3, value
                 continue
-            if kind == _BYTES:
+            if kind == BYTES:
                 size, at = varint(data, at, self.place)
-            elif kind in (_FIXED64, _FIXED32):
-                size = 8 if kind == _FIXED64 else 4
+            elif kind in (FIXED64, FIXED32):
+                size = 8 if kind == FIXED64 else 4
             else:
                 raise ValueError(f"{self.place}: expected a field at byte {at}, got type {kind}")
             if size > len(data) - at:

@@ -22,7 +22,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
-from fastgru.io.budget import Budget, listed, reading
+from fastgru.io.budget import Budget, BudgetError, listed, reading
 from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
 from fastgru.io.replacing import expect_replaceable, replacing
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes
 MOST_CONFIG_BYTES = 512 << 10  # a cell takes about 1200
+# What a tensor and a number of the header take while the package reads them and after.
+_TENSOR_BYTES, _NUMBER_BYTES = 1100, 40
 DEEPEST = 16  # parts of the name of a cell's place
 
 # The dtypes that a GRU may have, and how NumPy reads them: bfloat16 as its bits.
@@ -278,13 +280,18 @@ def read_everything(
                 f"{path}: expected a safetensors header of at most {MOST_HEADER_BYTES} bytes, got "
                 f"{size}"
             )
+        text = file.read(size)
+        count = text.count(b'"data_offsets"')
+        # The package's own objects, and ours; it gives its memory back, but not to the system.
+        budget.step(count, "its header")
+        budget.make(_TENSOR_BYTES * count + _NUMBER_BYTES * text.count(b","), "its header")
         try:
             # The package checks the file against the format. But its arrays are copies, and it
             # opens the path, where `save` may put another file at any time. So the offsets come
             # from the file that is open here.
             with package.safe_open(path, framework="numpy"):
                 pass
-            header = parse_json(file.read(size), budget, "its header")
+            header = parse_json(text, budget, "its header")
             metadata = header.pop("__metadata__", {})
             if mmap:
                 data: Any = memory_map.mmap(file.fileno(), 0, access=memory_map.ACCESS_READ)
@@ -303,6 +310,8 @@ def read_everything(
                 for name, entry in header.items()
                 if entry["dtype"] not in _DTYPES
             }
+        except BudgetError:
+            raise
         except (
             package.SafetensorError,
             ValueError,

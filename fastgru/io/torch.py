@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru import activations, gates
-from fastgru.io.budget import Budget, reading
+from fastgru.io.budget import LAYER_STEPS, Budget, reading
 from fastgru.io.imported_layer import ImportedLayer, verify_layer
 from fastgru.io.torch_pickle import element_bytes
 from fastgru.io.torch_source import opened
@@ -343,6 +343,7 @@ def _layer(
         if sizes.directions == 2:
             layer = Bidirectional(layer)
         for d, half in enumerate(layer.halves if sizes.directions == 2 else [layer]):
+            budget.step(LAYER_STEPS, module.prefix)
             part = module.parts[k, d]
             tensors = [part[r] for r in _ROLES if r in part]
             half.cell.adopt(*_converted(tensors, sizes.dtype, kept, budget))

@@ -7,13 +7,13 @@ Headers are read without evaluating them. A dict in an ``.npy`` file is pickled,
 from __future__ import annotations
 
 import math
-import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fastgru.io.bundle import read_file
+from fastgru.io.npy_header import MAGIC, header_of
 from fastgru.io.torch_pickle import load_pickle
 from fastgru.io.torch_pickle_numpy import PickledArray
 from fastgru.io.torch_weights import LazyTensor, split, unreadable
@@ -23,14 +23,6 @@ if TYPE_CHECKING:
 
     from fastgru.io.bounded import Archive
     from fastgru.io.budget import Budget
-
-_MAGIC = b"\x93NUMPY"
-_LENGTHS = {1: 2, 2: 4, 3: 4}  # format's version -> bytes of the header's length
-_MOST_HEADER_BYTES = 10_000
-_HEADER = re.compile(
-    r"\{'descr': (?P<dtype>'[^']*'|\[.*\]), 'fortran_order': (?P<order>True|False), "
-    r"'shape': \((?P<shape>(?:\d{1,19}(?:, ?)?)*)\), \}\s*"
-)
 
 
 def is_npz(archive: Archive) -> bool:
@@ -56,43 +48,27 @@ def read_npz(archive: Archive) -> dict[str, LazyTensor]:
 
 def _array(where: str, data: bytes) -> LazyTensor:
     """Return the array of a ``.npy`` file; its elements are a view of ``data``."""
-    match, start = _header(where, data)
-    descr = match["dtype"].strip("'")
-    if not re.fullmatch(r"[<>=|]?[fiub][1248]", descr):
-        return unreadable("an array of objects" if "O" in descr else f"an array of {descr[:50]!r}")
     try:
-        dtype = np.dtype(descr)
-    except TypeError:
-        raise ValueError(f"{where}: expected a dtype of NumPy, got {descr!r}") from None
-    shape = tuple(int(n) for n in match["shape"].replace(",", " ").split())
+        header = header_of(data)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    dtype, shape, start = header.dtype, header.shape, header.start
+    if dtype is None or dtype.kind == "c":
+        descr = "objects" if header.objects else repr(header.descr[:50])
+        return unreadable(f"an array of {descr}")
     if len(shape) > 2 or math.prod(shape) * dtype.itemsize != len(data) - start:
         raise ValueError(
             f"{where}: expected the elements of {dtype} of shape {shape[:8]}, got "
             f"{len(data) - start} bytes"
         )
     flat = np.frombuffer(data, dtype, offset=start)
-    array = flat.reshape(shape, order="F" if match["order"] == "True" else "C")
+    array = flat.reshape(shape, order="F" if header.fortran else "C")
     return LazyTensor(shape, dtype.name, partial(np.asarray, array))
-
-
-def _header(where: str, data: bytes) -> tuple[re.Match[str], int]:
-    """Return the header of a ``.npy`` file, and where the elements begin."""
-    width = _LENGTHS.get(data[6] if len(data) > 6 else 0)
-    if data[:6] != _MAGIC or width is None:
-        raise ValueError(f"{where}: expected an array of NumPy, got {data[:8]!r}")
-    size = int.from_bytes(data[8 : 8 + width], "little")
-    start = 8 + width + size
-    if size > _MOST_HEADER_BYTES or start > len(data):
-        raise ValueError(f"{where}: expected a header of {size} bytes, got {len(data)} in all")
-    match = _HEADER.fullmatch(data[8 + width : start].decode("latin-1"))
-    if match is None:
-        raise ValueError(f"{where}: expected a header that numpy.save writes, got another one")
-    return match, start
 
 
 def has_objects(data: bytes) -> bool:
     """Say whether a ``.npy`` file, of which this is the start, has Python objects."""
-    return data.startswith(_MAGIC) and b"'descr': '|O'" in data[:200]
+    return data.startswith(MAGIC) and b"'descr': '|O'" in data[:200]
 
 
 def read_pickled_npy(path: Path, budget: Budget) -> Any:
@@ -105,17 +81,15 @@ def read_pickled_npy(path: Path, budget: Budget) -> Any:
     """
     data = read_file(budget, path, budget.size)
     try:
-        match, start = _header(str(path), data)
+        header = header_of(data)
     except ValueError as error:
-        if not has_objects(data):
-            raise
-        raise ValueError(f"{error}, of Python objects") from None
-    if "O" not in match["dtype"] or match["shape"]:
+        raise ValueError(f"{path}: {error}{', of objects' * has_objects(data)}") from None
+    if not header.objects or header.shape:
         raise ValueError(
             f"{path}: expected weights with names, got one array of NumPy; save the arrays by "
             "torch's names with numpy.savez"
         )
-    tree = load_pickle(data[start:], str(path), budget, len(data))
+    tree = load_pickle(data[header.start :], str(path), budget, len(data))
     if not isinstance(tree, PickledArray) or len(tree.objects) != 1:
         raise ValueError(f"{path}: expected one pickled object, got {type(tree).__name__}")
     return tree.objects[0]

@@ -219,10 +219,10 @@ class Machine:
         return struct.unpack(code, self.take(struct.calcsize(code)))[0]
 
     def line(self) -> str:
-        """Return the next line."""
-        end = self.data.find(b"\n", self.at)
+        """Return the next line, which is a part of a class's name."""
+        end = self.data.find(b"\n", self.at, self.at + 4 * _LONGEST_NAME)
         if end < 0:
-            raise IndexError("a line does not end")
+            raise IndexError("a line does not end, or is longer than a name")
         return self.take(end + 1 - self.at)[:-1].decode()
 
     def push(self, value: Any) -> None:

@@ -11,6 +11,7 @@ from fastgru.io.budget import Budget
 from fastgru.io.bundle import read_file
 
 MOST_INDEX_BYTES = 8 << 20
+MOST_FILES = 500  # all are open at once, and many systems allow 1024
 _SHARD = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})(\.[A-Za-z]+)")
 
 
@@ -44,6 +45,8 @@ def read_index(path: Path, budget: Budget) -> Index:
     files: dict[str, set[str]] = {}
     for name, file in names.items():
         files.setdefault(file, set()).add(name)
+        if len(files) > MOST_FILES:
+            raise ValueError(f"{path}: expected at most {MOST_FILES} files, got more")
     for file in files:
         if file_beside(path, file, budget).name.endswith(".json"):  # it could name itself
             raise ValueError(

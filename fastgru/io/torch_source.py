@@ -82,7 +82,16 @@ def opened(source: Any, budget: Budget) -> Iterator[Source]:
                 "source: expected a path, a state dict or a module with state_dict(), got "
                 f"{type(source).__name__}"
             )
+        _expect_few(where, len(tensors))
         yield Source(where, *resolved(tensors))
+
+
+def _expect_few(where: str, count: int) -> None:
+    if count > MOST_WEIGHTS:
+        raise ValueError(
+            f"{where}: expected at most {MOST_WEIGHTS} recurrent weights, got more; "
+            "save only the GRU's state_dict()"
+        )
 
 
 def _file(path: Path, stack: ExitStack, budget: Budget) -> dict[str, LazyTensor]:
@@ -180,11 +189,7 @@ def _tensors(tree: Any, where: str, budget: Budget) -> Iterator[tuple[str, Any]]
             if split(name) is not None:
                 plain = name
                 count += 1
-                if count > MOST_WEIGHTS:
-                    raise ValueError(
-                        f"{where}: expected at most {MOST_WEIGHTS} recurrent weights, got more; "
-                        "save only the GRU's state_dict()"
-                    )
+                _expect_few(where, count)
                 yield name, value
             elif inner:
                 left.append((name, value, depth + 1))

@@ -119,12 +119,12 @@ def resolved(
             if prefix in prefixes or f"{_PATH}original" in parts or "orig" in parts:
                 weights.setdefault(name, _placeholder(parts))
     # The module of weight drop holds the original, a module inside it the copy.
+    lengths = sorted({len(prefix) for prefix in dropped}, reverse=True)
     for prefix in prefixes if dropped else ():
-        words = prefix.split(".") if prefix else []
-        for count in range(len(words), -1, -1):
-            found = dropped.get(".".join(words[:count]))
-            if found:
-                base, original, text = found
+        for length in lengths:  # not each part of a prefix, which may have hundreds
+            outer = prefix[:length]
+            if outer in dropped and (not outer or prefix[length : length + 1] in ("", ".")):
+                base, original, text = dropped[outer]
                 advice = f"state[{joined(prefix, base)!r}] = state.pop({original!r})"
                 problems.setdefault(
                     prefix, f"{text}; put the original in the place of its copy: {advice}"
