@@ -414,3 +414,28 @@ def test_inner_loop_over_no_steps():
     assert outputs.shape == (B, 0, H)
     assert not last.any()
     np.testing.assert_array_equal(final, state("float32"))
+
+
+POLICIES = ["float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16"]
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_dtype_policies_are_those_of_keras(name):
+    keras = pytest.importorskip("keras", reason="it says what its policies are")
+    pytest.importorskip("ml_dtypes", reason="bfloat16 is a type of ml_dtypes")
+    theirs = keras.layers.GRU(3, dtype=name)
+    config = {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}}
+    for given in (name, theirs.dtype_policy, config):
+        for layer in (GRU(3, dtype=given), GRUCell(3, dtype=given), RNN(GRUCell(3, dtype=given))):
+            assert layer.dtype_policy.name == theirs.dtype_policy.name
+            for what in ("dtype", "compute_dtype", "variable_dtype"):
+                assert getattr(layer, what) == getattr(theirs, what)
+            assert layer.get_config()["dtype"]["config"] == theirs.get_config()["dtype"]["config"]
+            again = type(layer).from_config(layer.get_config())
+            assert again.dtype_policy == layer.dtype_policy
+    layer = GRU(3, dtype=name, return_state=True, input_dim=2)
+    y, state = layer(np.ones((1, 4, 2)))
+    assert y.dtype.name == state.dtype.name == theirs.compute_dtype
+    assert {w.dtype.name for w in layer.weights} == {theirs.variable_dtype}
+    with pytest.raises(ValueError, match="dtype: expected 'float32', 'float64'"):
+        GRU(3, dtype=name + "x")
