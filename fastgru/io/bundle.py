@@ -199,7 +199,7 @@ class Bundle:
             raise ValueError(
                 f"{self.path}: {key}: expected a shard below {self._shards}, got {location.shard}"
             )
-        self.budget.step(_TENSOR_STEPS + location.size // _CHECKED_IN_A_STEP, "its tensors")
+        self.budget.step(_TENSOR_STEPS, "its tensors")
         # The index gives two numbers and no name, so that it cannot lead to another file.
         path = self._shard(location.shard)
         return read_file(self.budget, path, location.size, location.offset, exactly=True)
@@ -208,6 +208,7 @@ class Bundle:
         return self.folder / f"{self.name}.data-{number:05d}-of-{self._shards:05d}"
 
     def _check(self, key: str, data: bytes, location: TensorLocation) -> None:
+        self.budget.step(len(data) // _CHECKED_IN_A_STEP, "its tensors")
         if masked(crc32c(data)) != location.checksum:
             raise ValueError(
                 f"{self.folder}: {key}: its checksum is not the one in {self.path.name}; the "
@@ -241,12 +242,12 @@ class Bundle:
         offset, at = varint(handle, 0, place)
         size, _ = varint(handle, at, place)
         end = offset + size + _TRAILER
-        self.budget.step(_BLOCK_STEPS + size // _CHECKED_IN_A_STEP, "its index")
         if offset < self._end or size < 4 or end > len(self._index) - _FOOTER:
             raise ValueError(
                 f"{place}: expected a block between bytes {self._end} and "
                 f"{len(self._index) - _FOOTER}, got one of {size} bytes at {offset}"
             )
+        self.budget.step(_BLOCK_STEPS + size // _CHECKED_IN_A_STEP, "its index")
         self._end = end
         block, kind = self._index[offset : offset + size], self._index[offset + size]
         checksum = int.from_bytes(self._index[end - 4 : end], "little")

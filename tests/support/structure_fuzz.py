@@ -164,7 +164,7 @@ def run(kind, first, count, folder):
     resource.setrlimit(resource.RLIMIT_AS, (resident("VmSize") + (3 << 30),) * 2)
     ends = {"read": 0, "refused": 0}
     worst = {"s": (0.0, 0, 0.0), "MB": (0.0, 0, 0.0)}
-    for seed in range(min(first, 0) - 20, first + count):
+    for seed in range(min(first, 0) - 10, first + count):
         warm = seed < min(first, 0)  # the first ones load modules and count for nothing
         if not warm and seed < first:
             continue
