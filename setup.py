@@ -6,6 +6,7 @@ there can be tested here.
 """
 
 import os
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +30,14 @@ OPENMP = {
 # Imported before backends/cpu.py has said how long the threads of OpenMP's runtime may spin.
 WITHOUT_OPENMP = {"fastgru._native._held"}
 PROGRAM = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
+
+
+NO_COMPILER = """
+fastgru is compiled when it is installed from its sources, and there is no C compiler here ({}).
+  Debian, Ubuntu: apt-get install gcc python3-dev     Fedora: dnf install gcc python3-devel
+  Alpine: apk add build-base python3-dev              macOS: xcode-select --install
+  conda: conda install c-compiler
+"""
 
 
 def asked_for(name):
@@ -55,6 +64,7 @@ class BuildExt(build_ext):
         self.parallel = self.parallel or True  # as many as there are processors
 
     def build_extensions(self):
+        """Build; raise CompileError with what to install if there is no compiler."""
         msvc = self.compiler.compiler_type == "msvc"
         if asked_for("FASTGRU_NO_VECTORS"):
             self.compiler.define_macro("FASTGRU_NO_VECTORS")
@@ -65,6 +75,8 @@ class BuildExt(build_ext):
                 extension.extra_compile_args += compile_flags
                 extension.extra_link_args += link_flags
         if self.compiler.compiler_type == "unix":
+            if shutil.which(self.compiler.compiler[0]) is None:
+                raise CompileError(NO_COMPILER.format(self.compiler.compiler[0]))
             self.compiler.compile = side_by_side(self.compiler.compile)
         super().build_extensions()
 

@@ -303,6 +303,17 @@ def make_app(sessions: Sessions, file: Path, window: float, most: int) -> FastAP
     return app
 
 
+def served(path: str) -> Any:
+    """Return the layer of a file, or raise ValueError or TypeError that says why it cannot be."""
+    layer = fastgru.load(path)
+    if layer.dtype_policy.name != "float32":
+        raise ValueError(
+            f"{path}: expected a layer of float32, as requests are float32, got "
+            f"{layer.dtype_policy.name}; make it anew with dtype='float32' and set_weights"
+        )
+    return layer
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description="Serve streaming sessions of a GRU.")
@@ -316,8 +327,16 @@ def main() -> None:
     add("--seconds", type=float, default=10.0, help="in which a request must be complete")
     add("--connections", type=int, default=1000, help="how many there may be at a time")
     options = parser.parse_args()
-    sessions = Sessions(fastgru.load(options.model), options.rows)
+    try:
+        sessions = Sessions(served(options.model), options.rows)
+    except (ValueError, TypeError) as error:
+        parser.error(str(error))
     app = make_app(sessions, options.sessions, options.window / 1e3, options.most)
+    print(
+        f"{options.model}: {sessions.inputs} features in, at most {options.rows} sessions; "
+        f"listening on http://127.0.0.1:{options.port}, Ctrl-C ends it",
+        flush=True,
+    )
     uvicorn.run(
         app,
         port=options.port,

@@ -51,12 +51,24 @@ def pytest_configure(config):
         config.option.loadscopereorder = False
 
 
+# Of `pytest -m quick`: what most mistakes break, in modules that start no processes.
+QUICK = {
+    *("test_activations", "test_gates", "test_masks", "test_variables", "test_seeds"),
+    *("test_semantics", "test_semantics_numbers", "test_options", "test_errors", "test_functional"),
+    *("test_stream", "test_tape", "test_configs", "test_half", "test_cli", "test_io_safetensors"),
+    *("test_keras_pages", "test_keras_surface", "test_io_torch_weights", "test_training_page"),
+}
+
+
 def is_alone(item):
     return item.get_closest_marker("alone") is not None
 
 
 def pytest_collection_modifyitems(config, items):
-    """Make each module a group of xdist's, and all that is alone one group, the last."""
+    """Mark what is quick; make each module a group of xdist's, all that is alone the last one."""
+    for item in items:
+        if item.path.stem in QUICK and not is_alone(item):
+            item.add_marker("quick")
     if not hasattr(config, "workerinput"):
         return
     items.sort(key=is_alone)
