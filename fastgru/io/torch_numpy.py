@@ -83,13 +83,13 @@ def read_pickled_npy(path: Path, budget: Budget) -> Any:
     try:
         header = header_of(data)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}{', of objects' * has_objects(data)}") from None
+        raise ValueError(f"{path}: {error}{', of Python objects' * has_objects(data)}") from None
     if not header.objects or header.shape:
         raise ValueError(
             f"{path}: expected weights with names, got one array of NumPy; save the arrays by "
             "torch's names with numpy.savez"
         )
-    tree = load_pickle(data[header.start :], str(path), budget, len(data))
+    tree = load_pickle(data[header.start :], f"{path}, of Python objects", budget, len(data))
     if not isinstance(tree, PickledArray) or len(tree.objects) != 1:
         raise ValueError(f"{path}: expected one pickled object, got {type(tree).__name__}")
     return tree.objects[0]
