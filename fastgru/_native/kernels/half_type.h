@@ -42,7 +42,7 @@ static inline uint32_t FN(to_float16)(float value) {
 
 static inline float FN(from_float16)(uint32_t half) {
     const uint32_t moved = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
-    const uint32_t small = FN(bits_of)(FN(of_bits)(moved + (113 << 23)) - 0x1p-14f);
+    const uint32_t small = FN(bits_of)(FN(of_bits)(moved + (113 << 23)) - 6.103515625e-05f);
     const uint32_t large = moved + ((moved < 0x0f800000 ? 112u : 224u) << 23); /* inf, NaN */
     return FN(of_bits)((moved < 0x00800000 ? small : large) | sign);
 }
@@ -77,7 +77,7 @@ static void FN(round)(int half, ptrdiff_t n, float *a) {
             a[i] = FN(from_float16)(FN(to_float16)(a[i]));
 }
 #else
-#    define HALF(job) 0
+#    define HALF(job) ((void)(job), 0)
 static inline void FN(from_halves)(int half, ptrdiff_t n, const char *from, TYPE *to) {
     (void)half, (void)n, (void)from, (void)to;
 }
