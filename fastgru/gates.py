@@ -163,18 +163,17 @@ def to_keras(
     I, H = _sizes(name, columns, arrays["w_ih"], arrays["w_hh"])
     order = [source.gates.index(gate) for gate in KERAS_GATES]
     recurrent = _apart(arrays["w_hh"], H) if _is_apart(source) else arrays["w_hh"]
-    kernel = _read_matrix(source.matrices, arrays["w_ih"], I, H)[:, order]
-    recurrent_kernel = _read_matrix(source.matrices, recurrent, H, H)[:, order]
-    weights = _flat(_signed(source, kernel)), _flat(_signed(source, recurrent_kernel))
+    blocks = (arrays["w_ih"], I), (recurrent, H)
+    weights = [_ordered(source, _read_matrix(source.matrices, w, n, H), order) for w, n in blocks]
 
     biases = [arrays[k] for k in ("b_ih", "b_hh") if k in arrays]
     if not biases:
-        return *weights, None
+        return weights[0], weights[1], None
     _check_biases(name, source.biases, biases, H)
     bias = _signed(source, _read_bias(source, biases, H)[:, order])
     if source.reset_after:
-        return *weights, _flat(bias)
-    return *weights, bias.sum(axis=0).reshape(3 * H)
+        return weights[0], weights[1], _flat(bias)
+    return weights[0], weights[1], bias.sum(axis=0).reshape(3 * H)
 
 
 def from_keras(
@@ -283,6 +282,17 @@ def _signed(layout: Layout, w: NDArray[Any]) -> NDArray[Any]:
     z = w[:, KERAS_GATES.index("z")]
     np.negative(z, out=z)
     return w
+
+
+def _ordered(layout: Layout, w: NDArray[Any], order: list[int]) -> NDArray[Any]:
+    """Return (n, 3H) in Keras' order of (n, 3, H), the only copy that is made of a weight."""
+    ordered = np.empty(w.shape, w.dtype)
+    for k, gate in enumerate(order):
+        ordered[:, k] = w[:, gate]
+    if layout.complementary:
+        z = ordered[:, KERAS_GATES.index("z")]
+        np.negative(z, out=z)
+    return ordered.reshape(w.shape[0], 3 * w.shape[2])
 
 
 def _read_bias(layout: Layout, biases: list[NDArray[Any]], H: int) -> NDArray[Any]:

@@ -210,9 +210,11 @@ def _safetensors(path: Path, budget: Budget) -> Iterator[Entry]:
 
 def _widened(tensor: Any) -> tuple[int, Callable[[], np.ndarray]]:
     """Return bytes and reader of a tensor, of bfloat16 as float32."""
+    from fastgru.io.torch_source import widened
+
     array = tensor.array
     if tensor.dtype == "bfloat16":
-        return 2 * array.nbytes, lambda: (array.astype(np.uint32) << 16).view(np.float32)
+        return 2 * array.nbytes, partial(widened, array, tensor.dtype)
     return array.nbytes, partial(np.asarray, array)
 
 

@@ -207,10 +207,9 @@ def _read(operator: _Operator, used: set[str], other_formula: bool = False) -> I
     sequences, state = _outputs(node, used)
     layers, converted = [], []
     for d, backwards in enumerate(_DIRECTIONS[direction]):
-        kernel, recurrent_kernel, bias = gates.to_keras(
-            f"onnx_lbr{reset_after:d}", *(array[d] for array in weights)
-        )
-        converted.append([kernel, recurrent_kernel, *([] if bias is None else [bias])])
+        converted.append(_converted([array[d] for array in weights], reset_after))
+        kernel, recurrent_kernel = converted[-1][:2]
+        bias = converted[-1][2] if len(weights) == 3 else None
         recurrent_activation, activation = functions[2 * d : 2 * d + 2]
         layers.append(
             GRU(
@@ -298,7 +297,17 @@ def _weights(
         raise ValueError(f"{place}: expected weights of one floating dtype, got {sorted(dtypes)}")
     dtype = np.float64 if dtypes == {"float64"} else np.float32
     scope.model.spend(sum(array.size for array in arrays.values()) * dtype().itemsize, place)
-    return [array.astype(dtype, copy=False) for array in arrays.values()]
+    return list(arrays.values())
+
+
+def _converted(arrays: list[NDArray[Any]], reset_after: bool) -> list[NDArray[Any]]:
+    """Return kernel, recurrent kernel and bias of a direction, in a dtype that layers have."""
+    found = gates.to_keras(f"onnx_lbr{reset_after:d}", *arrays)
+    narrow = [array for array in found if array is not None]
+    del found
+    dtype = np.float64 if narrow[0].dtype == np.float64 else np.float32
+    # Each goes when its copy is made, so that not all are there twice.
+    return [narrow.pop(0).astype(dtype, copy=False) for _ in range(len(narrow))]
 
 
 def _functions(given: dict[str, Any], directions: int, place: str) -> list[Any]:

@@ -20,6 +20,7 @@ MOST_NESTED = 100  # messages in each other, as in protobuf
 # text in a list 37 and a number in a list 16. A list that grows leaves its old place unused.
 _MESSAGE_BYTES, _FIELD_BYTES, _TEXT_BYTES, _NUMBER_BYTES = 48, 12, 40, 16
 _SIZES = {FIXED32: 4, FIXED64: 8}
+_ATTRIBUTE_NUMBER_BYTES, _ATTRIBUTE_TEXT_BYTES = 48, 200
 _COUNTED = 256  # fields that are counted together
 
 
@@ -34,18 +35,23 @@ class _Kind:
         self.texts = {f.number for f in lists if f.type in (f.TYPE_STRING, f.TYPE_BYTES)}
         self.lists = {f.number for f in lists}
         self.numbers = self.lists - self.texts
+        # Lists of attributes also become lists of Python's objects.
+        attribute = descriptor.name == "AttributeProto"
+        self.number_bytes = _ATTRIBUTE_NUMBER_BYTES if attribute else _NUMBER_BYTES
+        self.text_bytes = _ATTRIBUTE_TEXT_BYTES if attribute else _TEXT_BYTES
         # As many bytes in the file as in memory, which are counted with the file.
         self.fixed = {f.number for f in lists if f.type in (f.TYPE_FLOAT, f.TYPE_DOUBLE)}
 
     def value_bytes(self, number: int, value: memoryview) -> int:
         """Return what a value of a list takes beside the message that it is in."""
         if number in self.texts:
-            return _TEXT_BYTES
+            return self.text_bytes
         if number in self.fixed:
-            return _NUMBER_BYTES if len(value) <= 8 else 0
+            whole = self.number_bytes == _NUMBER_BYTES and len(value) > 8
+            return 0 if whole else self.number_bytes * max(1, len(value) // 4)
         # The last byte of each number is less than 128.
         count = np.count_nonzero(np.frombuffer(value, np.int8) >= 0)
-        return int(count) * _NUMBER_BYTES
+        return int(count) * self.number_bytes
 
 
 def _is_list(field: Any) -> bool:
@@ -95,7 +101,7 @@ def count_objects(data: bytes, descriptor: Any, where: str, budget: Budget) -> N
         number, form = key >> 3, key & 7
         if form == VARINT:
             _, at = varint(view, at, where)
-            made += _NUMBER_BYTES if number in kind.numbers else 0
+            made += kind.number_bytes if number in kind.numbers else 0
             continue
         size = _SIZES.get(form)
         if size is None:

@@ -119,6 +119,8 @@ def read_tensor(model: Model, proto: Any, place: str) -> NDArray[Any]:
         except OverflowError as error:
             raise ValueError(f"{place}: {error}") from None
         model.add_source(array.nbytes)
+    if proto.data_type in (BFLOAT16, UINT4, INT4):
+        model.spend(2 * array.nbytes, place)
     return _numbers(proto.data_type, array, size).reshape(shape)
 
 
@@ -127,7 +129,9 @@ def _numbers(kind: int, array: NDArray[Any], size: int) -> NDArray[Any]:
     if kind == FLOAT16:
         return array.view("<f2")
     if kind == BFLOAT16:  # the upper 16 bits of a float32
-        return (array.astype(np.uint32) << 16).view(np.float32)
+        wide = array.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     if kind in (UINT4, INT4):  # the first number is in the lower half of the byte
         halves = np.stack([array & 15, array >> 4], axis=-1).reshape(-1)[:size]
         return halves if kind == UINT4 else (halves << 4).view(np.int8) >> 4

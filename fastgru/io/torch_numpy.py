@@ -89,7 +89,8 @@ def read_pickled_npy(path: Path, budget: Budget) -> Any:
             f"{path}: expected weights with names, got one array of NumPy; save the arrays by "
             "torch's names with numpy.savez"
         )
-    tree = load_pickle(data[header.start :], f"{path}, of Python objects", budget, len(data))
+    where = f"{path}, an array of Python objects"
+    tree = load_pickle(data[header.start :], where, budget, len(data))
     if not isinstance(tree, PickledArray) or len(tree.objects) != 1:
         raise ValueError(f"{path}: expected one pickled object, got {type(tree).__name__}")
     return tree.objects[0]

@@ -185,9 +185,8 @@ class Machine:
         """Run the instructions up to STOP; return the object that is left."""
         while (code := self.data[self.at]) != _STOP:
             self.at += 1
-            # An instruction makes at most one small object.
             self.count += 1
-            if self.count == _COUNTED:
+            if self.count >= _COUNTED:
                 self.count = 0
                 self.budget.make_objects(_COUNTED, what="its pickle")
             instruction = _INSTRUCTIONS.get(code)
@@ -312,11 +311,9 @@ def _set(m: Machine, pairs: list[Any]) -> None:
         raise IndexError("a key without a value")
     if not isinstance(target, (dict, Skipped)):
         raise m.wrong(f"{type(target).__name__} where dict belongs")
-    if isinstance(target, Skipped):
-        target.items = {} if target.items is None else target.items
-        items = target.items
-    else:
-        items = target
+    if isinstance(target, Skipped) and target.items is None:
+        target.items = {}
+    items: Any = target.items if isinstance(target, Skipped) else target
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         # Only these hash fast. Each other key is one of its own.
         plain = isinstance(key, (str, int, float, type(None), Skipped))
@@ -325,6 +322,7 @@ def _set(m: Machine, pairs: list[Any]) -> None:
 
 
 def _set_item(m: Machine) -> None:
+    m.count += 1
     value, key = m.pop(object), m.pop(object)
     _set(m, [key, value])
 
@@ -342,6 +340,7 @@ def _build(m: Machine) -> None:
 
 
 def _global(m: Machine, module: str, name: str) -> None:
+    m.count += 1  # it takes as long as two others
     m.push(_Global(f"{module}.{name}"))
 
 
@@ -370,6 +369,7 @@ def _storage(m: Machine) -> None:
 
 
 def _reduce(m: Machine) -> None:
+    m.count += 1
     arguments, function = m.pop(tuple), m.pop(object)
     m.push(_made(m, function, arguments))
 

@@ -305,7 +305,7 @@ def _safetensors(path: Path, budget: Budget) -> tuple[dict[str, LazyTensor], dic
         name: LazyTensor(
             t.array.shape,
             t.dtype,
-            partial(_widened, t.array, t.dtype),
+            partial(widened, t.array, t.dtype),
             (str(path), name),
             ((str(path), name), t.array.nbytes),
         )
@@ -435,9 +435,13 @@ def read_pickled(
     view = np.lib.stride_tricks.as_strided(
         flat[offset:], shape, [s * element.itemsize for s in strides], writeable=False
     )
-    return _widened(view, dtype)
+    return widened(view, dtype)
 
 
-def _widened(array: np.ndarray, dtype: str) -> np.ndarray:
+def widened(array: np.ndarray, dtype: str) -> np.ndarray:
     """Return an array, bfloat16 from its bits as float32, which has all of its numbers."""
-    return (array.astype(np.uint32) << 16).view(np.float32) if dtype == "bfloat16" else array
+    if dtype != "bfloat16":
+        return array
+    wide = array.astype(np.uint32)
+    wide <<= 16
+    return wide.view(np.float32)

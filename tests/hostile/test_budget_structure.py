@@ -12,6 +12,7 @@ from savedmodel_support import field
 from structure_torch import Saved, dict_of
 from torch_files import text
 
+from fastgru import gates
 from fastgru.cli import models
 from fastgru.io import from_onnx, from_torch, read_arrays
 from fastgru.io.bounded import Archive
@@ -148,7 +149,7 @@ def safetensors(path, header, data=b""):
 def test_very_many_tensors_without_numbers(tmp_path):
     pytest.importorskip("safetensors", reason="it reads the file")
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
-    path = safetensors(tmp_path / "m.safetensors", {f"e{n}": entry for n in range(100_000)})
+    path = safetensors(tmp_path / "m.safetensors", {f"e{n}": entry for n in range(60_000)})
     tracemalloc.start()
     with pytest.raises(ValueError, match="its header would take more than"):
         read_arrays(path)
@@ -228,6 +229,26 @@ def test_weight_drop_counts_for_the_modules_inside_its_own():
     assert problems.keys() == {"a.b", "ab", "c"}
 
 
+def test_large_instructions_count_twice(tmp_path):
+    """Names of classes and calls take as long as two others."""
+    saved = Saved(None)
+    saved.add("small", b"](" + b"ca\nb\n)R" * 110_000 + b"e")
+    with pytest.raises(ValueError, match="its pickle has more parts to visit"):
+        from_torch(pickled(tmp_path, saved))
+
+
+@pytest.mark.parametrize("layout", ["torch", "onnx_lbr1", "cudnn"])
+def test_weights_are_copied_once(layout):
+    w = np.ones((3 * 300, 300), "f4")
+    biases = gates.from_keras(layout, w.T.copy(), w.T.copy(), np.ones((2, 900), "f4"))[2:]
+    given = gates.from_keras(layout, w.T.copy(), w.T.copy(), np.ones((2, 900), "f4"))[:2]
+    tracemalloc.start()
+    gates.to_keras(layout, *given, *biases)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2.1 * w.nbytes  # the two that are returned
+
+
 # ---- ONNX ----------------------------------------------------------------------------------------
 
 
@@ -247,7 +268,9 @@ def model(graph, more=b""):
     return field(1, 8) + opset + field(7, graph.message()) + more
 
 
-@pytest.mark.parametrize("kind", ["value_info", "functions", "attributes", "inputs", "numbers"])
+@pytest.mark.parametrize(
+    "kind", ["value_info", "functions", "attributes", "lists", "floats", "inputs", "numbers"]
+)
 def test_onnx_objects_are_counted_before_they_are_made(graph, kind):
     """Two bytes in the file are a hundred in memory, and a number of one byte is of eight."""
     graph.gru(graph.w, graph.w)
@@ -258,6 +281,12 @@ def test_onnx_objects_are_counted_before_they_are_made(graph, kind):
         more = field(25, b"") * 600_000
     elif kind == "attributes":
         graph.fields.append(field(1, field(4, "Foo") + field(5, b"") * 400_000))
+    elif kind == "lists":
+        integers = field(8, bytes(2 * MB)) + field(20, 7)
+        graph.fields.append(field(1, field(4, "Foo") + field(5, field(1, "a") + integers)))
+    elif kind == "floats":
+        floats = field(7, bytes(8 * MB)) + field(20, 6)
+        graph.fields.append(field(1, field(4, "Foo") + field(5, field(1, "a") + floats)))
     elif kind == "inputs":
         graph.fields.append(field(1, field(4, "Foo") + field(1, b"") * 3_000_000))
     else:
@@ -380,3 +409,20 @@ def test_onnx_scales_of_blocks_are_not_repeated(graph, axis):
     times = np.arange(1030) // 16
     expected = (x.astype("f4") - zero.take(times, axis)) * scale.take(times, axis)
     np.testing.assert_array_equal(got, expected)
+
+
+def test_onnx_weights_of_integers(graph):
+    """As float32 they are four times the file, and so is what the layer keeps of them."""
+    from structure_onnx import FLOAT, INT8
+
+    x = graph.constant(np.zeros((1, 3 * 700, 700), "i1"), INT8)
+    scale = graph.constant(np.ones(2100, "f4"), FLOAT)
+    w = graph.op("DequantizeLinear", x, scale, axis=1)
+    graph.gru(w, w)
+    data = model(graph)
+    wide = 4 * 3 * 700 * 700
+    tracemalloc.start()
+    from_onnx(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3.2 * wide + 2 * len(data)
