@@ -329,7 +329,7 @@ def main() -> None:
     options = parser.parse_args()
     try:
         sessions = Sessions(served(options.model), options.rows)
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         parser.error(str(error))
     app = make_app(sessions, options.sessions, options.window / 1e3, options.most)
     print(

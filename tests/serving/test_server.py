@@ -1,12 +1,14 @@
 """examples/server.py: sessions, batches, and what is left of both after a crash."""
 
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from server_support import Server
+import subprocesses
+from server_support import SERVER, Server
 
 import fastgru
 
@@ -129,3 +131,33 @@ def test_what_is_wrong_is_said(model, tmp_path, x):
         again = server.begin()
         np.testing.assert_array_equal(server.step(again, x[0, 0])[0], first)
         assert server.steps(other) == 0
+
+
+def test_it_says_where_it_listens_and_what_a_file_lacks(model, tmp_path):
+    path, _ = model
+    with Server(path, tmp_path / "s.npz", stdout=subprocess.PIPE) as server:
+        line = server.process.stdout.readline()
+        assert line == (
+            f"{path}: {INPUTS} features in, at most 1024 sessions; listening on "
+            f"http://127.0.0.1:{server.port}, Ctrl-C ends it\n"
+        )
+        server.process.stdout.close()
+    wide = fastgru.GRU(3, dtype="float64", input_dim=2)
+    fastgru.save(wide, tmp_path / "wide.safetensors")
+    (tmp_path / "other.safetensors").write_bytes(b"no model")
+    wrong = {
+        "wide.safetensors": "expected a layer of float32, as requests are float32, got float64",
+        "other.safetensors": "other.safetensors: ",
+        "none.safetensors": "none.safetensors",
+    }
+    for name, message in wrong.items():
+        done = subprocess.run(
+            [sys.executable, "-P", SERVER, tmp_path / name],
+            env=subprocesses.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert "Traceback" not in done.stderr

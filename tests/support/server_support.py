@@ -22,7 +22,7 @@ SERVER = Path(__file__).parents[2] / "examples" / "server.py"
 class Server:
     """A server in a process of its own, and a client of it."""
 
-    def __init__(self, model, sessions, *options):
+    def __init__(self, model, sessions, *options, stdout=subprocess.DEVNULL):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -31,6 +31,7 @@ class Server:
         self.process = subprocess.Popen(
             [*map(str, command), *options],
             env=subprocesses.environment(),
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
         )
