@@ -28,13 +28,15 @@ from fastgru.io.imported_layer import parts_of
 from fastgru.io.replacing import expect_replaceable, replacing
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential, StackedRNNCells
 from fastgru.layers.base import deserialize_layer, serialize_layer
+from fastgru.layers.nested import Array, WithState
+from fastgru.layers.sequence import SequenceLayer
 from fastgru.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from os import PathLike
 
-    SavedLayer = RNN | Bidirectional | Sequential
+    SavedLayer = SequenceLayer[Any]
 
 FORMAT_VERSION = 1
 MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes
@@ -86,7 +88,9 @@ def save(layer: SavedLayer, path: str | PathLike[str]) -> None:
         file.write(data)
 
 
-def load(path: str | PathLike[str], *, mmap: bool = True, max_bytes: int | None = None) -> Any:
+def load(
+    path: str | PathLike[str], *, mmap: bool = True, max_bytes: int | None = None
+) -> SequenceLayer[Array | WithState]:
     """Read a layer that `save` wrote.
 
     Parameters

@@ -19,6 +19,8 @@ from fastgru.io.torch_pickle import element_bytes
 from fastgru.io.torch_source import opened
 from fastgru.io.torch_weights import FLOATS, RECURRENT, LazyTensor
 from fastgru.layers import GRU, RNN, Bidirectional, GRUCell, Sequential
+from fastgru.layers.nested import Array, WithState
+from fastgru.layers.sequence import SequenceLayer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +69,7 @@ def from_torch(
     return_sequences: bool = True,
     return_state: bool = True,
     max_bytes: int | None = None,
-) -> Any:
+) -> SequenceLayer[Array | WithState]:
     """Make a layer from a GRU that was trained in PyTorch.
 
     Parameters

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Unpack
+from typing import Any, ClassVar, Unpack, overload
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from fastgru.dtypes import rounded
 from fastgru.layers import options
 from fastgru.layers.config import keras_config
 from fastgru.layers.dropout_masks import DropoutMasks
+from fastgru.layers.nested import Array
 from fastgru.problem import (
     GRUProblem,
     GRUSpec,
@@ -323,7 +324,17 @@ class GRUCell(DropoutMasks):
             raise ValueError(f"batch_size: expected an integer of at least 0, got {batch_size!r}")
         return [np.zeros((batch_size, self.units), self._dtype)]
 
-    def __call__(self, inputs: Any, states: Any, training: bool = False) -> tuple[np.ndarray, Any]:
+    @overload
+    def __call__(
+        self, inputs: Any, states: list[Any] | tuple[Any, ...], training: bool = False
+    ) -> tuple[Array, list[Array]]: ...
+
+    @overload
+    def __call__(
+        self, inputs: Any, states: Array, training: bool = False
+    ) -> tuple[Array, Array]: ...
+
+    def __call__(self, inputs: Any, states: Any, training: bool = False) -> tuple[Array, Any]:
         """Run one step.
 
         Parameters

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 
 # What calls return: one array, or outputs and states.
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 WithState: TypeAlias = tuple[Array, *tuple[Array | list[Array], ...]]
 Result = TypeVar("Result")
 
