@@ -36,6 +36,7 @@ class Model:
     def steps(self, sequence: np.ndarray[Any, Any]) -> float:
         """Advance a stream of one row."""
         stream = self.decoder.stream(1)
+        y = np.zeros((1, 3))
         for x in sequence:
             y = stream.step(x[None])
         return float(y[0, 0])
