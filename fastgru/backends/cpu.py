@@ -285,7 +285,8 @@ def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     if spec.dtype != sums:
         bias = None if weights.bias is None else weights.bias.astype(sums)
         matrices = (weights.kernel, weights.recurrent_kernel)
-        weights = GRUWeights(*(matrix.astype(sums) for matrix in matrices), bias)
+        w, u = (matrix.astype(sums) for matrix in matrices)
+        weights = GRUWeights(w, u, bias)
     if kernel == "fused":
         return _native._weights.PackedWeights(spec, weights, threads)
     from fastgru._native._blas import BLASWeights
