@@ -313,10 +313,9 @@ def _pack(kernel: str, spec: GRUSpec, weights: GRUWeights, threads: int) -> Any:
     sums = sum_dtype(spec.dtype)
     if spec.dtype != sums:
         bias = None if weights.bias is None else weights.bias.astype(sums)
-        kernel_of, recurrent = (
-            matrix.astype(sums) for matrix in (weights.kernel, weights.recurrent_kernel)
-        )
-        weights = GRUWeights(kernel_of, recurrent, bias)
+        matrices = (weights.kernel, weights.recurrent_kernel)
+        w, u = (matrix.astype(sums) for matrix in matrices)
+        weights = GRUWeights(w, u, bias)
     if kernel == "fused":
         return _native._weights.PackedWeights(spec, weights, threads)
     from fastgru._native._blas import BLASWeights

@@ -251,9 +251,10 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
     const ptrdiff_t T = job->T, H = job->H;
     const ptrdiff_t u0 = panel0 * LANES < H ? panel0 * LANES : H;
     const ptrdiff_t u1 = panel1 * LANES < H ? panel1 * LANES : H;
-    const int masked = job->steps || job->lengths;
-    const int plain = job->sequences && !(masked || job->resets || job->recurrent_dropout ||
-                                          job->states || job->gates || HALF(job));
+    const int half = HALF(job);
+    const int elsewhere = job->steps || job->lengths || job->states || half; /* see write_step */
+    const int plain =
+        job->sequences && !(elsewhere || job->resets || job->recurrent_dropout || job->gates);
     PART part = {.job = job,
                  .b0 = b0,
                  .n = n,
@@ -304,14 +305,15 @@ static void FN(run_block)(const gru_job *job, ptrdiff_t b0, ptrdiff_t n, ptrdiff
             /* zero states times finite weights are zero: the first step often needs no product */
             FN(advance)(&part, &step, active, started || !job->u_finite ? H : 0, s & 1);
             step.p += active;
-            for (ptrdiff_t a = 0; HALF(job) && a < active; a++)
-                FN(round)(HALF(job), u1 - u0, part.h_new[a] + u0);
+            if (half)
+                for (ptrdiff_t a = 0; a < active; a++)
+                    FN(round)(half, u1 - u0, part.h_new[a] + u0);
             if (!plain || s == T - 1)
                 for (ptrdiff_t a = 0; a < active; a++) {
                     const ptrdiff_t k = part.index[a];
                     part.current[k] = part.previous[k] = part.h_new[a];
                 }
-            if (masked || job->states || HALF(job))
+            if (elsewhere)
                 FN(write_step)(&part, s);
             barrier_wait(job->barrier, team);
         }
