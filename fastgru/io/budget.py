@@ -25,7 +25,7 @@ OBJECT_BYTES = 100
 # Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
 # compared, an instruction of a pickle.
 FREE_STEPS = 1 << 19
-BYTES_PER_STEP = 64
+BYTES_PER_STEP = 128
 LAYER_STEPS = 500  # to build a layer takes half a millisecond
 
 LONGEST_NAME = 300  # characters of a name in a message

@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 from structure_fuzz import Case, large
-from torch_files import integer, tensor, text
+from torch_files import integer, integers, tensor, text
 
 import fastgru
 from fastgru.cli import models, run
@@ -336,6 +336,19 @@ def numpy_arrays(saved):
         state = b"(K\x01" + integer(count) + b"\x85" + dtype + b"\x89" + data + b"tb"
         saved.add(f"array{number}", start + state)
         data, dtype = again, same
+
+
+def numpy_gru(saved):
+    """A GRU of NumPy's arrays."""
+    rng = saved.rng
+    H = large(rng, 30, 1)
+    start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
+    dtype = b"cnumpy\ndtype\n" + text("f4") + b"\x89\x88\x87R"
+    for role, shape in zip(ROLES, shapes(0, 1, large(rng, 30, 1), H), strict=True):
+        data = numbers(rng, int(np.prod(shape))).tobytes()
+        data = b"B" + struct.pack("<I", len(data)) + data
+        state = b"(K\x01" + integers(shape) + dtype + b"\x89" + data + b"tb"
+        saved.add(f"gru.{role}_l0", start + state)
 
 
 def wide_text(saved):
@@ -749,14 +762,16 @@ def npz(folder, rng):
 def npy(folder, rng):
     """One array, or a pickled dict of arrays."""
     path = folder / "m.npy"
-    kind = rng.randrange(3)
+    kind = rng.randrange(4)
     if kind == 0:
         path.write_bytes(odd_array(rng))
     elif kind == 1:
         path.write_bytes(floats(rng, many(rng, 1000), many(rng, 1000)))
     else:
         saved = Saved(rng)
-        for feature in (numpy_arrays, *chosen(rng, PICKLED)):
+        if rng.random() < 0.8:
+            numpy_gru(saved)
+        for feature in chosen(rng, [numpy_arrays, *PICKLED]):
             feature(saved)
         data = b"\x80\x02](" + saved.pickled()[2:-1] + b"e."
         start = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85C\x01b\x87R"
