@@ -4,7 +4,7 @@ Keras rounds what each of about ten operations of a step gives; fastgru rounds t
 operation's rounding is half an epsilon of its result, which here is below 4, and what reaches the
 state goes through activations that are at most as steep as 1 and a blend by a gate in [0, 1]. So a
 step adds a few epsilons, of which a gate of 1/2 forgets half: 4 epsilons of the dtype in all. The
-largest of 1,000 configurations is below 1.
+largest of 400 configurations is 1. FASTGRU_EXHAUSTIVE=1 compares 1,000.
 """
 
 import copy
