@@ -455,3 +455,18 @@ def test_a_folder_that_is_missing(tmp_path, fake, x, capsys):
     line = ["run", model, str(tmp_path / "IN.npy"), "-o", str(tmp_path / "no" / "y.npy")]
     assert main(line) == 2
     assert "y.npy: expected its folder to exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "mixed_bfloat16"])
+def test_layers_of_16_bits(tmp_path, x, capsys, dtype):
+    """An output of bfloat16, which NumPy's format does not have, is written as float32."""
+    pytest.importorskip("ml_dtypes", reason="bfloat16 is a type of ml_dtypes")
+    layer = fastgru.GRU(H, dtype=dtype, return_sequences=True, input_dim=I)
+    fastgru.save(layer, tmp_path / "m.safetensors")
+    assert run(tmp_path, str(tmp_path / "m.safetensors")) == 0
+    written = np.load(tmp_path / "OUT.npy")
+    expected = "float16" if dtype == "float16" else "float32"
+    assert written.dtype.name == expected
+    np.testing.assert_array_equal(written, layer(x).astype(expected))
+    said = f" {expected}, the input cast from float32 to {dtype.removeprefix('mixed_')}\n"
+    assert capsys.readouterr().out.endswith(said)
