@@ -244,10 +244,14 @@ class Archive:
             )
         self.budget.step(_READ_STEPS, name)
         self.budget.make(member.file_size, name)
-        # In pieces, and without a copy at the end: unpacked at once it would take twice as much.
+        # In pieces, into room that is made once, and without a copy at the end: unpacked at once it
+        # would take twice as much.
         whole = io.BytesIO()
         try:
             with self._zip.open(member) as file:
+                whole.seek(max(member.file_size - 1, 0))
+                whole.write(b"\0" * min(member.file_size, 1))
+                whole.seek(0)
                 while piece := file.read(_PIECE):
                     whole.write(piece)
                     if whole.tell() > member.file_size:

@@ -24,11 +24,15 @@ _MOST_INDEX = 16 << 20
 
 
 class ShardedFile(NamedTuple):
-    """What errors and bounds need of the files together."""
+    """What errors and bounds need of the files together.
+
+    ``known`` has each group by the identities of its parts: one that has many names is one object.
+    """
 
     place: str
     size: int
     budget: Budget
+    known: dict[tuple[int, ...], ShardedGroup]
 
 
 class ShardedGroup:
@@ -48,6 +52,9 @@ class ShardedGroup:
     @cached_property
     def names(self) -> list[str]:
         """Names of the members, of all files."""
+        if len(self.groups) == 1:
+            return self.groups[0].names
+        self.file.budget.step(sum(len(group.names) for group in self.groups), self.path)
         return sorted({name for group in self.groups for name in group.names})
 
     @property
@@ -64,8 +71,14 @@ class ShardedGroup:
         """Return the group at a path below this one; None if there is none."""
         if path not in self._below:
             found = [g for g in (group.group(path) for group in self.groups) if g is not None]
-            self._below[path] = ShardedGroup(self.file, found, path) if found else None
+            self._below[path] = self._known(found, path) if found else None
         return self._below[path]
+
+    def _known(self, groups: list[hdf5.Group], path: str) -> ShardedGroup:
+        key = tuple(map(id, groups))
+        if key not in self.file.known:
+            self.file.known[key] = ShardedGroup(self.file, groups, path)
+        return self.file.known[key]
 
     def get(self, path: str) -> Any:
         """Return what is at a path below this group; None if there is nothing."""
@@ -112,5 +125,5 @@ def shards(path: Path, budget: Budget) -> Iterator[ShardedGroup]:
             shard = file_beside(path, name, budget)
             file = stack.enter_context(budget.open(shard))
             files.append(hdf5.File(file, str(shard), budget))
-        whole = ShardedFile(str(path), sum(file.size for file in files), budget)
+        whole = ShardedFile(str(path), sum(file.size for file in files), budget, {})
         yield ShardedGroup(whole, [file.root for file in files], "/")

@@ -195,6 +195,15 @@ def wide_variables(folder):
     return path
 
 
+def wide_shards(folder):
+    """The same in an index of files, whose groups are joined."""
+    name = wide_variables(folder).name
+    (folder / f"2_{name}").write_bytes(hdf5(Group(more=Group(n0=cell()))))
+    path = folder / "m.weights.json"
+    path.write_text(json.dumps({"weight_map": {"a": [name, f"2_{name}"]}}))
+    return path
+
+
 def many_shards(folder):
     """What is in none of many files was looked for in all of them."""
     root = Group(layers=Group(gru=Group(cell=cell())))
@@ -381,6 +390,7 @@ CASES = [
     (many_attributes, read_arrays),
     (long_group, load),
     (wide_variables, load),
+    (wide_shards, load),
     (many_shards, load),
     (many_js_layers, from_keras),
     (equal_js_layers, from_keras),

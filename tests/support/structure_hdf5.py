@@ -284,7 +284,7 @@ def _dataset(file, name, rng):
         file.create_dataset(name, shape, rng.choice(types))
     elif kind == 6:
         chunks = tuple(large(rng, 100, 1) for _ in range(2))
-        shape = tuple(large(rng, 10**9, 100) for _ in range(2))
+        shape = tuple(large(rng, 10**6, 100) for _ in range(2))
         data = file.create_dataset(
             name, shape, "f4", chunks=chunks, compression=rng.choice((None, "gzip")), fillvalue=7
         )
