@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
 GROWTH = 4  # bytes made for each byte of the files
-FREE_BYTES = 64 << 20  # made whatever the files' size
+# Made whatever the files' size. 64 MB are promised; what nobody counts takes a few of them.
+FREE_BYTES = 60 << 20
 # An object of Python with its place in a list or dict, without what it contains.
 OBJECT_BYTES = 100
 # Steps are pieces of work in Python that take a microsecond or two: an object visited, a name
