@@ -129,7 +129,8 @@ async def body_of(request: Request, size: int) -> bytes:
     """Return a body of ``size`` bytes; of one that says it has more, nothing is read."""
     # uvicorn has refused what is no number, and reads as many bytes as the number says.
     length = request.headers.get("content-length")
-    if length is None:
+    # Of a body in chunks the length beside it says nothing.
+    if length is None or "transfer-encoding" in request.headers:
         raise HTTPException(411, "expected a Content-Length")
     expected = f"expected {size // 4} float32, {size} bytes, got {length[:20]} bytes"
     if int(length) > size:
@@ -149,13 +150,15 @@ def limited(seconds: float, connections: int) -> type[H11Protocol]:
     Parameters
     ----------
     seconds : float
-        A request must be complete so long after its connection, or its first byte.
+        A request must be complete so long after its connection, or its first byte. A client must
+        take answers in such a time too, also those that wait when the connection is closed.
     connections : int
         More are closed at once.
     """
 
     class Limited(H11Protocol):
         deadline: asyncio.TimerHandle | None = None
+        full: asyncio.TimerHandle | None = None
         was: Any = None
 
         def connection_made(self, transport: Any) -> None:
@@ -172,13 +175,35 @@ def limited(seconds: float, connections: int) -> type[H11Protocol]:
         def connection_lost(self, exc: Exception | None) -> None:
             super().connection_lost(exc)
             self.forget()
+            self.resume_writing()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()  # the client does not take what waits for it
+            self.full = self.loop.call_later(seconds, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if self.full is not None:
+                self.full.cancel()
+                self.full = None
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self.end_soon()
+
+        def end_soon(self) -> None:
+            """Let the rest of an answer be sent before the connection ends, for a short time."""
+            if self.transport.is_closing():
+                self.loop.call_later(seconds, self.transport.abort)
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
             if self.conn.their_state is h11.SEND_BODY:  # nobody reads the rest of the body
-                length = dict(self.headers).get(b"content-length")
-                if length is None or int(length) > SMALL_BODY:
+                headers = dict(self.headers)
+                length = headers.get(b"content-length")
+                if length is None or b"transfer-encoding" in headers or int(length) > SMALL_BODY:
                     self.transport.close()
+            self.end_soon()
 
         def watch(self) -> None:
             """Let the time run while a request is not complete."""

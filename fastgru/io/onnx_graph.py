@@ -94,8 +94,17 @@ class Model:
         if self.folder is None:
             return
         names: set[str] = set()
-        for scope in self.scopes:
-            for tensor in tensors_of(scope.graph):
+        left: list[Any] = [self.proto.graph, *self.proto.functions]
+        for training in self.proto.training_info:
+            left += [training.initialization, training.algorithm]
+        while left:
+            holder = left.pop()
+            for node in holder.node:
+                for attribute in node.attribute:
+                    self.budget.step()
+                    left += [attribute.g] if attribute.HasField("g") else []
+                    left += attribute.graphs
+            for tensor in tensors_of(holder):
                 for entry in tensor.external_data:
                     self.budget.step()
                     name = entry.value

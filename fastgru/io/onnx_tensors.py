@@ -75,9 +75,9 @@ def is_numeric(maker: Any) -> bool:
 
 
 def tensors_of(graph: Any) -> Iterator[Any]:
-    """Yield the dense tensors of a graph, and those that sparse ones and attributes consist of."""
-    yield from graph.initializer
-    sparse = list(graph.sparse_initializer)
+    """Yield the dense tensors of a graph or a function, and those inside of sparse ones."""
+    sparse = list(getattr(graph, "sparse_initializer", ()))  # functions have attributes only
+    yield from getattr(graph, "initializer", ())
     for node in graph.node:
         for attribute in node.attribute:
             yield from (attribute.t, *attribute.tensors)

@@ -22,7 +22,7 @@ import numpy as np
 
 from fastgru import locks
 from fastgru.io.bounded import parse_json
-from fastgru.io.budget import Budget, BudgetError, listed, reading
+from fastgru.io.budget import LAYER_STEPS, Budget, BudgetError, listed, reading
 from fastgru.io.foreign import reader_of
 from fastgru.io.imported_layer import parts_of
 from fastgru.io.replacing import expect_replaceable, replacing
@@ -43,6 +43,7 @@ MOST_HEADER_BYTES = 8 << 20  # a tensor takes about 100 bytes
 MOST_CONFIG_BYTES = 512 << 10  # a cell takes about 1200
 # What a tensor and a number of the header take while the package reads them and after.
 _TENSOR_BYTES, _NUMBER_BYTES = 1100, 40
+_CLASSES = ("GRU", "GRUCell", "RNN", "StackedRNNCells", "Bidirectional", "Sequential")
 DEEPEST = 16  # parts of the name of a cell's place
 
 # The dtypes that a GRU may have, and how NumPy reads them: bfloat16 as its bits.
@@ -122,8 +123,12 @@ def load(
     with reading(path, max_bytes) as budget:
         metadata, stored = read_tensors(path, mmap=mmap, budget=budget)
         try:
-            layer = _layer_of(_about(metadata, budget)["layer"])
+            config = _about(metadata, budget)["layer"]
+            budget.step(LAYER_STEPS * _count_layers(config), "its config")
+            layer = _layer_of(config)
             layer.build((None, None, _adopt(layer, stored)))
+        except BudgetError:
+            raise
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         return layer
@@ -213,6 +218,19 @@ def _about(metadata: dict[str, str], budget: Budget) -> dict[str, Any]:
             f"fastgru {writer!r}; this is fastgru {__version__}: use a later one"
         )
     return about
+
+
+def _count_layers(config: Any) -> int:
+    """Return how many layers and cells a config has, before they are built."""
+    count, left = 0, [config]
+    while left:
+        part = left.pop()
+        if isinstance(part, dict):
+            count += part.get("class_name") in _CLASSES
+            left += part.values()
+        elif isinstance(part, list):
+            left += part
+    return count
 
 
 def _layer_of(config: Any) -> SavedLayer:

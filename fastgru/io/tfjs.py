@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -95,6 +96,7 @@ class Model:
         self.version = str(topology.get("keras_version", ""))
         self.weights: dict[str, _Weight] = {}
         self._groups: list[list[Path]] = []
+        self._files = 0  # in all groups
         self._data: dict[int, bytes] = {}
         for group in model["weightsManifest"]:
             self._add(group)
@@ -105,7 +107,8 @@ class Model:
         weights = group.get("weights") if isinstance(group, dict) else None
         if not isinstance(paths, list) or not isinstance(weights, list):
             raise ValueError(f"{self.path}: expected lists of paths and weights in its manifest")
-        if sum(map(len, self._groups)) + len(paths) > MOST_FILES:
+        self._files += len(paths)
+        if self._files > MOST_FILES:
             raise ValueError(f"{self.path}: expected at most {MOST_FILES} files of weights")
         files = [file_beside(self.path, name, self.budget) for name in paths]
         size = sum(file.stat().st_size for file in files)
@@ -146,7 +149,7 @@ class Model:
             stored = _QUANTIZED.get(str(how.get("dtype")))
             if stored is not None and stored != "<f2":
                 scale, least = how.get("scale"), how.get("min")
-        numbers = all(type(n) in (int, float) for n in (scale, least) if n is not None)
+        numbers = all(_is_number(n) for n in (scale, least) if n is not None)
         if stored is None or min(shape, default=0) < 0 or not numbers or least is None:
             raise ValueError(
                 f"{self.path}: {name[:200]}: expected float32, int32 or bool, or such quantized to "
@@ -248,6 +251,11 @@ class PlacedWeights:
         if not isinstance(full, str):
             raise ValueError(f"{self.place}: expected a weight {name}, got {listed(self.names)}")
         return self.model.array(full)
+
+
+def _is_number(value: Any) -> bool:
+    """Say whether a value of JSON is a number that a float can be."""
+    return type(value) is float or (type(value) is int and abs(value) <= sys.float_info.max)
 
 
 def configs_of(model: Model) -> list[LayerConfig]:

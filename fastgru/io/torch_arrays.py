@@ -12,8 +12,9 @@ import numpy as np
 from fastgru.io.bounded import Archive
 from fastgru.io.torch_legacy import LegacyFile, is_legacy
 from fastgru.io.torch_numpy import read_pickled_npy
-from fastgru.io.torch_pickle import PickledTensor, Skipped, load_pickle
+from fastgru.io.torch_pickle import load_pickle
 from fastgru.io.torch_pickle_numpy import PickledArray
+from fastgru.io.torch_pickle_objects import PickledTensor, Skipped
 from fastgru.io.torch_source import DEEPEST, no_storage, read_pickled, storages_of
 
 if TYPE_CHECKING:

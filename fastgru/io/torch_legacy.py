@@ -67,7 +67,7 @@ class LegacyFile:
         if (magic, protocol) != (_MAGIC, _PROTOCOL) or not isinstance(little, bool):
             raise ValueError(
                 f"{self.where}: expected a file of torch.save of protocol {_PROTOCOL}, got "
-                f"{str(protocol)[:50]}"
+                f"{protocol if isinstance(protocol, int) else type(protocol).__name__}"
             )
         order = "little" if little else "big"
         if not isinstance(keys, list) or len({key for key in keys if type(key) is str}) != len(

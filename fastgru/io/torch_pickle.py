@@ -18,18 +18,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from fastgru.io.torch_pickle_numpy import ARRAYS, FUNCTIONS, PickledArray, PickledDtype, built, made
+from fastgru.io.torch_pickle_objects import LONGEST_NAME, PickledTensor, Skipped, Storage, cut
 
 if TYPE_CHECKING:
     import mmap as memory_map
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from fastgru.io.budget import Budget
 
 _COUNTED = 256  # instructions that are counted together; a tensor takes about 40
 MOST_BYTES = 32 << 20
 MOST_INTEGER_BYTES = 32  # longer ones take time to hash
+# An integer below is its own hash. Larger ones can be made so that all have one hash.
+_KEY_BITS = 60
+_COMPARED_IN_A_STEP = 4096  # characters of keys, or of a text that is encoded
 MOST_AXES = 64
-_LONGEST_NAME = 200  # of a class, in messages
 
 # torch's names of storages, and their element types. NumPy has no bfloat16.
 STORAGES = {
@@ -72,53 +75,6 @@ _ARGUMENTS_KNOWN = (
 def element_bytes(dtype: str) -> int:
     """Return the bytes of one element of a dtype in `STORAGES`."""
     return _SIZES.get(dtype) or np.dtype(dtype).itemsize
-
-
-class Storage(NamedTuple):
-    """A storage: ``size`` elements, in the member ``data/<key>`` of an archive for instance."""
-
-    key: str
-    dtype: str
-    size: int
-
-
-class PickledTensor(NamedTuple):
-    """A view of a storage; offset and strides count elements. Only the types are checked."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class Skipped:
-    """An object of another class, which is not made.
-
-    Attributes
-    ----------
-    name : str
-        Its class, or the function that would make it.
-    items : dict
-        What was set in it by keys.
-    state : object
-        Its attributes, or None.
-    """
-
-    __slots__ = ("items", "name", "state")
-
-    def __init__(self, name: str) -> None:
-        self.name = name if len(name) <= _LONGEST_NAME else f"{name[:_LONGEST_NAME]}..."
-        self.items: dict[Any, Any] | None = None
-        self.state: Any = None
-
-    def children(self) -> Iterator[tuple[Any, Any]]:
-        """Yield names and values: of a module its tensors and modules, else the items."""
-        parts = ("_parameters", "_buffers", "_modules")
-        if isinstance(self.state, dict) and isinstance(self.state.get("_modules"), dict):
-            for part in parts:
-                found = self.state.get(part)
-                yield from found.items() if isinstance(found, dict) else ()
-        yield from self.items.items() if self.items else ()
 
 
 class _Global(NamedTuple):
@@ -219,7 +175,7 @@ class Machine:
 
     def line(self) -> str:
         """Return the next line, which is a part of a class's name."""
-        end = self.data.find(b"\n", self.at, self.at + 4 * _LONGEST_NAME)
+        end = self.data.find(b"\n", self.at, self.at + 4 * LONGEST_NAME)
         if end < 0:
             raise IndexError("a line does not end, or is longer than a name")
         return self.take(end + 1 - self.at)[:-1].decode()
@@ -315,10 +271,20 @@ def _set(m: Machine, pairs: list[Any]) -> None:
         target.items = {}
     items: Any = target.items if isinstance(target, Skipped) else target
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-        # Only these hash fast. Each other key is one of its own.
+        # Only these hash fast, and without many of one hash. Each other key is one of its own.
         plain = isinstance(key, (str, int, float, type(None), Skipped))
+        if isinstance(key, int):
+            plain = key.bit_length() <= _KEY_BITS
+        elif isinstance(key, str):
+            _compare(m, key)
         items[key if plain else Skipped(type(key).__name__)] = value
     m.push(target)
+
+
+def _compare(m: Machine, key: str) -> None:
+    """Count the work to compare a key with one that is equal, and another object."""
+    if len(key) >= _COMPARED_IN_A_STEP:
+        m.budget.step(len(key) // _COMPARED_IN_A_STEP, "its pickle")
 
 
 def _set_item(m: Machine) -> None:
@@ -341,12 +307,12 @@ def _build(m: Machine) -> None:
 
 def _global(m: Machine, module: str, name: str) -> None:
     m.count += 1  # it takes as long as two others
-    m.push(_Global(f"{module}.{name}"))
+    m.push(_Global(cut(f"{module}.{name}")))
 
 
 def _stack_global(m: Machine) -> None:
     name, module = m.pop(str), m.pop(str)
-    if len(name) + len(module) > 4 * _LONGEST_NAME:  # not joined again and again
+    if len(name) + len(module) > 4 * LONGEST_NAME:  # not joined again and again
         raise m.wrong(f"a name of {len(name) + len(module)} characters")
     _global(m, module, name)
 
@@ -359,6 +325,7 @@ def _storage(m: Machine) -> None:
                 m.push(Skipped(name))
                 return
             storage = Storage(key, STORAGES[kind], count)
+            _compare(m, key)
             if m.storages.setdefault(key, storage) != storage:
                 raise m.wrong(f"two descriptions of storage {key[:99]!r}")
             m.push(storage)
@@ -395,6 +362,10 @@ def _made(m: Machine, function: Any, arguments: tuple[Any, ...]) -> Any:
                 if cls in _TENSORS:
                     return _made(m, _Global(inner), args)
                 return Skipped(cls)
+    if name == "_codecs.encode" and arguments and isinstance(arguments[0], str):
+        # The text may be in the file once and be encoded many times.
+        m.budget.step(len(arguments[0]) // _COMPARED_IN_A_STEP, "its pickle")
+        m.budget.make(len(arguments[0]), "its pickle")
     if name in FUNCTIONS and (result := made(name, arguments)) is not None:
         return result
     short = name.rpartition(".")[2] if name.startswith("torch._utils.") else name

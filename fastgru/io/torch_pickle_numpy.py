@@ -100,7 +100,10 @@ def made(name: str, arguments: tuple[Any, ...]) -> Any:
     """Return what one of `FUNCTIONS` makes of its arguments; None for arguments of other kinds."""
     match arguments:
         case (str(text), "latin1") if name == "_codecs.encode":
-            return text.encode("latin-1") if not text or max(text) <= "\xff" else None
+            try:
+                return text.encode("latin-1")
+            except UnicodeEncodeError:
+                return None
         case (str(text), *_) if name == "numpy.dtype" and len(text) < 50:
             dtype = PickledDtype(text.lstrip("<>=|"))
             built(dtype, (3, text[:1]))

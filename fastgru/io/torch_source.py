@@ -22,8 +22,9 @@ from fastgru.io.foreign import reader_of
 from fastgru.io.safetensors import read_everything
 from fastgru.io.torch_legacy import LegacyFile, is_legacy
 from fastgru.io.torch_numpy import is_npz, read_npz, read_pickled_npy
-from fastgru.io.torch_pickle import PickledTensor, Skipped, element_bytes, load_pickle
+from fastgru.io.torch_pickle import element_bytes, load_pickle
 from fastgru.io.torch_pickle_numpy import PickledArray
+from fastgru.io.torch_pickle_objects import PickledTensor, Skipped
 from fastgru.io.torch_weights import FLOATS, LazyTensor, resolved, split, unreadable
 
 if TYPE_CHECKING:

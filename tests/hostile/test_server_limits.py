@@ -68,20 +68,23 @@ def post(path, *headers):
 
 
 @pytest.mark.parametrize("session", ["there is none", "there is one"])
-@pytest.mark.parametrize("how", ["declared", "in chunks", "to another path"])
+@pytest.mark.parametrize("how", ["declared", "in chunks", "both", "to another path"])
 def test_a_large_body_is_not_kept(server, session, how):
     """Refused by its header, and not read: 200 MB cost nothing."""
     name = "nobody" if session == "there is none" else server.begin()
     before = peak(server)
     path = f"/sessions/{name}/step" if how != "to another path" else "/nowhere"
-    size = "Transfer-Encoding: chunked" if how == "in chunks" else f"Content-Length: {200 * MB}"
+    chunks = how in ("in chunks", "both")
+    size = ["Transfer-Encoding: chunked"] if chunks else [f"Content-Length: {200 * MB}"]
+    if how == "both":  # the length of a step, of which the chunks have more
+        size.append(f"Content-Length: {4 * INPUTS}")
     sent = 0
     with connect(server) as connection:
         try:
-            connection.sendall(post(path, size))
+            connection.sendall(post(path, *size))
             while sent < 200 * MB:
-                connection.sendall((b"100000\r\n" if how == "in chunks" else b"") + bytes(MB))
-                connection.sendall(b"\r\n" if how == "in chunks" else b"")
+                connection.sendall((b"100000\r\n" if chunks else b"") + bytes(MB))
+                connection.sendall(b"\r\n" if chunks else b"")
                 sent += MB
         except OSError:  # the server has closed the connection
             pass
@@ -160,6 +163,38 @@ def test_a_byte_now_and_then_does_not_help(server, begin):
     assert time.monotonic() - start < SECONDS + 5
     assert server.steps(session) == 0
     server.client.delete(f"/sessions/{session}")
+
+
+def sockets(server):
+    """Return how many sockets the server has open."""
+    folder = Path(f"/proc/{server.process.pid}/fd")
+    count = 0
+    for file in folder.iterdir():
+        try:
+            count += file.readlink().name.startswith("socket:")
+        except OSError:  # closed meanwhile
+            continue
+    return count
+
+
+@pytest.mark.alone
+def test_who_does_not_take_the_answers_is_cut_off(server):
+    """Requests one after another, whose answers nobody reads, keep no connection."""
+    server.client.close()
+    time.sleep(0.5)
+    before = sockets(server)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect(("127.0.0.1", server.port))
+        connection.settimeout(2)
+        try:
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: here\r\n\r\n" * 3000)
+        except OSError:
+            pass
+        end = time.monotonic() + 40  # to answer until all buffers are full takes most of it
+        while sockets(server) > before and time.monotonic() < end:
+            time.sleep(0.2)
+        assert sockets(server) == before
 
 
 def test_a_connection_is_kept_from_request_to_request(server):
