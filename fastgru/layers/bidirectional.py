@@ -421,7 +421,7 @@ class Bidirectional(ComposedLayer[Result]):
         first, second = self._backward(kept["tapes"], (dy, dy_rev), dstates)
         return Gradients(
             first.inputs if second.inputs is None else first.inputs + second.inputs,
-            [*_as_list(first.initial_state), *_as_list(second.initial_state)],
+            [*flatten(first.initial_state), *flatten(second.initial_state)],
             [*first.weights, *second.weights] if self.trainable else [],
         )
 
@@ -496,7 +496,3 @@ class Bidirectional(ComposedLayer[Result]):
         if config.get("backward_layer") is not None:
             config["backward_layer"] = deserialize_layer(config["backward_layer"], custom_objects)
         return cls(**config)
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
