@@ -29,11 +29,11 @@ class Variable(NDArrayOperatorsMixin):
         The `GRUCell` whose set of weights is made anew with every write.
     roams : bool
         Whether the value stays where it was assigned from, as states do; weights do not.
-    scope : str
-        The path of the layer that a variable without an owner belongs to.
     copy : bool
         False: the first value is a C-contiguous ndarray that nobody writes to any more; it becomes
         read-only and is kept where it lies, in a mapped file for instance.
+    scope : str
+        The path of the layer that a variable without an owner belongs to.
 
     Notes
     -----
