@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEEPEST = 64  # nodes of a chain, and nested graphs
+_LOOKED_AT_IN_A_STEP = 1024  # numbers
 DOMAINS = ("", "ai.onnx")
 
 
@@ -296,9 +297,12 @@ class Scope:
         scope, maker = self.find(name)
         for _ in range(DEEPEST):
             try:
-                return "constant" if scope.constant(name).any() else "zeros"
+                start = scope.constant(name)
             except NotConstant:
                 pass
+            else:  # many nodes may have one large array by other names
+                self.model.budget.step(start.size // _LOOKED_AT_IN_A_STEP, name)
+                return "constant" if start.any() else "zeros"
             if maker is None or maker.op_type not in SPREADS or not maker.input:
                 break
             name = maker.input[0]

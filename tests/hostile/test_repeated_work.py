@@ -12,6 +12,7 @@ if sys.platform != "linux":
     pytest.skip("memory is measured by Linux' /proc", allow_module_level=True)
 
 import structure_fuzz
+from structure_configs import inspect
 from test_structure_found import check
 
 import fastgru
@@ -110,6 +111,32 @@ def many_layers(folder):
     return path
 
 
+def one_large_initial_state(folder):
+    """Of 30 million numbers, and 700 layers that begin with it, each by a name of its own."""
+    onnx = pytest.importorskip("onnx", reason="needs onnx")
+    helper, number = onnx.helper, onnx.numpy_helper.from_array
+    constants = {
+        "W": np.zeros((1, 3, 1), np.float32),
+        "R": np.zeros((1, 3, 1), np.float32),
+        "zero": np.zeros((1, 1, 1), np.int8),
+        "shape": np.array([1, 30_000_000, 1]),
+    }
+    nodes = [helper.make_node("Expand", ["zero", "shape"], ["zeros"])]
+    for i in range(700):
+        inputs = ["x", "W", "R", "", "", f"h{i}"]
+        nodes.append(helper.make_node("Identity", ["zeros"], [f"h{i}"]))
+        nodes.append(helper.make_node("GRU", inputs, [f"y{i}"], hidden_size=1))
+    x, y = (
+        helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [None, None, 1])
+        for n in ("x", "y0")
+    )
+    stored = [number(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    (folder / "m.onnx").write_bytes(model.SerializeToString())
+    return folder / "m.onnx"
+
+
 CASES = [
     (keys_of_one_hash, from_torch, "expected a GRU"),
     (equal_long_keys, from_torch, "more parts to visit"),
@@ -120,6 +147,7 @@ CASES = [
     (many_groups_without_files, from_keras, "expected a layers model"),
     (scale_beyond_floats, read_arrays, "expected float32"),
     (minimum_beyond_floats, read_arrays, "expected float32"),
+    (one_large_initial_state, inspect, "more parts to visit"),
     (many_layers, fastgru.load, "more parts to visit"),
 ]
 

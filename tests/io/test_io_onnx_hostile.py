@@ -232,10 +232,10 @@ def test_every_truncation_of_a_file():
 
 
 def quickly_refused(source, message):
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=message):
         from_onnx(source)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.alone
@@ -258,9 +258,9 @@ def test_chains_of_zeros_that_double_are_walked_once():
         random_weights(7, 1, I, H),
         extra={"zero": np.zeros(1, "float32")},
     )
-    start = time.perf_counter()
+    start = time.process_time()
     assert from_onnx(model, "g").units == H
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.alone
@@ -301,9 +301,9 @@ def test_too_many_layers():
 def test_a_thousand_layers_of_one_name_are_read():
     many = [gru_node(outputs=(f"Y{i}",)) for i in range(1000)]
     model = make_model(many, random_weights(9, 1, 1, 1), outputs=["Y0"])
-    start = time.perf_counter()
+    start = time.process_time()
     assert len(from_onnx(model.SerializeToString())) == 1000
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.alone
@@ -332,10 +332,10 @@ def test_graphs_in_graphs(depth):
     graph = b""
     for _ in range(depth):  # GraphProto.node, NodeProto.attribute, AttributeProto.g
         graph = field(1, field(5, field(6, graph)))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=r"found none|expected an ONNX model|nested more"):
         from_onnx(field(7, graph))
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_graphs_in_graphs_that_no_file_can_hold():
