@@ -142,21 +142,29 @@ class Scope:
         self._refused: dict[str, str] = {}  # why a value is not constant
         self._states: dict[str, str] = {}  # kinds of initial states
         self._bfloat16: set[str] = set()  # of the folded values, which are float32 here
-        model.budget.make_objects(4 * len(graph.node) + 4 * len(graph.initializer))
-        for node in graph.node:
-            for name in (node.name, node.op_type, node.domain, *node.input, *node.output):
-                check_text(name, model.where)
+        budget = model.budget
+        budget.make_objects(4 * len(graph.node) + 4 * len(graph.initializer) + len(graph.input))
+        budget.make_objects(8 * len(graph.sparse_initializer))  # protobuf makes some to look inside
         made: dict[str, Any] = {}
-        names = [(check_text(tensor.name, model.where), tensor) for tensor in graph.initializer]
-        names += [
-            (check_text(sparse.values.name, model.where), sparse)
-            for sparse in graph.sparse_initializer
-        ]
-        names += [(name, node) for node in graph.node for name in node.output if name]
-        for name, maker in names:
-            if name in made:
-                raise ValueError(f"{model.where}: the name {name!r} stands for two values")
+
+        def add(name: str, maker: Any) -> None:
+            if check_text(name, model.where) in made:
+                raise ValueError(f"{model.where}: the name {short(name)!r} stands for two values")
             made[name] = maker
+
+        for tensor in graph.initializer:
+            add(tensor.name, tensor)
+        for sparse in graph.sparse_initializer:
+            add(sparse.values.name, sparse)
+        for node in graph.node:
+            budget.make_objects(len(node.input) + len(node.output))
+            names = [node.name, node.op_type, node.domain, *node.input, *node.output]
+            for name in names:
+                check_text(name, model.where)
+            # Each is kept here or among the names that are used, as a text of its own.
+            budget.make(2 * sum(name.__sizeof__() for name in names))
+            for name in filter(None, node.output):
+                add(name, node)
         # An input with the name of an initializer only says that callers may replace the value.
         self._makers = {**dict.fromkeys((value.name for value in graph.input), None), **made}
 

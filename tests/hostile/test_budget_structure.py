@@ -296,6 +296,25 @@ def test_onnx_objects_are_counted_before_they_are_made(graph, kind):
         from_onnx(data)
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_onnx_names_are_counted(graph, number):
+    """A name of four bytes takes fifty in a set of names, and as much again for its place there."""
+    names = b"".join(field(number, f"n{n:x}") for n in range(300_000))
+    graph.fields.append(field(1, field(4, "Foo") + names))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=TOO_MUCH):
+        from_onnx(model(graph))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 * MB
+
+
+def test_onnx_sparse_tensors_are_counted(graph):
+    graph.fields.append(field(15, b"") * 200_000)
+    with pytest.raises(ValueError, match=TOO_MUCH):
+        from_onnx(model(graph))
+
+
 def test_onnx_messages_that_are_cut_or_nested(graph):
     graph.gru(graph.w, graph.w)
     data = model(graph)
