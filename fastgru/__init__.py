@@ -7,7 +7,7 @@ resets and empty rows mean.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastgru import activations, constraints, initializers, regularizers
+from fastgru import activations, constraints, gates, initializers, regularizers
 from fastgru.backends.cpu import warn_if_not_built as _warn_if_not_built
 from fastgru.config import show_config
 from fastgru.dispatch import use_backend
@@ -43,6 +43,7 @@ __all__ = [
     "activations",
     "constraints",
     "distributed",
+    "gates",
     "get_num_threads",
     "gru",
     "gru_cell",

@@ -265,7 +265,10 @@ def _host_array(value: Any, what: str) -> np.ndarray:
         )
     try:
         return held(np.asarray(value))
-    except ValueError as error:  # ragged lists
+    except ValueError as error:
+        if not isinstance(value, (list, tuple)):  # a symbolic tensor of Keras, for one
+            kind = type(value).__name__
+            raise ValueError(f"{what}: expected an array, got {kind}; NumPy: {error}") from None
         how = f"{_PAD}; " if what == "sequences" else ""
         raise ValueError(f"{what}: expected a rectangular array; {how}NumPy: {error}") from None
     except (TypeError, RuntimeError) as error:  # what it is made of does not become an array
@@ -281,9 +284,19 @@ def _cast(array: Any, dtype: np.dtype, what: str) -> Any:
     if array.dtype.kind == "c":
         raise TypeError(f"{what}: expected real numbers, got {array.dtype}; pass .real or .imag")
     if array.dtype.names or not np.can_cast(array.dtype, dtype, "same_kind"):
-        how = f"; {_PAD}" if what == "sequences" and array.dtype == object else ""
-        raise TypeError(f"{what}: expected numbers, got dtype {array.dtype}{how}")
+        raise TypeError(f"{what}: expected numbers, got {_no_numbers(array, what)}")
     return array.astype(dtype)
+
+
+def _no_numbers(array: Any, what: str) -> str:
+    """Return what an array has in place of numbers, and what to do about it."""
+    if array.dtype != object:
+        return f"dtype {array.dtype}"
+    if array.ndim == 0:
+        return f"a {type(array.item()).__name__}; pass an array, or lists of numbers"
+    if what == "sequences" and array.ndim < 3:
+        return f"dtype object; {_PAD}"
+    return f"dtype object; if numbers are in it, convert it with numpy.asarray({what}, 'float64')"
 
 
 def check_shape(array: np.ndarray, shape: tuple[int | None, ...], what: str, hint: str) -> None:

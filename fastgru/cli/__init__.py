@@ -143,10 +143,9 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError  # argparse says "invalid value" and exits with 2
-    return value
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected an integer from 1 on, got {text!r}")
+    return int(text)
 
 
 # ---- the commands --------------------------------------------------------------------------------

@@ -17,9 +17,11 @@ from fastgru.io import hdf5, npy_header
 from fastgru.io.bounded import Archive, file_beside
 from fastgru.io.budget import reading, short
 from fastgru.io.bundle import Bundle, prefix_of, read_file
+from fastgru.io.foreign import reader_of
 from fastgru.io.keras_shards import SHARDED, shards
 from fastgru.io.npy_header import header_of
 from fastgru.io.tfjs import Model
+from fastgru.io.torch_legacy import is_legacy
 from fastgru.io.torch_numpy import has_objects, is_npz
 
 if TYPE_CHECKING:
@@ -130,13 +132,14 @@ def _entries(path: Path, budget: Budget) -> Iterator[Entry]:
         return _keras_shards(path, budget)
     if head[:1] == b"{":
         return _tfjs(path, budget)
-    if head[:1] == b"\x80":  # a pickle of torch before 1.6
+    if is_legacy(head):
         return _torch(path, budget)
     if path.suffix.lower() == ".onnx" or head[:1] == b"\x08":  # the number of an ONNX version
         return _onnx(path, budget)
     raise ValueError(
         f"{path}: expected a .keras, .h5, .pt, .pth, .safetensors, .onnx, .npz or .npy file, a "
-        f"SavedModel folder, a checkpoint or a model.json, got a file that begins with {head[:9]!r}"
+        "SavedModel folder, a checkpoint or a model.json, got "
+        f"{reader_of(path) or f'a file that begins with {head[:9]!r}'}"
     )
 
 

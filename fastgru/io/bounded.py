@@ -198,7 +198,9 @@ class Archive:
             raise
         except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError) as error:
             # What Python raises for a damaged directory, or one of another kind of zip file.
-            raise ValueError(f"{self.path}: expected a zip file, got {error}") from None
+            raise ValueError(
+                f"{self.path}: expected a zip file, got a part of one or a damaged one: {error}"
+            ) from None
         counted.budget = None
         members: dict[str, zipfile.ZipInfo] = {}
         for member in self._zip.infolist():

@@ -15,7 +15,11 @@ _STARTS = {
     b"\x89HDF\r\n\x1a\n": ("an HDF5 file", "fastgru.io.from_keras or load_keras_weights reads it"),
     b"\x93NUMPY": ("an .npy file", "fastgru.io.read_arrays reads it"),
     b"\x1f\x8b": ("a compressed file", "unpack it"),
-    b"\x80": ("a pickle", "fastgru.io.from_torch reads those of PyTorch"),
+    b"\x80": (
+        "a pickle",
+        "fastgru.io.from_torch reads those of PyTorch; of another one, where you trust it, save "
+        "the arrays with numpy.savez",
+    ),
     b"{": (
         "JSON",
         "fastgru.io.from_keras reads the model.json of TensorFlow.js, and fastgru.io.from_torch "
@@ -30,8 +34,11 @@ _ZIPPED = {
 }
 
 
-def reader_of(path: str | PathLike[str]) -> str | None:
-    """Return what a file of another library is and who reads it; None for other files."""
+def reader_of(path: str | PathLike[str], *, safetensors: bool = True) -> str | None:
+    """Return what a file of another library is and who reads it; None for other files.
+
+    ``safetensors=False`` is for the reader of that format itself: then these files give None.
+    """
     path = Path(path)
     if path.is_dir():
         return "a folder; fastgru.io.from_keras reads SavedModels"
@@ -43,7 +50,10 @@ def reader_of(path: str | PathLike[str]) -> str | None:
     if head[:2] == b"PK":
         return f"a zip file; {_ZIPPED.get(path.suffix.lower(), 'unpack it, if a model is in it')}"
     if head[8:9] == b"{":  # safetensors, whose length may begin with any of these bytes
-        return None
+        readers = "fastgru.load reads those of fastgru.save, fastgru.io.from_torch those of PyTorch"
+        return f"a safetensors file; {readers}" if safetensors else None
+    if not head:
+        return "an empty file; write or copy it again"
     if path.suffix.lower() == ".onnx":
         return "an ONNX model; fastgru.io.from_onnx reads it"
     for start, (what, reader) in _STARTS.items():

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgru.io.budget import Budget, BudgetError, listed, short
+from fastgru.io.foreign import reader_of
 from fastgru.io.onnx_folds import COPIES, FOLDS, OPTIONAL, SPREADS, one_number
 from fastgru.io.onnx_size import count_objects
 from fastgru.io.onnx_tensors import (
@@ -393,7 +394,8 @@ def _load(source: Any, budget: Budget) -> tuple[str, Path | None, Any]:
             where, folder, data = str(path), path.parent, file.read(budget.size)
     budget.make(2 * len(data), "its graph")
     if data[:2] in (b"PK", b"\x1f\x8b"):
-        raise ValueError(f"{where}: expected an ONNX model, got an archive; unpack it")
+        got = _other_file(source) or "an archive; unpack it"
+        raise ValueError(f"{where}: expected an ONNX model, got {got}")
     model = onnx.ModelProto()
     try:
         count_objects(data, model.DESCRIPTOR, where, budget)
@@ -401,5 +403,13 @@ def _load(source: Any, budget: Budget) -> tuple[str, Path | None, Any]:
     except BudgetError:
         raise
     except (DecodeError, ValueError) as error:
-        raise ValueError(f"{where}: expected an ONNX model, got {error}") from None
+        got = _other_file(source) or str(error)
+        raise ValueError(f"{where}: expected an ONNX model, got {got}") from None
     return where, folder, model
+
+
+def _other_file(source: Any) -> str | None:
+    """Return what a file is that was not called .onnx, and who reads it; None if unknown."""
+    if isinstance(source, (bytes, bytearray, memoryview)) or Path(source).suffix == ".onnx":
+        return None
+    return reader_of(source)

@@ -118,7 +118,7 @@ def load(
         The package safetensors is not installed.
     """
     _package()
-    if foreign := reader_of(path):
+    if foreign := reader_of(path, safetensors=False):
         raise ValueError(f"{path}: expected a .safetensors file of fastgru.save, got {foreign}")
     with reading(path, max_bytes) as budget:
         metadata, stored = read_tensors(path, mmap=mmap, budget=budget)
@@ -202,8 +202,9 @@ def _about(metadata: dict[str, str], budget: Budget) -> dict[str, Any]:
     text = metadata.get("fastgru")
     if text is None:
         raise ValueError(
-            f"expected a file of fastgru.save, got metadata {listed(metadata, 9)}; weights of "
-            "PyTorch are read by fastgru.io.from_torch"
+            "expected a file of fastgru.save, got one with metadata "
+            f"{listed(metadata, 9) or 'none'}; weights of PyTorch are read by "
+            "fastgru.io.from_torch"
         )
     if len(text) > MOST_CONFIG_BYTES:
         raise ValueError(f"expected at most {MOST_CONFIG_BYTES} bytes of config, got {len(text)}")

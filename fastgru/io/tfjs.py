@@ -86,8 +86,14 @@ class Model:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
         if not isinstance(model, dict) or not isinstance(model.get("weightsManifest"), list):
+            got = "other JSON"
+            if isinstance(model, dict) and "class_name" in model:
+                got = (
+                    "a config of Keras' to_json, which has no weights; make a layer of the same "
+                    "arguments, and use load_keras_weights(layer, file_of_weights)"
+                )
             raise ValueError(
-                f"{path}: expected a model of TensorFlow.js, with a weightsManifest, got other JSON"
+                f"{path}: expected a model of TensorFlow.js, with a weightsManifest, got {got}"
             )
         topology = model.get("modelTopology")
         topology = topology if isinstance(topology, dict) else {}

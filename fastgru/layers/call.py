@@ -327,7 +327,10 @@ def check_states(layer: CalledLayer, initial: Any, batch: int, what: str, like: 
         initial = [initial]
     initial = _nested_as(sizes, initial)
     if len(initial) != len(sizes):
-        raise ValueError(f"{what}: expected {len(sizes)} state(s) (B, H), got {len(initial)}")
+        raise ValueError(
+            f"{what}: expected {len(sizes)} state(s) (B, H), got {len(initial)}; a list holds one "
+            "array for each state, not the rows of one"
+        )
     if len(sizes) == 1:
         return [one(initial[0], sizes[0], what)]
     return [one(v, s, f"{what}[{i}]") for i, (v, s) in enumerate(zip(initial, sizes, strict=True))]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
 # What calls return: one array, or outputs and states.
 Array: TypeAlias = np.ndarray[tuple[Any, ...], np.dtype[Any]]
 WithState: TypeAlias = tuple[Array, *tuple[Array | list[Array], ...]]
-Result = TypeVar("Result")
+if TYPE_CHECKING:
+    # Type checkers know this module without its package. The default lets ``GRU`` alone be a type.
+    from typing_extensions import TypeVar
+
+    Result = TypeVar("Result", default=Any)
+else:
+    from typing import TypeVar
+
+    Result = TypeVar("Result")
 
 
 def flatten(nested: Any) -> list[Any]:

@@ -60,6 +60,10 @@ def test_usage():
         done = program(*arguments)
         assert done.returncode == 2
         assert done.stderr.startswith("usage: fastgru")
+    assert (
+        "--batch-size: expected an integer from 1 on, got '0'"
+        in program("run", "m", "i", "-o", "o", "--batch-size", "0").stderr
+    )
     done = program("--help")
     assert done.returncode == 0
     assert re.search(r"info.*inspect.*convert.*run.*bench", done.stdout, re.DOTALL)

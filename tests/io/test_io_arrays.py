@@ -212,7 +212,7 @@ def npy(header, data=b""):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "got a file that begins with b''"),
+        (b"", "got an empty file"),
         (b"text of some kind", "got a file that begins with"),
         (b"\x1f\x8b\x08" + b"\0" * 20, "a compressed file; unpack it"),
         (b"\x93NUMPY", "expected an array in NumPy's format"),

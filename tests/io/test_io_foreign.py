@@ -1,5 +1,6 @@
 """A file of another program: the message of the wrong reader names the right one."""
 
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -41,11 +42,51 @@ def test_files_of_other_programs_name_their_reader(tmp_path, name, data, reader)
         (fastgru.io.from_keras, "onnx/script.onnx", r"ONNX model; fastgru\.io\.from_onnx"),
         (fastgru.io.from_torch, "keras/nested.h5", r"HDF5 file; fastgru\.io\.from_keras"),
         (fastgru.io.from_keras, "tensorflow/js_plain", r"give its model\.json"),
+        (
+            fastgru.io.from_onnx,
+            "torch/gru.pt",
+            r"ONNX model, got a zip file; fastgru\.io\.from_torch",
+        ),
+        (fastgru.io.from_onnx, "keras/nested.h5", r"HDF5 file; fastgru\.io\.from_keras"),
+        (fastgru.io.from_onnx, "whole/outputs.npz", r"zip file; fastgru\.io\.read_arrays"),
     ],
 )
 def test_a_wrong_reader_names_the_right_one(read, name, reader):
     with pytest.raises(ValueError, match=reader):
         read(DATA / name)
+
+
+READERS = (fastgru.io.from_keras, fastgru.io.from_torch, fastgru.load, fastgru.io.read_arrays)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "readers", "message"),
+    [
+        ("w.pkl", pickle.dumps([1.0]), READERS, r"a pickle; .* another one.* numpy\.savez"),
+        ("empty.pt", b"", READERS, r"an empty file; write or copy it again"),
+        (
+            "cut.keras",
+            b"PK\3\4" + bytes(99),
+            READERS[:2],
+            r"expected a zip file, got a part of one",
+        ),
+        ("model.json", b'{"class_name": "GRU"}', READERS[:1], r"to_json.*load_keras_weights"),
+        (
+            "gru.safetensors",
+            b"\x02\0\0\0\0\0\0\0{}",
+            (fastgru.io.from_keras, fastgru.io.from_onnx),
+            r"a safetensors file; fastgru\.load .* fastgru\.io\.from_torch",
+        ),
+        ("gru.safetensors", b"\x02\0\0\0\0\0\0\0{}", READERS[2:3], r"got one with metadata none; "),
+    ],
+)
+def test_a_file_that_no_reader_takes_says_what_to_do(tmp_path, name, data, readers, message):
+    pytest.importorskip("safetensors", reason="pip install 'fastgru[safetensors]'")
+    pytest.importorskip("onnx", reason="pip install 'fastgru[onnx]'")
+    (tmp_path / name).write_bytes(data)
+    for read in readers:
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / name)
 
 
 def test_weights_of_a_saved_model_are_set_from_its_layers(tmp_path):

@@ -454,3 +454,20 @@ def test_what_people_pass_instead_of_three_axes():
         layer(ragged)
     with pytest.raises(TypeError, match=f"expected numbers, got dtype object; {how}"):
         layer(np.array([np.array(row) for row in ragged], dtype=object))
+    how = r"convert it with numpy\.asarray\(sequences, 'float64'\)"
+    with pytest.raises(TypeError, match=f"expected numbers, got dtype object; .*{how}"):
+        layer(np.ones((B, T, I), dtype=object))
+    with pytest.raises(TypeError, match=r"got a dict; pass an array, or lists of numbers$"):
+        layer({"x": np.ones((B, T, I))})
+    with pytest.raises(
+        ValueError, match=r"initial_state: .* got 4; a list holds one array for each"
+    ):
+        layer(np.ones((B, T, I)), initial_state=[[0.0] * H] * B)
+
+
+def test_a_symbolic_tensor_of_keras():
+    keras = pytest.importorskip("keras", reason="pip install keras")
+    with pytest.raises(
+        ValueError, match=r"^sequences: expected an array, got KerasTensor; NumPy: "
+    ):
+        fastgru.GRU(H)(keras.Input((T, I)))

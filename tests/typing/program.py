@@ -90,6 +90,13 @@ def attributes(layer: GRU[Array]) -> None:
     GRU(4, retrun_sequences=True)  # type: ignore[call-overload]
 
 
+def any_layer(layer: GRU, x: Array) -> Array:
+    """``GRU`` alone is a type: of a layer with any result."""
+    assert_type(fastgru.gates.to_keras("torch", x, x), tuple[Array, Array, Array | None])
+    y: Array = layer(x)
+    return y
+
+
 def files(path: str) -> dict[str, Any]:
     """Read and write models."""
     layers = fastgru.io.from_keras(path)
