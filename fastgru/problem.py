@@ -293,7 +293,9 @@ def _no_numbers(array: Any, what: str) -> str:
     if array.dtype != object:
         return f"dtype {array.dtype}"
     if array.ndim == 0:
-        return f"a {type(array.item()).__name__}; pass an array, or lists of numbers"
+        kind = type(array.item()).__name__
+        ragged = what == "sequences" and "ragged" in kind.lower()  # TensorFlow's RaggedTensor
+        return f"a {kind}; {_PAD if ragged else 'pass an array, or lists of numbers'}"
     if what == "sequences" and array.ndim < 3:
         return f"dtype object; {_PAD}"
     return f"dtype object; if numbers are in it, convert it with numpy.asarray({what}, 'float64')"

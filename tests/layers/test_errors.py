@@ -459,6 +459,8 @@ def test_what_people_pass_instead_of_three_axes():
         layer(np.ones((B, T, I), dtype=object))
     with pytest.raises(TypeError, match=r"got a dict; pass an array, or lists of numbers$"):
         layer({"x": np.ones((B, T, I))})
+    with pytest.raises(TypeError, match=r"got a RaggedTensor; pad rows .*lengths"):
+        layer(type("RaggedTensor", (), {})())
     with pytest.raises(
         ValueError, match=r"initial_state: .* got 4; a list holds one array for each"
     ):
