@@ -56,7 +56,7 @@ _MOST_MEMBERS = 1000  # data files that are known as the model's before they are
 _ENTRY_OBJECTS = 4  # of Python, for an entry of the index
 # What takes longer than a step: to decode an entry, to check a block, to read and check a tensor.
 _LOCATE_STEPS, _BLOCK_STEPS, _TENSOR_STEPS = 20, 10, 30
-_CHECKED_IN_A_STEP = 128  # bytes
+_CHECKED_IN_A_STEP, _INDEXED_IN_A_STEP = 128, 32  # bytes of tensors, and of blocks: these are short
 MOST_TEXT = 256 << 20  # bytes of the object graph, the only tensor of strings that is read
 
 
@@ -247,7 +247,7 @@ class Bundle:
                 f"{place}: expected a block between bytes {self._end} and "
                 f"{len(self._index) - _FOOTER}, got one of {size} bytes at {offset}"
             )
-        self.budget.step(_BLOCK_STEPS + size // _CHECKED_IN_A_STEP, "its index")
+        self.budget.step(_BLOCK_STEPS + size // _INDEXED_IN_A_STEP, "its index")
         self._end = end
         block, kind = self._index[offset : offset + size], self._index[offset + size]
         checksum = int.from_bytes(self._index[end - 4 : end], "little")

@@ -248,11 +248,12 @@ def savedmodel(folder, rng):
         described.insert(0, (0, "_tf_keras_model", drawn))
         where[0] = "root"
     if often(rng, 0.1):
-        described += described[-1:] * large(rng, 2000)
+        size = len(json.dumps(described[-1][2]))
+        described += described[-1:] * min(large(rng, 2000), 3_000_000 // size)
     kind = rng.choice(("metadata", "metadata", "graph", "none"))
     graph = b""
     if kind == "metadata":
-        stem = long_name(rng, "", 100_000).replace("/", ".")
+        stem = long_name(rng, "", 100_000).replace("/", ".")[: 10_000_000 // len(described)]
         nodes = [
             field(1, field(3, where[n] + stem) + field(4, identifier) + field(5, json.dumps(form)))
             for n, identifier, form in described
