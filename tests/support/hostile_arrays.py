@@ -180,7 +180,7 @@ WRONG_TYPES = [
 def forms(array, rng, numbers=True, alone=False):
     """Return one form of an array, (object, verdict).
 
-    ``numbers``: of floats, where complex, wider and other dtypes are refused. ``alone``: nothing
+    ``numbers``: of floats, where complex and other dtypes are refused. ``alone``: nothing
     else says how many rows and steps there are, so that other sizes may be right too.
     """
     kind = rng.integers(10)
@@ -217,8 +217,9 @@ def _misshapen(array, rng):
 
 
 def _other_dtype(array, rng, numbers):
-    wrong = ["complex64", "complex128", "S3", "U3", "datetime64[s]", "object", "longdouble", "V4"]
-    other = ["float16", "float32", "float64", "bool", "int8", "int64", "uint64", *wrong]
+    wrong = ["complex64", "complex128", "S3", "U3", "datetime64[s]", "object", "V4"]
+    other = ["float16", "float32", "float64", "longdouble", "bool", "int8", "int64", "uint64"]
+    other += wrong
     name = other[rng.integers(len(other))]
     with np.errstate(all="ignore"):
         try:
