@@ -173,6 +173,7 @@ def test_progress_on_a_terminal_and_none_in_a_pipe(tmp_path, saved, x, tqdm):
     else:
         steps = re.findall(r"\r *(\d+) %  (\d) of 7 rows, [\d,]+ a second", shown)
         assert steps == [("0", "0"), ("28", "2"), ("57", "4"), ("85", "6"), ("100", "7")]
+    arguments += ["--force", "--quiet"]
     done = subprocess.run(
         arguments, env=subprocesses.environment(), capture_output=True, text=True, check=True
     )
