@@ -89,7 +89,9 @@ def count_objects(data: bytes, descriptor: Any, where: str, budget: Budget) -> N
     at = made = steps = 0
     # Not by `Message.fields`: the fields may be a million, and this takes a third of the time.
     while around or at < end:
-        if at == end:
+        if at >= end:
+            if at > end:
+                raise ValueError(f"a number that goes on after byte {end}, where its message ends")
             end, kind = around.pop()
             continue
         steps += 1
@@ -125,5 +127,7 @@ def count_objects(data: bytes, descriptor: Any, where: str, budget: Budget) -> N
                 raise ValueError(f"messages nested more than {MOST_NESTED} times")
             around.append((end, kind))
             end, kind = at + size, below
+    if at > end:
+        raise ValueError(f"a number that does not end before byte {end}")
     budget.step(steps, "its graph")
     budget.make(made, "its graph")

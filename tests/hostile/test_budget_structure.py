@@ -322,7 +322,9 @@ def test_onnx_messages_that_are_cut_or_nested(graph):
     nested = b""
     for _ in range(120):
         nested = field(1, field(5, field(6, nested)))
-    for wrong in (data[:-1], data + b"\x3a", data + field(7, nested), data + b"\x3b"):
+    beyond = field(7, b"\x58\x80")  # a number that goes on in the next field
+    cut = (data[:-1], data + b"\x3a", data + b"\x08\x80", data + beyond, data + beyond + b"\1")
+    for wrong in (*cut, data + field(7, nested), data + b"\x3b"):
         with pytest.raises(ValueError, match="expected an ONNX model"):
             from_onnx(wrong)
 
