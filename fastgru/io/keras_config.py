@@ -25,9 +25,7 @@ SNAKES = "gru|rnn|bidirectional|cu_dnngru"
 _AUTOMATIC = re.compile(rf"({SNAKES})(_\d+)?")
 _INSIDE = ("cell", "cells", "layer", "backward_layer")
 MOST_NESTED = 32
-_MOST_STACKED = (
-    8  # layers and cells in each other that are one layer: a Bidirectional of an RNN ...
-)
+_MOST_STACKED = 8  # layers and cells in each other that are one layer, as an RNN in a Bidirectional
 # Of Python, for the config of a layer with one cell; and how often its names are copied on the way.
 _CONFIG_OBJECTS, _COPIES = 20, 4
 _COPIED_IN_A_STEP = 1 << 10  # characters
@@ -249,7 +247,7 @@ def _count(layer: Any, depth: int) -> int:
     if isinstance(layer, list):
         counts = [_count(part, depth) for part in layer]
         return sum(counts) if all(counts) else 0
-    if not is_object(layer) or not isinstance(layer["config"], dict) or depth > _MOST_STACKED:
+    if not is_object(layer) or not isinstance(layer["config"], dict):
         return 0
     if is_foreign(layer, KERAS_PACKAGES) and _ALIAS not in layer:
         return 0  # another package's class of the same name
@@ -258,6 +256,10 @@ def _count(layer: Any, depth: int) -> int:
         return 1
     if kind not in ("RNN", "Bidirectional", "StackedRNNCells"):
         return 0
+    if depth > _MOST_STACKED:  # each layer around them counts them again
+        raise ValueError(
+            f"expected at most {_MOST_STACKED} recurrent layers and cells in each other, got more"
+        )
     config = layer["config"]
     inside = ("cell",) if kind == "RNN" else _INSIDE
     count = _count([config[key] for key in inside if config.get(key) is not None], depth + 1)

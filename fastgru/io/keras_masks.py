@@ -62,6 +62,7 @@ class _Notes(NamedTuple):
     texts: dict[str, str] | None
 
     def add(self, path: tuple[str, ...], text: str) -> None:
+        """Note a text for the layer at a path of names."""
         if self.texts is not None:
             self.budget.make_objects(1, sum(map(text_bytes, path)), "its config")
             self.texts["/".join(path)] = text

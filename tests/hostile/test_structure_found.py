@@ -415,6 +415,11 @@ def test_valid_files_that_cost_too_much(make, reader, tmp_path):
     assert len(said) <= structure_fuzz.LONGEST_MESSAGE
 
 
+def test_recurrent_layers_nested_deeper_than_any_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="at most 8 recurrent layers and cells in each other"):
+        from_keras(nested_stack(tmp_path))
+
+
 def test_a_long_name_does_not_widen_all_lines(tmp_path):
     layer = GRU(H, name="n" * 1000)
     layer.build((None, None, 3))
