@@ -37,9 +37,9 @@ def assign_all(changes: list[tuple[Any, str, Any]]) -> None:
     """Set every (object, attribute, value), or none if the user interrupts.
 
     Python runs signal handlers and other threads only between instructions of Python code, and
-    this line runs all assignments within one instruction.
+    this line runs all assignments within one instruction. The `__setattr__` of layers is Python code.
     """
-    deque(starmap(setattr, changes), maxlen=0)
+    deque(starmap(object.__setattr__, changes), maxlen=0)
 
 
 def publish(changes: list[tuple[Any, str, Any]]) -> None:

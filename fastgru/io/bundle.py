@@ -123,7 +123,7 @@ class Bundle:
                 f"bytes, got {size}; one kept in many slices has more"
             )
         # A walk over the entry for each of its numbers.
-        self.budget.step(_LOCATE_STEPS + size // 2, "its index")
+        self.budget.step(_LOCATE_STEPS + size, "its index")
         self.budget.make_objects(_ENTRY_OBJECTS, what="its index")
         message = Message(self.entries[key], f"{self.path}: {short(key)}")
         if any(True for _ in message.bytes(7)):

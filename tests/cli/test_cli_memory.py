@@ -78,7 +78,7 @@ def test_a_file_larger_than_the_memory(tmp_path):
     del x
 
     done = subprocess.run(
-        [sys.executable, "-P", "-c", CHILD, "run", folder, source, "-o", target, *MORE],
+        [sys.executable, "-P", "-c", CHILD, "run", folder, source, "-o", target, "--quiet", *MORE],
         env=subprocesses.environment(),
         capture_output=True,
         text=True,
