@@ -37,7 +37,7 @@ def assign_all(changes: list[tuple[Any, str, Any]]) -> None:
     """Set every (object, attribute, value), or none if the user interrupts.
 
     Python runs signal handlers and other threads only between instructions of Python code, and
-    this line runs all assignments within one instruction. The `__setattr__` of layers is Python code.
+    this line runs all assignments within one instruction; a layer's own `__setattr__` is Python's.
     """
     deque(starmap(object.__setattr__, changes), maxlen=0)
 
