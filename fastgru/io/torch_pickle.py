@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fastgru.io.budget import text_bytes
 from fastgru.io.torch_pickle_numpy import ARRAYS, FUNCTIONS, PickledArray, PickledDtype, built, made
 from fastgru.io.torch_pickle_objects import LONGEST_NAME, PickledTensor, Skipped, Storage, cut
 
@@ -307,7 +308,9 @@ def _build(m: Machine) -> None:
 
 def _global(m: Machine, module: str, name: str) -> None:
     m.count += 1  # it takes as long as two others
-    m.push(_Global(cut(f"{module}.{name}")))
+    name = cut(f"{module}.{name}")
+    m.budget.make(text_bytes(name), "its pickle")
+    m.push(_Global(name))
 
 
 def _stack_global(m: Machine) -> None:
