@@ -142,6 +142,7 @@ class Layer:
 
     def __setattr__(self, name: str, value: Any) -> None:
         check = self._checks.get(name)
+        cls: Any = type(self)
         if name in self._fixed and self._is_fixed():
             raise AttributeError(
                 f"{self.name}: {name} cannot be changed any more, as other parts depend on it; "
@@ -149,8 +150,8 @@ class Layer:
             )
         if check is not None:
             value = check(value, name)
-        elif name not in self.__dict__ and not name.startswith("_"):
-            options.refuse_wrong(self, name)
+        elif name[:1] != "_" and name not in options.settable_names(cls):
+            options.refuse_wrong(self, name)  # or it is the user's own
         object.__setattr__(self, name, value)
 
     def _is_fixed(self) -> bool:

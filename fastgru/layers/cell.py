@@ -258,7 +258,7 @@ class GRUCell(DropoutMasks):
         )
 
     def _is_fixed(self) -> bool:
-        return self.__dict__.get("spec") is not None
+        return getattr(self, "spec", None) is not None
 
     def forget(self) -> None:
         """Go back to before build, with a fresh sequence of dropout masks."""

@@ -132,6 +132,17 @@ def _own_names(cls: Any) -> frozenset[str]:
     return frozenset(declared | set(dir(cls)))
 
 
+@functools.cache
+def settable_names(cls: Any) -> frozenset[str]:
+    """Return the names that a class declares, but for properties that cannot be set."""
+    members = ((name, inspect.getattr_static(cls, name, None)) for name in _own_names(cls))
+    return frozenset(
+        name
+        for name, member in members
+        if not isinstance(member, property) or member.fset is not None
+    )
+
+
 def nearest(name: str, names: Iterable[str], cutoff: float) -> str | None:
     """Return the name that is most like another, if one is."""
     import difflib  # for errors only

@@ -194,7 +194,7 @@ class RNN(KeepsStates, Differentiable[Result]):
     _fixed = frozenset(("cell",))
 
     def _is_fixed(self) -> bool:
-        return "_gru_cells" in self.__dict__
+        return hasattr(self, "_gru_cells")  # not by __dict__: it makes attributes slower to read
 
     def forget(self) -> None:
         """Go back to before build."""
